@@ -1,0 +1,1 @@
+"""ketchd: the daemon of ketch. Start reading in `engine/`."""

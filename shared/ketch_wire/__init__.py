@@ -1,0 +1,1 @@
+"""What crosses between two ketch programs. Does no I/O."""

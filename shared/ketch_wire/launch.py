@@ -1,0 +1,169 @@
+"""LaunchPlan: everything a shim needs to know to start one contained process, as plain data.
+
+Made by ketchd (pure, from records), carried to the launcher as one msgpack frame, carried out by `ketchd.shim` and
+`ketchd.sandbox`. Plans hold names and numbers only: no decision is left to the process that executes them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class LayerMount:
+    """One read-only layer. kind: `erofs` (a file, mounted file-backed), `erofs-loop` (the same by loop device) or
+    `directory`. path: absolute on the host."""
+
+    kind: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class RootPlan:
+    """The overlay root. layers: TOP FIRST (as overlayfs lists them), the init layer included. upper, work: absolute host directories."""
+
+    layers: tuple[LayerMount, ...]
+    upper: str
+    work: str
+    readonly: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MountPlan:
+    """One mount below the new root, done in order. type: `bind` (source: host path), `tmpfs`, `proc`, `sysfs`,
+    `mqueue`, `devpts`, `cgroup`. options: as mount(8) names them (`ro`, `nosuid`, `size=64m`, `rbind`, `rprivate` …)."""
+
+    target: str
+    type: str
+    source: str = ""
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePlan:
+    """A device node to make below /dev. kind `c` or `b`."""
+
+    path: str
+    kind: str
+    major: int
+    minor: int
+    mode: int = 0o666
+    uid: int = 0
+    gid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessPlan:
+    """What is executed. user: Docker's `user[:group]`, resolved inside the container's own passwd and group files.
+    capabilities: names (`CAP_CHOWN`) of bounding/permitted/effective sets, clipped to what the launcher has.
+    rlimits: name (`nofile`) -> (soft, hard), -1 unlimited. seccomp: assembled BPF, empty for none."""
+
+    argv: tuple[str, ...]
+    env: tuple[str, ...] = ()
+    cwd: str = "/"
+    user: str = ""
+    groups: tuple[str, ...] = ()
+    tty: bool = False
+    console_size: tuple[int, int] = (0, 0)  # height, width
+    open_stdin: bool = False
+    stdin_once: bool = False
+    capabilities: tuple[str, ...] = ()
+    no_new_privileges: bool = False
+    seccomp: bytes = b""
+    rlimits: dict[str, tuple[int, int]] = field(default_factory=dict)
+    oom_score_adj: int = 0
+    init: bool = False  # run our own PID 1 that reaps and forwards signals
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupPlan:
+    """Absolute cgroup directories to make and join, and files to write in order: (path, value).
+    remove: directories to rmdir after the end, deepest first."""
+
+    join: tuple[str, ...] = ()
+    writes: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LogPlan:
+    """driver `json-file` or `none`. Rotated at max_size bytes (0: never), max_files kept."""
+
+    driver: str = "json-file"
+    path: str = ""
+    max_size: int = 16 * 1024 * 1024
+    max_files: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPlan:
+    """One container to start.
+
+    namespaces: for each of mount, pid, network, uts, ipc, cgroup: `new`, `host` or `pid:N` (join that process's).
+    netlink: raw rtnetlink messages that the child sends inside its own network namespace after the gate opened
+    (loopback up, address, routes), in order.
+    state_dir: durable, holds `exit` (msgpack: code, oom, finished_ns) when it has ended.
+    run_dir: holds `shim.sock` (0600)."""
+
+    id: str
+    root: RootPlan
+    process: ProcessPlan
+    run_dir: str
+    state_dir: str
+    namespaces: dict[str, str] = field(default_factory=dict)
+    hostname: str = ""
+    domainname: str = ""
+    mounts: tuple[MountPlan, ...] = ()
+    devices: tuple[DevicePlan, ...] = ()
+    masked_paths: tuple[str, ...] = ()
+    readonly_paths: tuple[str, ...] = ()
+    sysctls: dict[str, str] = field(default_factory=dict)
+    cgroup: CgroupPlan = field(default_factory=CgroupPlan)
+    log: LogPlan = field(default_factory=LogPlan)
+    version: int = PLAN_VERSION
+
+    def to_wire(self) -> dict[str, Any]:
+        """As a map for `frames.pack`."""
+        return asdict(self)
+
+    @staticmethod
+    def from_wire(wire: dict[str, Any]) -> LaunchPlan:
+        """The plan again. Raises KeyError or TypeError on what is no plan. Unknown keys (a newer daemon's) are left out."""
+        return LaunchPlan(
+            id=wire["id"],
+            root=RootPlan(
+                layers=tuple(_build(LayerMount, layer) for layer in wire["root"]["layers"]),
+                upper=wire["root"]["upper"],
+                work=wire["root"]["work"],
+                readonly=wire["root"]["readonly"],
+            ),
+            process=_build(ProcessPlan, wire["process"]),
+            run_dir=wire["run_dir"],
+            state_dir=wire["state_dir"],
+            namespaces=dict(wire["namespaces"]),
+            hostname=wire["hostname"],
+            domainname=wire["domainname"],
+            mounts=tuple(_build(MountPlan, mount) for mount in wire["mounts"]),
+            devices=tuple(_build(DevicePlan, device) for device in wire["devices"]),
+            masked_paths=tuple(wire["masked_paths"]),
+            readonly_paths=tuple(wire["readonly_paths"]),
+            sysctls=dict(wire["sysctls"]),
+            cgroup=_build(CgroupPlan, wire["cgroup"]),
+            log=_build(LogPlan, wire["log"]),
+            version=wire["version"],
+        )
+
+
+def _build(kind: Any, wire: dict[str, Any]) -> Any:
+    known = {entry.name for entry in fields(kind)}
+    return kind(**{key: _tupled(value) for key, value in wire.items() if key in known})
+
+
+def _tupled(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_tupled(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _tupled(item) for key, item in value.items()}
+    return value
