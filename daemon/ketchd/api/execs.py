@@ -1,0 +1,94 @@
+"""The exec endpoints. Source: Engine API 1.50, tag Exec."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from ketch_wire.faults import Conflict, EngineFailure, Fault, InvalidInput
+from ketchd.api.routing import Call, Route, hijack, json_reply
+from ketchd.containers.detach import detach_keys
+from ketchd.containers.shapes import pick
+from ketchd.containers.shims import ClientStream
+from ketchd.engine.execs import create_exec, render_exec, start_exec
+from ketchd.engine.rooms import Rooms
+
+
+class ExecApi:
+    """Handlers over the exec journey."""
+
+    def __init__(self, rooms: Rooms) -> None:
+        self._rooms = rooms
+
+    def routes(self) -> list[Route]:
+        """Every route of this module."""
+        return [
+            Route("POST", "/containers/{name:.+}/exec", self.create),
+            Route("POST", "/exec/{id:.+}/start", self.start),
+            Route("POST", "/exec/{id:.+}/resize", self.resize),
+            Route("GET", "/exec/{id:.+}/json", self.inspect),
+        ]
+
+    async def create(self, call: Call) -> web.StreamResponse:
+        """POST /containers/{id}/exec"""
+        box = self._rooms.supervisor.find(call.vars["name"])
+        record = create_exec(self._rooms, box, await call.json())
+        return json_reply({"Id": record.id}, 201)
+
+    async def start(self, call: Call) -> web.StreamResponse:
+        """POST /exec/{id}/start: the client's socket goes to the shim."""
+        box, record = self._rooms.supervisor.find_exec(call.vars["id"])
+        body = await call.json()
+        settings = record.settings
+        size = pick(body, "ConsoleSize") or settings["ConsoleSize"] or [0, 0]
+        if pick(body, "ConsoleSize") and not settings["Tty"]:
+            raise InvalidInput("console size is only supported when tty is enabled")
+        console = (int(size[0]), int(size[1]))
+        if pick(body, "Detach", False):
+            await start_exec(self._rooms, box, record, None, console_size=console)
+            return web.Response(status=200)
+        if record.started:
+            raise Conflict(f"exec command {record.id} has already run")
+        tty, stdin = bool(settings["Tty"]), bool(settings["AttachStdin"])
+        keys = detach_keys(settings["DetachKeys"]) if tty and stdin else b""
+        client = await hijack(call, multiplexed=not tty)
+        stream = ClientStream(
+            fd=client.duplicate(),
+            stdin=stdin,
+            stdout=bool(settings["AttachStdout"]),
+            stderr=bool(settings["AttachStderr"]),
+            multiplexed=not tty,
+            detach_keys=keys,
+            initial=client.initial,
+        )
+        try:
+            await start_exec(self._rooms, box, record, stream, console_size=console)
+        except Fault as fault:
+            text = fault.message.encode() + b"\r\n"
+            await client.send(text if tty else b"\x01\0\0\0" + len(text).to_bytes(4, "big") + text)
+        finally:
+            client.close()
+        return client.response
+
+    async def resize(self, call: Call) -> web.StreamResponse:
+        """POST /exec/{id}/resize"""
+        box, record = self._rooms.supervisor.find_exec(call.vars["id"])
+        try:
+            height, width = int(call.query("h", "")), int(call.query("w", ""))
+        except ValueError:
+            raise InvalidInput("invalid resize height or width") from None
+        deadline = asyncio.get_running_loop().time() + 10
+        while not record.pid and not record.ended.is_set():
+            if asyncio.get_running_loop().time() > deadline:
+                raise EngineFailure("timeout waiting for exec session ready")
+            await asyncio.sleep(0.02)
+        if box.link is None or record.ended.is_set():
+            raise Conflict(f"exec {record.id} is not running")
+        await box.link.exec_resize(record.id, height, width)
+        return web.Response(status=200)
+
+    async def inspect(self, call: Call) -> web.StreamResponse:
+        """GET /exec/{id}/json"""
+        _, record = self._rooms.supervisor.find_exec(call.vars["id"])
+        return json_reply(render_exec(record))

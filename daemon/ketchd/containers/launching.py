@@ -1,0 +1,317 @@
+"""From a container's record to its LaunchPlan: every decision about the sandbox, as data. Pure but for the table of host devices.
+
+Source: Docker Engine's defaults (Engine API HostConfig; runtime-spec config-linux.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ketch_wire.faults import InvalidInput
+from ketch_wire.launch import (
+    CgroupPlan,
+    DevicePlan,
+    LaunchPlan,
+    LayerMount,
+    LogPlan,
+    MountPlan,
+    ProcessPlan,
+    RootPlan,
+)
+from ketchd.containers.mountpoints import MountPoint
+from ketchd.containers.record import ContainerRecord
+from ketchd.containers.settings import command_line
+from ketchd.containers.shims import ClientStream
+from ketchd.network.files import render_hostname, render_hosts, render_resolv_conf
+from ketchd.sandbox import defaults, devices, seccomp
+
+if TYPE_CHECKING:
+    from ketchd.network.networks import EndpointLease, Networks
+
+__all__ = ["ClientStream", "exec_process", "needs_endpoint", "network_files", "plan", "wanted_ports"]
+
+DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def needs_endpoint(record: ContainerRecord) -> bool:
+    """Whether the container gets an address of its own."""
+    mode = record.host_config["NetworkMode"]
+    return mode not in ("none", "host") and not mode.startswith("container:") and not record.config["NetworkDisabled"]
+
+
+def wanted_ports(record: ContainerRecord) -> list[dict[str, Any]]:
+    """Port bindings to make: {proto, host_ip, host_port (text, may be "" or a range), container_port}.
+
+    A binding counts only for an exposed port, as in dockerd; PublishAllPorts maps the rest.
+    """
+    exposed, wanted = record.config["ExposedPorts"] or {}, []
+    bindings = record.host_config["PortBindings"]
+    for key in exposed:
+        number, _, proto = key.partition("/")
+        asked = bindings.get(key)
+        if not asked and record.host_config["PublishAllPorts"]:
+            asked = [{"HostIp": "", "HostPort": ""}]
+        for one in asked or []:
+            wanted.append(
+                {"proto": proto, "host_ip": one["HostIp"], "host_port": one["HostPort"], "container_port": int(number)}
+            )
+    return wanted
+
+
+def environment(record: ContainerRecord, *, tty: bool, extra: Sequence[str] = ()) -> tuple[str, ...]:
+    """PATH, HOSTNAME and TERM first, then the container's; the last of a name wins, `NAME` alone takes it away."""
+    values: dict[str, str | None] = {}
+    base = [DEFAULT_PATH, f"HOSTNAME={record.config['Hostname']}", *(["TERM=xterm"] if tty else [])]
+    for entry in [*base, *record.config["Env"], *extra]:
+        name, sign, value = entry.partition("=")
+        values[name] = value if sign else None
+    return tuple(f"{name}={value}" for name, value in values.items() if value is not None)
+
+
+def capabilities(host: Mapping[str, Any]) -> tuple[str, ...]:
+    """The capability set after --privileged, --cap-add and --cap-drop. Raises InvalidInput."""
+    if host["Privileged"]:
+        return defaults.ALL_CAPABILITIES
+    names = {name.upper().removeprefix("CAP_") for name in [*(host["CapAdd"] or []), *(host["CapDrop"] or [])]}
+    for name in names - {"ALL"}:
+        if f"CAP_{name}" not in defaults.ALL_CAPABILITIES:
+            raise InvalidInput(f'invalid CapAdd/CapDrop: unknown capability: "CAP_{name[:40]}"')
+    add = {name.upper().removeprefix("CAP_") for name in host["CapAdd"] or []}
+    drop = {name.upper().removeprefix("CAP_") for name in host["CapDrop"] or []}
+    chosen = {name.removeprefix("CAP_") for name in defaults.DEFAULT_CAPABILITIES}
+    if "ALL" in add:
+        chosen = {name.removeprefix("CAP_") for name in defaults.ALL_CAPABILITIES}
+    if "ALL" in drop:
+        chosen = set()
+    chosen = (chosen | (add - {"ALL"})) - (drop - {"ALL"} - (add if "ALL" in drop else set()))
+    return tuple(name for name in defaults.ALL_CAPABILITIES if name.removeprefix("CAP_") in chosen)
+
+
+def security(host: Mapping[str, Any]) -> tuple[bool, bytes, bool]:
+    """(no new privileges, seccomp program, system paths unconfined) from SecurityOpt. Raises InvalidInput."""
+    no_new, unconfined, program_choice = False, False, "default"
+    for option in host["SecurityOpt"] or []:
+        name, _, value = option.replace(":", "=", 1).partition("=") if "=" not in option else option.partition("=")
+        if name == "no-new-privileges":
+            if value not in ("", "true", "false"):
+                raise InvalidInput(f'invalid --security-opt 2: "{option}"')
+            no_new = value != "false"
+        elif name == "seccomp":
+            program_choice = value
+        elif name == "systempaths" and value == "unconfined":
+            unconfined = True
+    if host["Privileged"] or program_choice == "unconfined":
+        return no_new, b"", unconfined or host["Privileged"]
+    caps = capabilities(host)
+    program = seccomp.default_program(caps) if program_choice in ("default", "builtin", "") else seccomp.from_profile(program_choice, caps)
+    return no_new, program, unconfined
+
+
+def rlimits(host: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Ulimits by name. Raises InvalidInput."""
+    limits: dict[str, tuple[int, int]] = {}
+    for one in host["Ulimits"] or []:
+        name, soft, hard = one["Name"], int(one["Soft"]), int(one["Hard"])
+        if name not in defaults.RLIMITS:
+            raise InvalidInput(f"invalid ulimit type: {name}")
+        if hard != -1 and (soft == -1 or soft > hard):
+            raise InvalidInput(f"ulimit soft limit must be less than or equal to hard limit: {soft} > {hard}")
+        limits[name] = (soft, hard)
+    return limits
+
+
+def mount_plans(record: ContainerRecord, container_dir: Path, donor_shm: str, cgroup_version: int) -> tuple[MountPlan, ...]:
+    """Defaults, then the user's by depth, then the three network files unless the user covers them."""
+    host = record.host_config
+    points = [MountPoint.from_record(stored) for stored in record.mounts]
+    covered = {point.destination for point in points}
+    plans = [
+        plan
+        for plan in defaults.default_mounts(
+            privileged=host["Privileged"], shm_size=host["ShmSize"], ipc_mode=host["IpcMode"],
+            cgroup_version=cgroup_version, shm_source=donor_shm,
+        )
+        if plan.target not in covered
+    ]  # fmt: skip
+    for point in points:
+        if point.type == "tmpfs":
+            plans.append(MountPlan(point.destination, "tmpfs", "tmpfs", point.tmpfs_options))
+            continue
+        options = ("rbind", point.propagation or "rprivate", *(() if point.rw else ("ro",)))
+        plans.append(MountPlan(point.destination, "bind", point.source, options))
+    for name in ("resolv.conf", "hostname", "hosts"):
+        target = f"/etc/{name}"
+        if target not in covered:
+            readonly = ("ro",) if host["ReadonlyRootfs"] else ()
+            plans.append(MountPlan(target, "bind", str(container_dir / name), ("bind", "rprivate", *readonly)))
+    return tuple(plans)
+
+
+def namespaces(record: ContainerRecord, donor_pids: Mapping[str, int]) -> dict[str, str]:
+    """new, host or pid:N for each kind."""
+    host = record.host_config
+    chosen = {"mount": "new", "pid": "new", "network": "new", "uts": "new", "ipc": "new", "cgroup": "new"}
+    for kind, mode in (
+        ("network", host["NetworkMode"]), ("pid", host["PidMode"]), ("ipc", host["IpcMode"]),
+        ("uts", host["UTSMode"]), ("cgroup", host["CgroupnsMode"]),
+    ):  # fmt: skip
+        if mode == "host":
+            chosen[kind] = "host"
+    for kind, pid in donor_pids.items():
+        chosen[kind] = f"pid:{pid}"
+        if kind == "network":
+            chosen["uts"] = f"pid:{pid}"
+    return chosen
+
+
+def plan(
+    record: ContainerRecord,
+    *,
+    layers: Sequence[LayerMount],
+    init_layer: str,
+    container_dir: Path,
+    run_dir: Path,
+    cgroup: CgroupPlan,
+    netlink: tuple[bytes, ...],
+    donor_pids: Mapping[str, int],
+    log_options: Mapping[str, str],
+    cgroup_version: int,
+) -> LaunchPlan:
+    """The whole plan. Raises InvalidInput for settings that cannot be."""
+    config, host = record.config, record.host_config
+    no_new, program, unconfined = security(host)
+    donor_shm = f"/proc/{donor_pids['ipc']}/root/dev/shm" if "ipc" in donor_pids else ""
+    argv = command_line(config)
+    return LaunchPlan(
+        id=record.id,
+        root=RootPlan(
+            layers=(LayerMount("directory", init_layer), *layers),
+            upper=str(container_dir / "upper"),
+            work=str(container_dir / "work"),
+            readonly=host["ReadonlyRootfs"],
+        ),
+        process=ProcessPlan(
+            argv=tuple(argv),
+            env=environment(record, tty=config["Tty"]),
+            cwd=config["WorkingDir"] or "/",
+            user=config["User"],
+            groups=tuple(host["GroupAdd"] or ()),
+            tty=config["Tty"],
+            console_size=(host["ConsoleSize"][0], host["ConsoleSize"][1]),
+            open_stdin=config["OpenStdin"],
+            stdin_once=config["StdinOnce"],
+            capabilities=capabilities(host),
+            no_new_privileges=no_new,
+            seccomp=program,
+            rlimits=rlimits(host),
+            oom_score_adj=host["OomScoreAdj"],
+            init=bool(host["Init"]),
+        ),
+        run_dir=str(run_dir),
+        state_dir=str(container_dir),
+        namespaces=namespaces(record, donor_pids),
+        hostname=config["Hostname"],
+        domainname=config["Domainname"],
+        mounts=mount_plans(record, container_dir, donor_shm, cgroup_version),
+        devices=_devices(host),
+        masked_paths=() if unconfined or host["Privileged"] else tuple(host["MaskedPaths"] or defaults.MASKED_PATHS),
+        readonly_paths=()
+        if unconfined or host["Privileged"]
+        else tuple(host["ReadonlyPaths"] or defaults.READONLY_PATHS),
+        sysctls=_sysctls(host),
+        cgroup=cgroup,
+        log=_log_plan(host, container_dir / f"{record.id}-json.log", log_options),
+        netlink=netlink,
+    )
+
+
+def _devices(host: Mapping[str, Any]) -> tuple[DevicePlan, ...]:
+    if host["Privileged"]:
+        return (*defaults.DEFAULT_DEVICES, *devices.all_host_devices())
+    asked: list[DevicePlan] = []
+    for one in host["Devices"] or []:
+        asked += devices.host_devices(one["PathOnHost"], one.get("PathInContainer") or one["PathOnHost"])
+    return (*defaults.DEFAULT_DEVICES, *asked)
+
+
+def _sysctls(host: Mapping[str, Any]) -> dict[str, str]:
+    values: dict[str, str] = {}
+    if host["NetworkMode"] != "host" and not host["NetworkMode"].startswith("container:"):
+        values = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
+    for key, value in (host["Sysctls"] or {}).items():
+        network = key.startswith("net.") and host["NetworkMode"] != "host"
+        ipc = key.startswith(("kernel.msg", "kernel.sem", "kernel.shm", "fs.mqueue.")) and host["IpcMode"] != "host"
+        if not network and not ipc:
+            raise InvalidInput(f'sysctl "{key[:80]}" is not in a separate kernel namespace')
+        values[key] = value
+    return values
+
+
+def _size(text: str) -> int:
+    units = {"k": 1024, "m": 1024**2, "g": 1024**3}
+    lowered = text.lower().removesuffix("b")
+    try:
+        return int(float(lowered[:-1]) * units[lowered[-1]]) if lowered[-1:] in units else int(lowered)
+    except ValueError:
+        raise InvalidInput(f"invalid size: '{text[:40]}'") from None
+
+
+def _log_plan(host: Mapping[str, Any], path: Path, defaults_given: Mapping[str, str]) -> LogPlan:
+    options = {**defaults_given, **host["LogConfig"]["Config"]}
+    driver = "none" if host["LogConfig"]["Type"] == "none" else "json-file"
+    size, files = options.get("max-size", ""), options.get("max-file", "")
+    if size == "-1":
+        return LogPlan(driver, str(path), 0, 1)
+    return LogPlan(driver, str(path), _size(size) if size else 16 * 1024 * 1024, int(files) if files else 3)
+
+
+def exec_process(
+    record: ContainerRecord, settings: Mapping[str, Any], *, console_size: tuple[int, int]
+) -> ProcessPlan:
+    """The process of an exec. Raises InvalidInput."""
+    host = record.host_config
+    no_new, program, _ = security(host)
+    privileged = settings["Privileged"]
+    return ProcessPlan(
+        argv=tuple(settings["Cmd"]),
+        env=environment(record, tty=settings["Tty"], extra=settings["Env"] or ()),
+        cwd=settings["WorkingDir"] or record.config["WorkingDir"] or "/",
+        user=settings["User"] or record.config["User"],
+        groups=tuple(host["GroupAdd"] or ()),
+        tty=settings["Tty"],
+        console_size=console_size,
+        open_stdin=settings["AttachStdin"],
+        stdin_once=True,
+        capabilities=defaults.ALL_CAPABILITIES if privileged else capabilities(host),
+        no_new_privileges=no_new and not privileged,
+        seccomp=b"" if privileged else program,
+        rlimits=rlimits(host),
+        oom_score_adj=host["OomScoreAdj"],
+    )
+
+
+def network_files(record: ContainerRecord, lease: EndpointLease | None, networks: Networks) -> dict[str, str]:
+    """Contents of hosts, hostname and resolv.conf in the container's directory."""
+    config, host = record.config, record.host_config
+    gateway = lease.gateway if lease is not None else networks.gateway()
+    extra = [item.split(":", 1) for item in host["ExtraHosts"] or []]
+    hosts = [(name, gateway if address == "host-gateway" else address) for name, address in extra]
+    return {
+        "hosts": render_hosts(
+            hostname=config["Hostname"],
+            domainname=config["Domainname"],
+            address=lease.address if lease is not None else None,
+            extra=hosts,
+            host_file=networks.host_file("/etc/hosts") if host["NetworkMode"] == "host" else None,
+        ),
+        "hostname": render_hostname(config["Hostname"]),
+        "resolv.conf": render_resolv_conf(
+            networks.host_file("/etc/resolv.conf"),
+            dns=host["Dns"] or [],
+            search=host["DnsSearch"] or [],
+            options=host["DnsOptions"] or [],
+            keep_loopback=host["NetworkMode"] == "host",
+        ),
+    }

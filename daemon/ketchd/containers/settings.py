@@ -1,0 +1,235 @@
+"""From a create request to a complete, checked container: merging with the image, defaults, refusals. Pure.
+
+Messages are dockerd's (Engine API, ContainerCreate). Raises InvalidInput; changes nothing.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ketch_wire.faults import InvalidInput
+from ketchd.containers.shapes import CONFIG, HOST_CONFIG, fold, pick
+from ketchd.containers.signals import signal_number
+from ketchd.model.imageconfig import RunConfig
+
+_NAME = re.compile(r"/?[a-zA-Z0-9][a-zA-Z0-9_.-]+")
+_PORT = re.compile(r"(\d+)(?:-(\d+))?(?:/(tcp|udp|sctp))?", re.IGNORECASE)
+NAME_LIMIT = 4096
+
+
+def check_name(name: str) -> str:
+    """`name` without its leading slash. Raises InvalidInput."""
+    if len(name) > NAME_LIMIT or not _NAME.fullmatch(name):
+        raise InvalidInput(f"Invalid container name ({name[:80]}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed")
+    return name.removeprefix("/")
+
+
+def words(value: Any, what: str) -> list[str] | None:
+    """Cmd and Entrypoint: a string or a list of strings."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return list(value)
+    raise InvalidInput(f"invalid JSON: {what} must be a string or a list of strings")
+
+
+def port_key(text: str) -> str:
+    """`80`, `80/TCP` -> `80/tcp`. Raises InvalidInput."""
+    match = _PORT.fullmatch(text)
+    if not match or not 0 < int(match[1]) < 65536 or match[2]:
+        raise InvalidInput(f'invalid port specification: "{text}"')
+    return f"{int(match[1])}/{(match[3] or 'tcp').lower()}"
+
+
+def merge(sent: Mapping[str, Any], image: RunConfig) -> dict[str, Any]:
+    """The container's Config: what was sent, completed from the image. Raises InvalidInput."""
+    config = fold(sent, CONFIG)
+    config["Cmd"] = words(config["Cmd"], "Cmd")
+    config["Entrypoint"] = words(config["Entrypoint"], "Entrypoint")
+    for key, kind in (("Labels", dict), ("Env", list), ("ExposedPorts", dict), ("Volumes", dict)):
+        if config[key] is not None and not isinstance(config[key], kind):
+            raise InvalidInput(f"invalid JSON: {key} has the wrong type")
+    if not config["Entrypoint"]:
+        if not config["Cmd"]:
+            config["Cmd"] = list(image.cmd) if image.cmd is not None else None
+        if config["Entrypoint"] is None:
+            config["Entrypoint"] = list(image.entrypoint) if image.entrypoint is not None else None
+    if config["Entrypoint"] == [""]:
+        config["Entrypoint"] = None
+    env = list(config["Env"] or [])
+    mine = {entry.split("=", 1)[0] for entry in env}
+    env += [entry for entry in image.env if entry.split("=", 1)[0] not in mine]
+    config["Env"] = env
+    config["Labels"] = {**image.labels, **(config["Labels"] or {})}
+    ports = {port_key(port): {} for port in [*image.exposed_ports, *(config["ExposedPorts"] or {})]}
+    config["ExposedPorts"] = ports or None
+    volumes: dict[str, Any] = {path: {} for path in [*image.volumes, *(config["Volumes"] or {})]}
+    config["Volumes"] = volumes or None
+    config["User"] = config["User"] or image.user
+    config["WorkingDir"] = config["WorkingDir"] or image.working_dir
+    config["StopSignal"] = config["StopSignal"] or image.stop_signal or None
+    config["Healthcheck"] = _merge_health(config["Healthcheck"], image.healthcheck)
+    config["Shell"] = config["Shell"] or (list(image.shell) if image.shell else None)
+    _check_config(config)
+    return config
+
+
+def _merge_health(sent: Mapping[str, Any] | None, image: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if not sent:
+        return dict(image) if image else None
+    merged = {key: value for key, value in (image or {}).items() if value}
+    merged.update({key: value for key, value in sent.items() if value})
+    for key in ("Interval", "Timeout", "StartPeriod", "StartInterval"):
+        value = merged.get(key, 0)
+        if not isinstance(value, int) or (value and value < 1_000_000):
+            raise InvalidInput(f"{key} in Healthcheck cannot be less than 1ms")
+    if merged.get("Retries", 0) < 0:
+        raise InvalidInput("Retries in Healthcheck cannot be negative")
+    return merged
+
+
+def _check_config(config: dict[str, Any]) -> None:
+    if not config["Cmd"] and not config["Entrypoint"]:
+        raise InvalidInput("no command specified")
+    for entry in config["Env"]:
+        if not isinstance(entry, str) or entry.startswith("=") or not entry or "\0" in entry:
+            raise InvalidInput(f"invalid environment variable: {entry!s:.100}")
+    for word in [*(config["Entrypoint"] or []), *(config["Cmd"] or [])]:
+        if "\0" in word:
+            raise InvalidInput("invalid command: it contains a NUL byte")
+    workdir = config["WorkingDir"]
+    if workdir:
+        if not workdir.startswith("/"):
+            raise InvalidInput(f"the working directory '{workdir}' is invalid, it needs to be an absolute path")
+        config["WorkingDir"] = posixpath.normpath(workdir).replace("//", "/")
+    if config["StopSignal"]:
+        signal_number(config["StopSignal"])
+    if config["Hostname"] and (len(config["Hostname"]) > 64 or "\0" in config["Hostname"]):
+        raise InvalidInput(f"invalid hostname: {config['Hostname'][:80]}")
+
+
+def normalise_host(sent: Mapping[str, Any] | None, *, cgroup_version: int, cpus: int) -> dict[str, Any]:
+    """The complete HostConfig, sentinels of the docker CLI replaced. Raises InvalidInput."""
+    host = fold(sent, HOST_CONFIG)
+    log = host["LogConfig"]
+    host["LogConfig"] = {"Type": pick(log, "Type") or "json-file", "Config": pick(log, "Config") or {}}
+    if host["LogConfig"]["Type"] not in ("json-file", "none", "local"):
+        raise InvalidInput(f"logger: no log driver named '{host['LogConfig']['Type']}' is registered")
+    if host["NetworkMode"] in ("", "default"):
+        host["NetworkMode"] = "bridge"
+    restart = host["RestartPolicy"]
+    host["RestartPolicy"] = {
+        "Name": pick(restart, "Name") or "no",
+        "MaximumRetryCount": pick(restart, "MaximumRetryCount", 0),
+    }
+    host["IpcMode"] = host["IpcMode"] or "private"
+    host["CgroupnsMode"] = host["CgroupnsMode"] or ("private" if cgroup_version == 2 else "host")
+    host["ShmSize"] = host["ShmSize"] or 67108864
+    host["Runtime"] = host["Runtime"] or "runc"
+    if host["MemorySwappiness"] == -1:
+        host["MemorySwappiness"] = None
+    if host["PidsLimit"] is not None and host["PidsLimit"] <= 0:
+        host["PidsLimit"] = None
+    if host["Memory"] and not host["MemorySwap"]:
+        host["MemorySwap"] = host["Memory"] * 2
+    if cgroup_version == 2:
+        host["OomKillDisable"] = None
+    elif host["OomKillDisable"] is None:
+        host["OomKillDisable"] = False
+    bindings: dict[str, Any] = {}
+    for port, wanted in (host["PortBindings"] or {}).items():
+        bindings[port_key(port)] = [
+            {"HostIp": pick(one, "HostIp", ""), "HostPort": str(pick(one, "HostPort", ""))} for one in wanted or [{}]
+        ]
+    host["PortBindings"] = bindings
+    _check_host(host, cpus)
+    return host
+
+
+def _check_host(host: dict[str, Any], cpus: int) -> None:
+    restart = host["RestartPolicy"]
+    name, count = restart["Name"], restart["MaximumRetryCount"]
+    if name not in ("no", "always", "on-failure", "unless-stopped"):
+        raise InvalidInput(
+            f"invalid restart policy: unknown policy '{name}'; use one of 'no', 'always', 'on-failure', or "
+            "'unless-stopped'"
+        )
+    if count and name != "on-failure":
+        raise InvalidInput("invalid restart policy: maximum retry count can only be used with 'on-failure'")
+    if count < 0:
+        raise InvalidInput("invalid restart policy: maximum retry count cannot be negative")
+    if host["AutoRemove"] and name != "no":
+        raise InvalidInput("can't create 'AutoRemove' container with restart policy")
+    _check_memory(host)
+    nano = host["NanoCpus"]
+    if nano and not 10_000_000 <= nano <= cpus * 1_000_000_000:
+        raise InvalidInput(f"range of CPUs is from 0.01 to {cpus}.00, as there are only {cpus} CPUs available")
+    if nano and (host["CpuPeriod"] or host["CpuQuota"]):
+        which = "CPU Period" if host["CpuPeriod"] else "CPU Quota"
+        raise InvalidInput(f"Conflicting options: Nano CPUs and {which} cannot both be set")
+    if host["CpuPeriod"] and not 1000 <= host["CpuPeriod"] <= 1_000_000:
+        raise InvalidInput("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)")
+    if host["CpuQuota"] and 0 < host["CpuQuota"] < 1000:
+        raise InvalidInput("CPU cfs quota can not be less than 1ms (i.e. 1000)")
+    if host["CpuShares"] < 0:
+        raise InvalidInput(f"invalid CPU shares ({host['CpuShares']}): value must be a positive integer")
+    if host["BlkioWeight"] and not 10 <= host["BlkioWeight"] <= 1000:
+        raise InvalidInput("Range of blkio weight is from 10 to 1000")
+    if host["ShmSize"] < 0:
+        raise InvalidInput("SHM size can not be less than 0")
+    if not -1000 <= host["OomScoreAdj"] <= 1000:
+        raise InvalidInput(f"Invalid value {host['OomScoreAdj']}, range for oom score adj is [-1000, 1000]")
+    if host["Runtime"] not in ("runc", "ketch"):
+        raise InvalidInput(f"unknown or invalid runtime name: {host['Runtime']}")
+    _check_modes(host)
+
+
+def _check_memory(host: dict[str, Any]) -> None:
+    memory, swap, reservation = host["Memory"], host["MemorySwap"], host["MemoryReservation"]
+    if memory and memory < 6 * 1024 * 1024:
+        raise InvalidInput("Minimum memory limit allowed is 6MB")
+    if swap > 0 and not memory:
+        raise InvalidInput("You should always set the Memory limit when using Memoryswap limit, see usage")
+    if swap > 0 and swap < memory:
+        raise InvalidInput("Minimum memoryswap limit should be larger than memory limit, see usage")
+    if reservation and reservation < 6 * 1024 * 1024:
+        raise InvalidInput("Minimum memory reservation allowed is 6MB")
+    if memory and reservation and memory < reservation:
+        raise InvalidInput("Minimum memory limit can not be less than memory reservation limit, see usage")
+    swappiness = host["MemorySwappiness"]
+    if swappiness is not None and not 0 <= swappiness <= 100:
+        raise InvalidInput(f"Invalid value: {swappiness}, valid memory swappiness range is 0-100")
+
+
+def _check_modes(host: dict[str, Any]) -> None:
+    for key, what, allowed in (
+        ("PidMode", "PID mode", ("", "host")),
+        ("IpcMode", "IPC mode", ("none", "private", "shareable", "host")),
+        ("UTSMode", "UTS mode", ("", "host")),
+        ("CgroupnsMode", "cgroup namespace mode", ("private", "host")),
+    ):
+        mode = host[key]
+        joins = mode.startswith("container:") and len(mode) > 10 and key in ("PidMode", "IpcMode")
+        if mode not in allowed and not joins:
+            raise InvalidInput(f"invalid {what}: {mode}")
+    mode = host["NetworkMode"]
+    if mode.startswith("container:"):
+        if host["PortBindings"] or host["PublishAllPorts"]:
+            raise InvalidInput("conflicting options: port publishing and the container type network mode")
+        if host["Dns"]:
+            raise InvalidInput("conflicting options: dns and the network mode")
+        if host["ExtraHosts"]:
+            raise InvalidInput("conflicting options: custom host-to-IP mapping and the network mode")
+    for option in host["SecurityOpt"] or []:
+        if not re.match(r"(no-new-privileges|seccomp|apparmor|label|systempaths)([=:].*)?$", option, re.DOTALL):
+            raise InvalidInput(f'invalid --security-opt 2: "{option}"')
+
+
+def command_line(config: Mapping[str, Any]) -> list[str]:
+    """Entrypoint and Cmd as one argument list."""
+    return [*(config["Entrypoint"] or []), *(config["Cmd"] or [])]

@@ -1,0 +1,207 @@
+"""Every container that exists, live: its record, its shim, who waits for it. The catalogue is the truth on disk, this the truth in memory.
+
+A Box's lock serialises its transitions (start, end, removal); nobody waits for a process while holding it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from ketch_wire.faults import Conflict, InvalidInput, NotFound
+from ketchd.catalogue.database import Catalogue
+from ketchd.catalogue.events import EventJournal
+from ketchd.containers.lifecycle import Happening, State, follow
+from ketchd.containers.record import ContainerRecord
+from ketchd.containers.shims import ClientStream, ShimLink
+
+UNKNOWN_EXIT = 255  # what Docker prints for an end that nobody saw
+
+
+class Exit(Protocol):
+    """How a run ended."""
+
+    code: int
+    finished_ns: int
+
+
+class ExecRecord:
+    """One exec of a container. Kept in memory: an exec ends with its container, and Docker forgets it as well."""
+
+    def __init__(self, exec_id: str, container_id: str, settings: dict[str, Any]) -> None:
+        self.id = exec_id
+        self.container_id = container_id
+        self.settings = settings
+        self.pid = 0
+        self.exit_code: int | None = None
+        self.running = False
+        self.started = False
+        self.ended = asyncio.Event()
+
+
+class Box:
+    """One live container."""
+
+    def __init__(self, record: ContainerRecord) -> None:
+        self.record = record
+        self.lock = asyncio.Lock()
+        self.link: ShimLink | None = None
+        self.pending: list[ClientStream] = []  # attached before the start
+        self.execs: dict[str, ExecRecord] = {}
+        self.exit_waiters: list[asyncio.Future[int]] = []
+        self.remove_waiters: list[asyncio.Future[int]] = []
+        self.restart_wait_seconds = 0.0
+        self.restart_timer: asyncio.TimerHandle | None = None
+        self.watch: asyncio.Task[None] | None = None
+        self.log_grew = asyncio.Event()
+
+    def ask(self, happening: Happening) -> State:
+        """The state that `happening` leads to. Raises the lifecycle's refusal."""
+        record = self.record
+        return follow(record.state, happening, container_id=record.id, name="/" + record.name)
+
+    def exit_code(self) -> int:
+        """The last exit code as the API prints it."""
+        return UNKNOWN_EXIT if self.record.exit_code is None else self.record.exit_code
+
+    def announce_exit(self) -> None:
+        """Let go everybody who waited for this run's end."""
+        waiters, self.exit_waiters = self.exit_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(self.exit_code())
+
+    def announce_removed(self) -> None:
+        """Let go everybody who waited for the removal."""
+        waiters, self.remove_waiters = self.remove_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(self.exit_code())
+
+
+class Supervisor:
+    """The boxes by id and name. `save` writes a record; look-ups follow Docker's rules."""
+
+    def __init__(self, catalogue: Catalogue, events: EventJournal) -> None:
+        self._catalogue = catalogue
+        self._events = events
+        self._boxes: dict[str, Box] = {}
+        self._names: dict[str, str] = {}
+        self.execs: dict[str, ExecRecord] = {}
+
+    def load(self) -> list[Box]:
+        """Read every record of the catalogue. Called once, before the door opens."""
+        for row in self._catalogue.query("SELECT record FROM containers ORDER BY created_ns"):
+            record = ContainerRecord.from_json(row["record"])
+            self._boxes[record.id] = Box(record)
+            self._names[record.name] = record.id
+        return list(self._boxes.values())
+
+    def __iter__(self) -> Iterator[Box]:
+        return iter(list(self._boxes.values()))
+
+    def add(self, record: ContainerRecord) -> Box:
+        """Record a new container. Raises Conflict when its name is taken."""
+        self.check_free(record.name)
+        with self._catalogue.transaction() as connection:
+            connection.execute(
+                "INSERT INTO containers (id, name, image_id, created_ns, record) VALUES (?, ?, ?, ?, ?)",
+                (record.id, record.name, record.image_id, record.created_ns, record.to_json()),
+            )
+        box = self._boxes[record.id] = Box(record)
+        self._names[record.name] = record.id
+        return box
+
+    def check_free(self, name: str) -> None:
+        """Raises Conflict when `name` is taken."""
+        if (owner := self._names.get(name)) is not None:
+            raise Conflict(
+                f'Conflict. The container name "/{name}" is already in use by container "{owner}". '
+                "You have to remove (or rename) that container to be able to reuse that name."
+            )
+
+    def is_free(self, name: str) -> bool:
+        """Whether no container has `name`."""
+        return name not in self._names
+
+    def save(self, record: ContainerRecord) -> None:
+        """Write `record`."""
+        with self._catalogue.transaction() as connection:
+            connection.execute(
+                "UPDATE containers SET name = ?, record = ? WHERE id = ?", (record.name, record.to_json(), record.id)
+            )
+
+    def rename(self, box: Box, name: str) -> str:
+        """Give `box` another name; returns the old one. Raises Conflict, InvalidInput."""
+        old = box.record.name
+        if name == old:
+            raise InvalidInput("Renaming a container with the same name as its current name")
+        self.check_free(name)
+        box.record.name = name
+        self.save(box.record)
+        del self._names[old]
+        self._names[name] = box.record.id
+        return old
+
+    def forget(self, box: Box) -> None:
+        """Take the container out of the catalogue. Its directory must be gone or moved away."""
+        record = box.record
+        with self._catalogue.transaction() as connection:
+            connection.execute("DELETE FROM containers WHERE id = ?", (record.id,))
+        self._boxes.pop(record.id, None)
+        self._names.pop(record.name, None)
+        for exec_id in box.execs:
+            self.execs.pop(exec_id, None)
+        box.announce_removed()
+
+    def find(self, reference: str) -> Box:
+        """By full id, exact name, or unique id prefix. Raises NotFound, InvalidInput."""
+        if (box := self._boxes.get(reference)) is not None:
+            return box
+        name = reference.removeprefix("/")
+        if (container_id := self._names.get(name)) is not None:
+            return self._boxes[container_id]
+        if reference:
+            found = [box for key, box in self._boxes.items() if key.startswith(reference)]
+            if len(found) > 1:
+                raise InvalidInput(f"multiple IDs found with provided prefix: {reference}")
+            if found:
+                return found[0]
+        raise NotFound(f"No such container: {reference[:200]}")
+
+    def find_exec(self, exec_id: str) -> tuple[Box, ExecRecord]:
+        """An exec by its exact id. Raises NotFound."""
+        record = self.execs.get(exec_id)
+        box = self._boxes.get(record.container_id) if record is not None else None
+        if record is None or box is None:
+            raise NotFound(f"No such exec instance: {exec_id[:200]}")
+        return box, record
+
+    def users_of_image(self, image_id: str) -> list[ContainerRecord]:
+        """Containers made from the image."""
+        return [box.record for box in self._boxes.values() if box.record.image_id == image_id]
+
+    def announce(self, box: Box, action: str, **attributes: str) -> None:
+        """A container event: Docker's attributes (labels, image, name) and `attributes`."""
+        record = box.record
+        shared = {**(record.config["Labels"] or {}), "image": record.image_name, "name": record.name}
+        self._events.append("container", action, record.id, {**shared, **attributes})
+
+    async def wait(self, box: Box, condition: str, registered: Callable[[], Any] | None = None) -> int:
+        """The exit code when `condition` (`not-running`, `next-exit`, `removed`) holds.
+
+        `registered` is called once the waiter stands. Cancelled: the waiter is taken away. Source: Engine API, ContainerWait.
+        """
+        if condition == "not-running" and not box.record.is_running and box.record.state is not State.STARTING:
+            return box.exit_code()
+        waiters = box.remove_waiters if condition == "removed" else box.exit_waiters
+        waiter: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        waiters.append(waiter)
+        if registered is not None:
+            registered()
+        try:
+            return await waiter
+        finally:
+            if waiter in waiters:
+                waiters.remove(waiter)

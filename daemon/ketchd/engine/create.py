@@ -1,0 +1,197 @@
+"""The create journey: a request and an image become a recorded container with its own writable layer.
+
+merge and check (pure) -> writable layer made aside -> volumes -> renamed into place -> recorded. Nothing stays of a failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ketch_wire.faults import InvalidInput, NotFound
+from ketchd import tracepoint
+from ketchd.containers import mountpoints, settings
+from ketchd.containers.mountpoints import MountPoint
+from ketchd.containers.names import random_name
+from ketchd.containers.record import ContainerRecord, new_id
+from ketchd.containers.shapes import pick
+from ketchd.containers.supervisor import Box
+from ketchd.engine.rooms import Rooms
+from ketchd.model.digest import Digest
+
+tracepoint.declare("create.layer-made", "create.placed", "create.recorded")
+
+
+async def create(
+    rooms: Rooms, body: Mapping[str, Any], *, name: str = "", platform: str = ""
+) -> tuple[Box, list[str]]:
+    """A new container, and warnings for the client.
+
+    Raises InvalidInput, NotFound (image), Conflict (name). Cancelled or failed: no directory, no record, no new volume's use.
+    Source: Engine API, ContainerCreate.
+    """
+    if not body:
+        raise InvalidInput("config cannot be empty in order to create a container")
+    name = settings.check_name(name) if name else ""
+    if name:
+        rooms.supervisor.check_free(name)
+    host = settings.normalise_host(
+        pick(body, "HostConfig", {}), cgroup_version=rooms.cgroups.version, cpus=os.cpu_count() or 1
+    )
+    image_name = str(pick(body, "Image", ""))
+    if not image_name:
+        raise InvalidInput("config cannot be empty in order to create a container")
+    image = rooms.images.get(rooms.images.resolve(image_name))
+    if platform:
+        _check_platform(image_name, platform, image.config.os, image.config.architecture)
+    config = settings.merge(body, image.config.run)
+    container_id = new_id()
+    _fill_hostname(config, host, container_id)
+    points = mountpoints.gather(host, config, _inherited(rooms, host["VolumesFrom"] or []))
+    _check_sources(points)
+    argv = settings.command_line(config)
+    record = ContainerRecord(
+        id=container_id,
+        name=name or _free_name(rooms),
+        image_id=str(image.id),
+        image_name=image_name,
+        created_ns=time.time_ns(),
+        config=config,
+        host_config=host,
+        networking=dict(pick(pick(body, "NetworkingConfig", {}), "EndpointsConfig", {})),
+        layers=[str(layer) for layer in image.layers],
+        path=argv[0],
+        args=argv[1:],
+    )
+    stage = rooms.data_root / "stage" / container_id
+    final = rooms.container_dir(container_id)
+    made: list[str] = []
+    try:
+        await rooms.layers.compose(image.layers)
+        for part in ("upper", "work"):
+            (stage / part).mkdir(parents=True, mode=0o755)
+        stage.chmod(0o710)
+        tracepoint.reach("create.layer-made")
+        placed = [await _place_volume(rooms, point, image.layers, made) for point in points]
+        record.mounts = [point.to_record() for point in placed]
+        if name:
+            rooms.supervisor.check_free(name)
+        final.parent.mkdir(exist_ok=True)
+        stage.rename(final)
+        tracepoint.reach("create.placed")
+        box = rooms.supervisor.add(record)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        shutil.rmtree(final, ignore_errors=True)
+        for volume in made:
+            await rooms.volumes.remove(volume, force=True)
+        raise
+    tracepoint.reach("create.recorded")
+    rooms.supervisor.announce(box, "create")
+    return box, _warnings(rooms, record)
+
+
+def _warnings(rooms: Rooms, record: ContainerRecord) -> list[str]:
+    host, warnings = record.host_config, []
+    if host["OomKillDisable"] and not host["Memory"]:
+        warnings.append(
+            "OOM killer is disabled for the container, but no memory limit is set, this can result in the system "
+            "running out of resources."
+        )
+    warnings += rooms.cgroups.unsupported(host)
+    if host["PortBindings"] and host["NetworkMode"] == "host":
+        warnings.append("Published ports are discarded when using host network mode")
+    return warnings
+
+
+def _check_platform(name: str, wanted: str, system: str, architecture: str) -> None:
+    asked_os, _, asked_arch = wanted.lower().partition("/")
+    aliases = {"x86_64": "amd64", "aarch64": "arm64"}
+    asked_arch = aliases.get(asked_arch.split("/")[0], asked_arch.split("/")[0])
+    if asked_os != system or (asked_arch and asked_arch != architecture):
+        raise NotFound(
+            f"image with reference {name} was found but its platform ({system}/{architecture}) does not match the "
+            f"specified platform ({wanted})"
+        )
+
+
+def _fill_hostname(config: dict[str, Any], host: dict[str, Any], container_id: str) -> None:
+    mode = host["NetworkMode"]
+    if host["UTSMode"] == "host" and config["Hostname"]:
+        raise InvalidInput("conflicting options: hostname and the UTS mode")
+    if mode.startswith("container:"):
+        if config["Hostname"]:
+            raise InvalidInput("conflicting options: hostname and the network mode")
+        return
+    if not config["Hostname"]:
+        config["Hostname"] = os.uname().nodename if mode == "host" or host["UTSMode"] == "host" else container_id[:12]
+
+
+def _free_name(rooms: Rooms) -> str:
+    while not rooms.supervisor.is_free(name := random_name()):
+        pass
+    return name
+
+
+def _inherited(rooms: Rooms, volumes_from: list[str]) -> list[MountPoint]:
+    points: dict[str, MountPoint] = {}
+    for item in volumes_from:
+        reference, _, mode = item.partition(":")
+        if mode not in ("", "ro", "rw", "z", "Z"):
+            raise InvalidInput(f"invalid mode: {mode}")
+        donor = rooms.supervisor.find(reference).record
+        for stored in donor.mounts:
+            point = MountPoint.from_record(stored)
+            if point.type != "tmpfs":
+                points[point.destination] = replace(point, rw=point.rw and mode != "ro", anonymous=False)
+    return list(points.values())
+
+
+def _check_sources(points: list[MountPoint]) -> None:
+    for point in points:
+        if point.type == "bind" and not point.make_source and not os.path.lexists(point.source):
+            raise InvalidInput(
+                f'invalid mount config for type "bind": bind source path does not exist: {point.source}'
+            )
+
+
+async def _place_volume(rooms: Rooms, point: MountPoint, layers: list[Digest], made: list[str]) -> MountPoint:
+    """`point` with its host directory: volumes made and filled from the image, missing `-v` sources made."""
+    if point.type == "bind":
+        if point.make_source and not os.path.lexists(point.source):
+            os.makedirs(point.source, mode=0o755)
+        return point
+    if point.type != "volume" or point.source:
+        return point
+    existed = bool(point.name) and rooms.volumes.exists(point.name)
+    volume = await rooms.volumes.create(
+        point.name, driver=point.driver or "local", options=point.driver_options, labels=point.labels
+    )
+    if not existed:
+        made.append(volume.name)
+    source = str(volume.mountpoint)
+    if not point.no_copy and not os.listdir(source):
+        await rooms.workers.run(
+            "ketchd.containers.copyup:copy_up",
+            {
+                "layers": [{"kind": layer.kind, "path": layer.path} for layer in rooms.layers.mounts(layers)],
+                "path": point.destination,
+                "destination": source,
+            },
+        )
+    if point.subpath:
+        source = str(_subpath(Path(source), point.subpath))
+    return replace(point, name=volume.name, source=source)
+
+
+def _subpath(volume: Path, subpath: str) -> Path:
+    resolved = (volume / subpath).resolve()
+    if not resolved.is_relative_to(volume.resolve()) or not resolved.exists():
+        raise InvalidInput(f"cannot access path {volume / subpath}: no such file or directory")
+    return resolved

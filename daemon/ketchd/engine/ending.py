@@ -1,0 +1,110 @@
+"""What follows the end of a container: recorded, released, announced; then restarted by policy, or removed (`--rm`)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from ketch_wire.faults import Fault
+from ketchd import tracepoint
+from ketchd.containers.lifecycle import Happening, State
+from ketchd.containers.restarts import Policy, next_wait
+from ketchd.containers.shims import ExitRecord, ShimLink
+from ketchd.containers.supervisor import Box
+from ketchd.engine.rooms import Rooms
+
+tracepoint.declare("end.seen", "end.released", "end.recorded")
+
+
+async def watch(rooms: Rooms, box: Box, link: ShimLink) -> None:
+    """Wait for the end of the run that `link` holds and see to what follows. Cancelled (ketchd ends): the container runs on."""
+    ended = await link.wait()
+    async with box.lock:
+        if box.link is link:
+            await finish(rooms, box, ended)
+
+
+async def finish(rooms: Rooms, box: Box, ended: ExitRecord | None) -> None:
+    """Record the end of the run; None when nobody saw it. The lock is held."""
+    tracepoint.reach("end.seen")
+    record = box.record
+    box.link = None
+    endpoint = record.endpoint
+    await rooms.networks.release(record.id)
+    rooms.cgroups.remove(record.id)
+    tracepoint.reach("end.released")
+    was_paused = record.state is State.PAUSED
+    record.state = box.ask(Happening.EXITED)
+    record.pid = record.start_time = 0
+    record.exit_code = None if ended is None else ended.code
+    record.oom_killed = ended is not None and ended.oom
+    record.finished_ns = time.time_ns() if ended is None else ended.finished_ns
+    record.endpoint, record.published = None, []
+    uptime = max(0, record.finished_ns - record.started_ns) / 1e9
+    wait = next_wait(
+        Policy(record.host_config["RestartPolicy"]["Name"], record.host_config["RestartPolicy"]["MaximumRetryCount"]),
+        exit_code=box.exit_code(),
+        tries=record.restart_count,
+        last_wait_seconds=box.restart_wait_seconds,
+        uptime_seconds=uptime,
+        stopped_by_hand=record.stopped_by_hand or was_paused,
+    )
+    if wait is not None:
+        record.state = box.ask(Happening.BACK_OFF)
+    rooms.supervisor.save(record)
+    tracepoint.reach("end.recorded")
+    for running in box.execs.values():
+        if running.running:
+            running.running, running.exit_code = False, running.exit_code if running.exit_code is not None else 137
+            running.ended.set()
+    if record.oom_killed:
+        rooms.supervisor.announce(box, "oom")
+    rooms.supervisor.announce(box, "die", exitCode=str(box.exit_code()), execDuration=str(int(uptime)))
+    if endpoint is not None:
+        rooms.events.append(
+            "network", "disconnect", endpoint["network_id"],
+            {"container": record.id, "name": record.host_config["NetworkMode"], "type": "bridge"},
+        )  # fmt: skip
+    if wait is not None:
+        _restart_later(rooms, box, wait)
+    elif record.auto_remove:
+        asyncio.get_running_loop().create_task(remove_quietly(rooms, box))
+    box.announce_exit()
+
+
+def cancel_restart(box: Box) -> None:
+    """Forget a planned restart."""
+    if box.restart_timer is not None:
+        box.restart_timer.cancel()
+        box.restart_timer = None
+
+
+def _restart_later(rooms: Rooms, box: Box, seconds: float) -> None:
+    box.restart_wait_seconds = seconds
+    loop = asyncio.get_running_loop()
+    box.restart_timer = loop.call_later(seconds, lambda: loop.create_task(restart_now(rooms, box)))
+
+
+async def restart_now(rooms: Rooms, box: Box) -> None:
+    """The planned restart. A start that fails counts as an end and is tried again by the policy."""
+    from ketchd.engine.start import start_locked  # the two journeys know each other
+
+    async with box.lock:
+        box.restart_timer = None
+        if box.record.state is not State.RESTARTING:
+            return
+        box.record.restart_count += 1
+        try:
+            await start_locked(rooms, box)
+        except Fault as fault:
+            rooms.log.warning("restart failed", container=box.record.id, reason=fault.message)
+
+
+async def remove_quietly(rooms: Rooms, box: Box) -> None:
+    """`--rm`: remove after the end; somebody else's removal is as good."""
+    from ketchd.engine.remove import remove
+
+    try:
+        await remove(rooms, box, volumes=True)
+    except Fault as fault:
+        rooms.log.info("automatic removal left to another", container=box.record.id, reason=fault.message)

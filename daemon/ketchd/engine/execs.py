@@ -1,0 +1,116 @@
+"""The exec journey: another process in a running container, and its inspection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from ketch_wire.faults import Conflict, InvalidInput
+from ketch_wire.shim import ExecPlan
+from ketchd import tracepoint
+from ketchd.containers import launching
+from ketchd.containers.lifecycle import Happening
+from ketchd.containers.record import new_id
+from ketchd.containers.settings import words
+from ketchd.containers.shapes import fold
+from ketchd.containers.shims import ClientStream, LaunchFailed
+from ketchd.containers.supervisor import Box, ExecRecord
+from ketchd.engine.rooms import Rooms
+
+tracepoint.declare("exec.created", "exec.started")
+
+SHAPE: dict[str, Any] = {
+    "User": "", "Privileged": False, "Tty": False, "ConsoleSize": None, "AttachStdin": False, "AttachStderr": False,
+    "AttachStdout": False, "DetachKeys": "", "Env": None, "WorkingDir": "", "Cmd": None, "Detach": False,
+}  # fmt: skip
+
+
+def create_exec(rooms: Rooms, box: Box, body: Mapping[str, Any]) -> ExecRecord:
+    """Record an exec. Raises InvalidInput, Conflict. Source: Engine API, ContainerExec."""
+    settings = fold(body, SHAPE)
+    settings["Cmd"] = words(settings["Cmd"], "Cmd")
+    if not settings["Cmd"]:
+        raise InvalidInput("No exec command specified")
+    for text in [*settings["Cmd"], *(settings["Env"] or []), settings["WorkingDir"], settings["User"]]:
+        if not isinstance(text, str) or "\0" in text:
+            raise InvalidInput("invalid exec: a value is no string or contains a NUL byte")
+    box.ask(Happening.ASK_EXEC)
+    record = ExecRecord(new_id(), box.record.id, settings)
+    box.execs[record.id] = rooms.supervisor.execs[record.id] = record
+    rooms.supervisor.announce(box, "exec_create: " + " ".join(settings["Cmd"]), execID=record.id)
+    tracepoint.reach("exec.created")
+    return record
+
+
+async def start_exec(
+    rooms: Rooms, box: Box, record: ExecRecord, stream: ClientStream | None, *, console_size: tuple[int, int] = (0, 0)
+) -> None:
+    """Start it; its output goes to `stream` (None: nowhere).
+
+    Raises Conflict when it has run or the container does not; LaunchFailed when the program cannot be executed.
+    """
+    if record.started:
+        raise Conflict(f"exec command {record.id} has already run")
+    box.ask(Happening.ASK_EXEC)
+    link = box.link
+    if link is None:
+        raise Conflict(f"container {box.record.id} is not running")
+    record.started = record.running = True
+    rooms.supervisor.announce(box, "exec_start: " + " ".join(record.settings["Cmd"]), execID=record.id)
+    plan = ExecPlan(
+        id=record.id, process=launching.exec_process(box.record, record.settings, console_size=console_size)
+    )
+    try:
+        record.pid = await link.exec_start(record.id, plan, stream)
+    except LaunchFailed as failure:
+        record.running, record.exit_code = False, failure.exit_code
+        record.ended.set()
+        raise
+    except BaseException:
+        record.running, record.exit_code = False, 128
+        record.ended.set()
+        raise
+    tracepoint.reach("exec.started")
+
+
+def exec_ended(rooms: Rooms, box: Box, exec_id: str, code: int) -> None:
+    """The shim's word that an exec has ended. Its stream is closed only afterwards."""
+    record = box.execs.get(exec_id)
+    if record is None or record.ended.is_set():
+        return
+    record.running, record.exit_code = False, code
+    record.ended.set()
+    rooms.supervisor.announce(box, "exec_die", execID=exec_id, exitCode=str(code))
+    asyncio.get_running_loop().call_later(300, _forget, rooms, box, exec_id)  # long enough for every client to ask
+
+
+def _forget(rooms: Rooms, box: Box, exec_id: str) -> None:
+    box.execs.pop(exec_id, None)
+    rooms.supervisor.execs.pop(exec_id, None)
+
+
+def render_exec(record: ExecRecord) -> dict[str, Any]:
+    """As GET /exec/ID/json shows it."""
+    settings = record.settings
+    process: dict[str, Any] = {
+        "tty": settings["Tty"],
+        "entrypoint": settings["Cmd"][0],
+        "arguments": settings["Cmd"][1:],
+        "privileged": settings["Privileged"],
+    }
+    if settings["User"]:
+        process["user"] = settings["User"]
+    return {
+        "ID": record.id,
+        "Running": record.running,
+        "ExitCode": record.exit_code if record.ended.is_set() else None,
+        "ProcessConfig": process,
+        "OpenStdin": settings["AttachStdin"],
+        "OpenStderr": settings["AttachStderr"],
+        "OpenStdout": settings["AttachStdout"],
+        "CanRemove": False,
+        "ContainerID": record.container_id,
+        "DetachKeys": settings["DetachKeys"],
+        "Pid": record.pid,
+    }

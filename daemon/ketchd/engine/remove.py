@@ -1,0 +1,124 @@
+"""The remove journey: the directory is moved aside, the record deleted, the directory deleted. Killed between, the next start sweeps."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from ketch_wire.faults import Conflict, Fault, NotFound
+from ketchd import tracepoint
+from ketchd.containers.lifecycle import Happening, State
+from ketchd.containers.mountpoints import MountPoint
+from ketchd.containers.supervisor import Box
+from ketchd.engine import ending
+from ketchd.engine.rooms import Rooms
+
+tracepoint.declare("remove.marked", "remove.moved", "remove.forgotten")
+
+
+async def remove(rooms: Rooms, box: Box, *, force: bool = False, volumes: bool = False) -> None:
+    """Remove `box`; with `force` a running one is killed first; with `volumes` its anonymous volumes go too.
+
+    Raises Conflict. Cancelled after the mark: the removal still completes. Source: Engine API, ContainerDelete.
+    """
+    if force and box.record.is_running:
+        await _end(rooms, box)
+    async with box.lock:
+        following = box.ask(Happening.ASK_REMOVE)
+        box.record.state = following
+        rooms.supervisor.save(box.record)
+    await asyncio.shield(asyncio.ensure_future(_carry_out(rooms, box, volumes)))
+
+
+async def _end(rooms: Rooms, box: Box) -> None:
+    async with box.lock:
+        ending.cancel_restart(box)
+        if box.record.state is State.RESTARTING:
+            box.record.state = State.EXITED
+        box.record.stopped_by_hand = True
+        waiter: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        box.exit_waiters.append(waiter)
+        link = box.link
+        if link is not None:
+            await link.signal(signal.SIGKILL)
+            rooms.supervisor.announce(box, "kill", signal=str(int(signal.SIGKILL)))
+            if box.record.state is State.PAUSED:
+                await asyncio.to_thread(rooms.cgroups.thaw, box.record.id)
+    if link is not None:
+        await asyncio.wait([waiter], timeout=10)
+
+
+async def _carry_out(rooms: Rooms, box: Box, volumes: bool) -> None:
+    record = box.record
+    tracepoint.reach("remove.marked")
+    directory, aside = rooms.container_dir(record.id), rooms.data_root / "stage" / f"removed-{record.id}"
+    try:
+        aside.parent.mkdir(exist_ok=True)
+        if directory.exists():
+            directory.rename(aside)
+        tracepoint.reach("remove.moved")
+    except OSError as error:
+        record.state = State.DEAD
+        rooms.supervisor.save(record)
+        raise Conflict(f"unable to remove filesystem for {record.id}: {error.strerror}: {error.filename}") from error
+    for stream in box.pending:
+        stream.close()
+    box.pending = []
+    rooms.supervisor.announce(box, "destroy")
+    rooms.supervisor.forget(box)
+    tracepoint.reach("remove.forgotten")
+    shutil.rmtree(rooms.run_dir(record.id), ignore_errors=True)
+    await asyncio.to_thread(remove_tree, aside)
+    if volumes:
+        for point in (MountPoint.from_record(stored) for stored in record.mounts):
+            if point.type == "volume" and point.anonymous:
+                try:
+                    await rooms.volumes.remove(point.name)
+                except (Conflict, NotFound) as fault:
+                    rooms.log.info("volume stays", volume=point.name, reason=fault.message)
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a container's directory; overlayfs leaves a work/work that only root may enter, mode 000."""
+
+    def again(function: Callable[..., object], name: str, _: object) -> None:
+        try:
+            os.chmod(os.path.dirname(name), 0o700)
+            function(name)
+        except FileNotFoundError:
+            pass
+
+    shutil.rmtree(path, onerror=again)
+
+
+async def prune(rooms: Rooms, accept: Callable[[Box], bool]) -> tuple[list[str], int]:
+    """Remove every container that does not run and that `accept` accepts: (ids, bytes won back)."""
+    removed, size = [], 0
+    for box in rooms.supervisor:
+        if box.record.state in (State.CREATED, State.EXITED, State.DEAD) and accept(box):
+            used = await asyncio.to_thread(tree_size, rooms.container_dir(box.record.id) / "upper")
+            try:
+                await remove(rooms, box)
+            except Fault:
+                continue
+            removed.append(box.record.id)
+            size += used
+    rooms.events.append("container", "prune", "", {"reclaimed": str(size)})
+    return removed, size
+
+
+def tree_size(path: Path) -> int:
+    """Bytes of the regular files below `path`."""
+    total = 0
+    for directory, _, names in os.walk(path):
+        for name in names:
+            try:
+                info = os.lstat(os.path.join(directory, name))
+            except FileNotFoundError:
+                continue
+            total += info.st_size if (info.st_mode & 0o170000) == 0o100000 else 0
+    return total

@@ -1,0 +1,99 @@
+"""The journey of a restarted ketchd: every recorded container is found again, finished, undone or started by its policy.
+
+Runs before the door opens, so `ps` right after a restart is right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from ketch_wire.faults import Fault
+from ketchd.containers.lifecycle import State
+from ketchd.containers.recovery import Decision, decide
+from ketchd.containers.restarts import Policy, starts_on_boot
+from ketchd.containers.shims import ShimLink, read_exit
+from ketchd.containers.supervisor import Box
+from ketchd.engine import ending
+from ketchd.engine.remove import remove
+from ketchd.engine.rooms import Rooms
+from ketchd.engine.start import start
+
+
+async def restore(rooms: Rooms) -> None:
+    """Bring memory and processes in line with the catalogue. Faults of one container are logged, never fatal."""
+    boxes = rooms.supervisor.load()
+    links = await asyncio.gather(*(rooms.shims.adopt(box.record.id) for box in boxes), return_exceptions=True)
+    running: list[Box] = []
+    for box, link in zip(boxes, links, strict=True):
+        if isinstance(link, BaseException):
+            rooms.log.warning("shim does not answer", container=box.record.id, reason=str(link))
+            link = None
+        if await _restore_one(rooms, box, link):
+            running.append(box)
+    await rooms.networks.restore(
+        [
+            {"container_id": box.record.id, "endpoint": box.record.endpoint, "published": box.record.published}
+            for box in running
+            if box.record.endpoint is not None
+        ]
+    )
+    for box in running:
+        if box.link is not None:
+            box.watch = asyncio.get_running_loop().create_task(ending.watch(rooms, box, box.link))
+
+
+async def _restore_one(rooms: Rooms, box: Box, link: ShimLink | None) -> bool:
+    """Carry out the decision for one container; True when it runs."""
+    record = box.record
+    left = read_exit(rooms.container_dir(record.id))
+    decision = decide(record.state, shim_runs=link is not None, exit_recorded=left is not None)
+    rooms.log.debug("restore", container=record.id, state=record.state.value, decision=decision.name)
+    if decision is Decision.ADOPT and link is not None:
+        if not record.has_process:
+            record.started_ns, record.started_once, record.exit_code = time.time_ns(), True, None
+            record.state = State.RUNNING
+            rooms.supervisor.announce(box, "start")
+        record.pid, record.start_time = link.pid, link.start_time
+        box.link = link
+        rooms.supervisor.save(record)
+        return True
+    if decision in (Decision.FINISH, Decision.FINISH_UNKNOWN):
+        record.state = State.RUNNING if record.state is State.RESTARTING else record.state
+        async with box.lock:
+            policy, record.host_config["RestartPolicy"] = (
+                record.host_config["RestartPolicy"], {"Name": "no", "MaximumRetryCount": 0},
+            )  # fmt: skip
+            try:
+                await ending.finish(rooms, box, left)
+            finally:
+                record.host_config["RestartPolicy"] = policy
+                rooms.supervisor.save(record)
+    elif decision is Decision.UNDO_START:
+        await rooms.networks.release(record.id)
+        rooms.cgroups.remove(record.id)
+        record.state = record.before_start
+        rooms.supervisor.save(record)
+    elif decision is Decision.REMOVE:
+        record.state = State.EXITED
+        try:
+            await remove(rooms, box, volumes=record.auto_remove)
+        except Fault as fault:
+            rooms.log.warning("removal could not be completed", container=record.id, reason=fault.message)
+    return False
+
+
+async def start_by_policy(rooms: Rooms) -> None:
+    """Start what its restart policy wants running. Called once the door is open."""
+    for box in rooms.supervisor:
+        record = box.record
+        wanted = record.host_config["RestartPolicy"]
+        if record.state is State.EXITED and record.started_once:
+            policy = Policy(wanted["Name"], wanted["MaximumRetryCount"])
+            if starts_on_boot(
+                policy, was_running=True, exit_code=box.exit_code(), stopped_by_hand=record.stopped_by_hand
+            ):
+                try:
+                    await start(rooms, box)
+                except Fault as fault:
+                    rooms.log.warning("start by policy failed", container=record.id, reason=fault.message)

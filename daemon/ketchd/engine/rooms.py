@@ -1,0 +1,52 @@
+"""What the container journeys stand on: one value that `assembly` fills and every journey takes first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ketchd.catalogue.database import Catalogue
+from ketchd.catalogue.events import EventJournal
+from ketchd.containers.shims import Shims
+from ketchd.containers.supervisor import Supervisor
+from ketchd.content.images import ImageStore
+from ketchd.engine.volumes import Volumes
+from ketchd.kernel.cgroups import Cgroups
+from ketchd.layers.store import LayerStore
+from ketchd.layers.workers import WorkerPool
+from ketchd.network.networks import Networks
+
+
+@dataclass(slots=True)
+class Rooms:
+    """The rooms below the engine. data_root, exec_root: see the store's layout in DESIGN."""
+
+    data_root: Path
+    exec_root: Path
+    catalogue: Catalogue
+    events: EventJournal
+    images: ImageStore
+    layers: LayerStore
+    workers: WorkerPool
+    networks: Networks
+    volumes: Volumes
+    shims: Shims
+    supervisor: Supervisor
+    cgroups: Cgroups
+    log: Any
+    cgroup_parent: str = "/docker"
+    default_log_options: dict[str, str] = field(default_factory=dict)
+    init_path: str = ""
+
+    def container_dir(self, container_id: str) -> Path:
+        """The container's durable directory."""
+        return self.data_root / "containers" / container_id
+
+    def run_dir(self, container_id: str) -> Path:
+        """The container's directory of sockets, gone after a reboot."""
+        return self.exec_root / "containers" / container_id
+
+    def log_path(self, container_id: str) -> Path:
+        """The container's newest log file."""
+        return self.container_dir(container_id) / f"{container_id}-json.log"

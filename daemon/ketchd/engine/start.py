@@ -1,0 +1,177 @@
+"""The start journey: a recorded container becomes a running one, or nothing at all.
+
+files -> lease and ports -> LaunchPlan (pure) -> shim -> veth and port map while the child mounts -> gate -> exec -> recorded.
+Every release is pushed before its acquisition and may be called twice; `remove` and a failed start use the same ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from contextlib import AsyncExitStack
+
+from ketch_wire.faults import Conflict, EngineFailure, Fault
+from ketchd import tracepoint
+from ketchd.containers import launching
+from ketchd.containers.lifecycle import Happening, State
+from ketchd.containers.mountpoints import MountPoint
+from ketchd.containers.shims import LaunchFailed, ShimLink
+from ketchd.containers.supervisor import Box
+from ketchd.engine import ending
+from ketchd.engine.rooms import Rooms
+from ketchd.network.networks import EndpointLease
+
+tracepoint.declare("start.leased", "start.launched", "start.connected", "start.running", "start.recorded")
+
+
+async def start(rooms: Rooms, box: Box) -> None:
+    """Start `box`.
+
+    Returns when its program has been executed. Raises NotModified when it runs; Conflict; a fault with dockerd's wording
+    when it cannot start: then State.Error and ExitCode say why, and nothing of the attempt is left.
+    Cancelled: the attempt is undone.
+    """
+    async with box.lock:
+        if box.ask(Happening.ASK_START) is State.STARTING:
+            ending.cancel_restart(box)
+            await start_locked(rooms, box)
+
+
+async def start_locked(rooms: Rooms, box: Box) -> None:
+    """`start`, for callers that hold the lock and have asked."""
+    record = box.record
+    record.before_start = record.state if record.state is not State.RESTARTING else State.EXITED
+    record.state = State.STARTING
+    attachments, box.pending = box.pending, []
+    try:
+        async with AsyncExitStack() as undo:
+            link = await _launch(rooms, box, undo, attachments)
+            tracepoint.reach("start.running")
+            record.state = State.RUNNING
+            record.pid, record.start_time = link.pid, link.start_time
+            record.started_ns, record.exit_code, record.error = time.time_ns(), None, ""
+            record.oom_killed, record.stopped_by_hand, record.started_once = False, False, True
+            rooms.supervisor.save(record)
+            tracepoint.reach("start.recorded")
+            undo.pop_all()
+    except BaseException as error:
+        for stream in attachments:
+            stream.close()
+        _note_failure(rooms, box, error)
+        raise
+    box.link = link
+    rooms.supervisor.announce(box, "start")
+    box.watch = asyncio.get_running_loop().create_task(ending.watch(rooms, box, link))
+
+
+def _note_failure(rooms: Rooms, box: Box, error: BaseException) -> None:
+    record = box.record
+    record.state = record.before_start
+    if not isinstance(error, Exception):
+        rooms.supervisor.save(record)
+        return
+    record.error = error.message if isinstance(error, Fault) else str(error)
+    record.exit_code = error.exit_code if isinstance(error, LaunchFailed) else 128
+    rooms.supervisor.save(record)
+    box.announce_exit()
+    if record.auto_remove:
+        asyncio.get_running_loop().create_task(ending.remove_quietly(rooms, box))
+
+
+async def _launch(rooms: Rooms, box: Box, undo: AsyncExitStack, attachments: list[launching.ClientStream]) -> ShimLink:
+    record = box.record
+    donor_pid = _network_donor(rooms, box)
+    undo.push_async_callback(rooms.networks.release, record.id)
+    lease: EndpointLease | None = None
+    sockets: list[socket.socket] = []
+    if launching.needs_endpoint(record):
+        lease = rooms.networks.reserve(record.id, network=record.host_config["NetworkMode"])
+        bindings = launching.wanted_ports(record)
+        if bindings:
+            reserved = rooms.networks.reserve_ports(bindings, endpoint_name=record.name, endpoint_id=lease.endpoint_id)
+            sockets = [one.socket for one in reserved]
+            record.published = [one.to_record() for one in reserved]
+        else:
+            record.published = []
+        record.endpoint = lease.to_record()
+    else:
+        record.endpoint, record.published = None, []
+    try:
+        tracepoint.reach("start.leased")
+        points = [MountPoint.from_record(stored) for stored in record.mounts]
+        for point in points:
+            if point.type == "bind" and point.make_source and not os.path.lexists(point.source):
+                os.makedirs(point.source, mode=0o755)
+        _write_files(rooms, box, lease)
+        run_dir = rooms.run_dir(record.id)
+        run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        rooms.container_dir(record.id).joinpath("exit").unlink(missing_ok=True)
+        init = await rooms.layers.compose(record.diff_ids)
+        plan = launching.plan(
+            record,
+            layers=rooms.layers.mounts(record.diff_ids),
+            init_layer=str(init),
+            container_dir=rooms.container_dir(record.id),
+            run_dir=run_dir,
+            cgroup=rooms.cgroups.plan(record.id, record.host_config["CgroupParent"] or rooms.cgroup_parent, record.host_config),
+            netlink=tuple(rooms.networks.netlink_messages(lease)),
+            donor_pids=_donors(rooms, box, donor_pid),
+            log_options=rooms.default_log_options,
+            cgroup_version=rooms.cgroups.version,
+        )
+        undo.callback(rooms.cgroups.remove, record.id)
+
+        async def on_pid(pid: int, network_pid: int) -> None:
+            tracepoint.reach("start.launched")
+            if lease is not None:
+                await rooms.networks.connect(lease, network_pid)
+                if record.published:
+                    await rooms.networks.publish(lease, record.published)
+            tracepoint.reach("start.connected")
+
+        link = await rooms.shims.start(
+            plan, attachments=attachments, port_fds=[one.fileno() for one in sockets], on_pid=on_pid
+        )
+        if lease is not None:
+            rooms.events.append(
+                "network", "connect", lease.network_id,
+                {"container": record.id, "name": record.host_config["NetworkMode"], "type": "bridge"},
+            )  # fmt: skip
+        return link
+    except OSError as error:
+        raise EngineFailure(f"failed to start container {record.short}: {error.strerror}: {error.filename}") from error
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def _network_donor(rooms: Rooms, box: Box) -> int:
+    mode = box.record.host_config["NetworkMode"]
+    return _donor(rooms, box, mode, "network") if mode.startswith("container:") else 0
+
+
+def _donor(rooms: Rooms, box: Box, mode: str, what: str) -> int:
+    donor = rooms.supervisor.find(mode.removeprefix("container:")).record
+    if donor.id == box.record.id:
+        raise Conflict(f"cannot join own {what}")
+    if not donor.has_process:
+        raise Conflict(f"cannot join {what} of a non running container: {donor.id}")
+    return donor.pid
+
+
+def _donors(rooms: Rooms, box: Box, network_pid: int) -> dict[str, int]:
+    donors = {"network": network_pid} if network_pid else {}
+    for key, kind in (("PidMode", "pid"), ("IpcMode", "ipc")):
+        mode = box.record.host_config[key]
+        if mode.startswith("container:"):
+            donors[kind] = _donor(rooms, box, mode, kind.upper())
+    return donors
+
+
+def _write_files(rooms: Rooms, box: Box, lease: EndpointLease | None) -> None:
+    """hosts, hostname and resolv.conf, made anew at each start."""
+    directory = rooms.container_dir(box.record.id)
+    for name, content in launching.network_files(box.record, lease, rooms.networks).items():
+        (directory / name).write_text(content)

@@ -1,0 +1,159 @@
+"""RUN of a build: one contained process over an overlay of the step's layers, its output streamed, nothing recorded.
+
+The same shim, sandbox and network as a container's; it is no container, so `ps` does not list it. A step whose ketchd dies
+ends with it: its shim is told to, and the next start sweeps its directories.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from ketch_wire.launch import LaunchPlan, LayerMount, LogPlan, MountPlan, ProcessPlan, RootPlan
+from ketch_wire.faults import InvalidInput
+from ketchd.containers.record import new_id
+from ketchd.containers.shims import ClientStream
+from ketchd.engine.rooms import Rooms
+from ketchd.model.digest import Digest
+from ketchd.network.files import render_hostname, render_hosts, render_resolv_conf
+from ketchd.sandbox import defaults, seccomp
+
+SHM_SIZE = 64 * 1024 * 1024
+
+
+class StepRunner:
+    """Runs build steps. Satisfies `ketchd.build`'s StepRunner protocol."""
+
+    def __init__(self, rooms: Rooms) -> None:
+        self._rooms = rooms
+
+    async def run(
+        self,
+        *,
+        root_layers: Sequence[Digest],
+        upper: Path,
+        work: Path,
+        process: ProcessPlan,
+        network: str,
+        extra_hosts: Sequence[str],
+        output: Callable[[int, bytes], None],
+        mounts: Sequence[MountPlan] = (),
+    ) -> int:
+        """Run `process` and return its exit code; `output(1|2, bytes)` gets what it writes.
+
+        Raises LaunchFailed, InvalidInput (network mode). Cancelled: the process is killed, its network released.
+        """
+        rooms = self._rooms
+        if network not in ("", "default", "bridge", "none", "host"):
+            raise InvalidInput(f"network mode {network!r} is not supported for a build")
+        step_id = new_id()
+        state_dir = rooms.data_root / "stage" / f"step-{step_id}"
+        run_dir = rooms.run_dir(step_id)
+        async with AsyncExitStack() as undo:
+            undo.callback(shutil.rmtree, state_dir, True)
+            state_dir.mkdir(parents=True, mode=0o710)
+            undo.callback(shutil.rmtree, run_dir, True)
+            run_dir.mkdir(parents=True, mode=0o700)
+            undo.push_async_callback(rooms.networks.release, step_id)
+            lease = None if network in ("none", "host") else rooms.networks.reserve(step_id)
+            hostname = step_id[:12]
+            files = {
+                "hosts": render_hosts(
+                    hostname=hostname, domainname="", address=lease.address if lease else None,
+                    extra=[(name, address) for name, _, address in (item.partition(":") for item in extra_hosts)],
+                    host_file=rooms.networks.host_file("/etc/hosts") if network == "host" else None,
+                ),
+                "hostname": render_hostname(hostname),
+                "resolv.conf": render_resolv_conf(
+                    rooms.networks.host_file("/etc/resolv.conf"), dns=[], search=[], options=[],
+                    keep_loopback=network == "host",
+                ),
+            }  # fmt: skip
+            for name, content in files.items():
+                (state_dir / name).write_text(content)
+            init = await rooms.layers.compose(list(root_layers))
+            undo.callback(rooms.cgroups.remove, step_id)
+            plan = LaunchPlan(
+                id=step_id,
+                root=RootPlan(
+                    (LayerMount("directory", str(init)), *rooms.layers.mounts(list(root_layers))), str(upper), str(work)
+                ),
+                process=replace(
+                    process, capabilities=defaults.DEFAULT_CAPABILITIES,
+                    seccomp=seccomp.default_program(defaults.DEFAULT_CAPABILITIES),
+                ),
+                run_dir=str(run_dir),
+                state_dir=str(state_dir),
+                namespaces={kind: "new" for kind in ("mount", "pid", "uts", "ipc", "cgroup")}
+                | {"network": "host" if network == "host" else "new"},
+                hostname=hostname,
+                mounts=(
+                    *defaults.default_mounts(
+                        privileged=False, shm_size=SHM_SIZE, ipc_mode="private",
+                        cgroup_version=rooms.cgroups.version, shm_source="",
+                    ),
+                    *(
+                        MountPlan(f"/etc/{name}", "bind", str(state_dir / name), ("bind", "rprivate"))
+                        for name in ("resolv.conf", "hostname", "hosts")
+                    ),
+                    *mounts,
+                ),
+                devices=defaults.DEFAULT_DEVICES,
+                masked_paths=defaults.MASKED_PATHS,
+                readonly_paths=defaults.READONLY_PATHS,
+                cgroup=rooms.cgroups.plan(step_id, rooms.cgroup_parent, {}),
+                log=LogPlan(driver="none"),
+                netlink=tuple(rooms.networks.netlink_messages(lease)),
+            )  # fmt: skip
+            return await self._carry_out(plan, lease, output)
+
+    async def _carry_out(self, plan: LaunchPlan, lease: object, output: Callable[[int, bytes], None]) -> int:
+        rooms = self._rooms
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        reading = asyncio.ensure_future(_read_frames(ours, output))
+        link = None
+
+        async def on_pid(pid: int, network_pid: int) -> None:
+            if lease is not None:
+                await rooms.networks.connect(lease, network_pid)  # type: ignore[arg-type]
+
+        try:
+            stream = ClientStream(
+                fd=theirs.detach(), stdin=False, stdout=True, stderr=True, multiplexed=True, detach_keys=b"", initial=b""
+            )
+            link = await rooms.shims.start(plan, attachments=[stream], port_fds=[], on_pid=on_pid)
+            ended = await link.wait()
+            link = None
+            await reading
+            return ended.code
+        finally:
+            reading.cancel()
+            ours.close()
+            if link is not None:
+                await asyncio.shield(_kill(link))
+
+
+async def _kill(link: object) -> None:
+    await link.signal(signal.SIGKILL)  # type: ignore[attr-defined]
+    await link.wait()  # type: ignore[attr-defined]
+
+
+async def _read_frames(stream: socket.socket, output: Callable[[int, bytes], None]) -> None:
+    """stdcopy frames until the shim closes its end."""
+    loop = asyncio.get_running_loop()
+    rest = bytearray()
+    while received := await loop.sock_recv(stream, 262144):
+        rest += received
+        while len(rest) >= 8:
+            length = int.from_bytes(rest[4:8], "big")
+            if len(rest) < 8 + length:
+                break
+            output(rest[0], bytes(rest[8 : 8 + length]))
+            del rest[: 8 + length]

@@ -1,0 +1,133 @@
+"""The stop, kill, restart and pause journeys."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+from ketch_wire.faults import EngineFailure, NotModified
+from ketchd.containers.lifecycle import Happening, State
+from ketchd.containers.signals import signal_number
+from ketchd.containers.supervisor import Box
+from ketchd.engine import ending
+from ketchd.engine.rooms import Rooms
+from ketchd.engine.start import start
+
+DEFAULT_GRACE_SECONDS = 10
+KILL_WAIT_SECONDS = 10.0
+
+
+async def stop(rooms: Rooms, box: Box, *, grace_seconds: int | None = None, stop_signal: str = "") -> None:
+    """End `box`: its stop signal, then SIGKILL after the grace (-1: never).
+
+    Raises NotModified when it does not run. Cancelled: the SIGKILL is still sent. Source: Engine API, ContainerStop.
+    """
+    number = signal_number(stop_signal or box.record.config["StopSignal"] or "TERM")
+    async with box.lock:
+        box.ask(Happening.ASK_STOP)
+        if box.record.state is State.RESTARTING:
+            ending.cancel_restart(box)
+            box.record.state = State.EXITED
+            box.record.stopped_by_hand = True
+            rooms.supervisor.save(box.record)
+            rooms.supervisor.announce(box, "stop")
+            return
+        box.record.stopped_by_hand = True
+        rooms.supervisor.save(box.record)
+        ended = _end_of_run(box)
+        await _thaw_and_signal(rooms, box, number)
+    if grace_seconds is None:
+        configured = box.record.config["StopTimeout"]
+        grace_seconds = DEFAULT_GRACE_SECONDS if configured is None else configured
+    job = asyncio.ensure_future(_see_it_end(rooms, box, ended, grace_seconds))
+    await asyncio.shield(job)
+    rooms.supervisor.announce(box, "stop")
+
+
+def _end_of_run(box: Box) -> asyncio.Future[int]:
+    waiter: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    box.exit_waiters.append(waiter)
+    return waiter
+
+
+async def _see_it_end(rooms: Rooms, box: Box, ended: asyncio.Future[int], grace_seconds: int) -> None:
+    try:
+        await asyncio.wait_for(asyncio.shield(ended), None if grace_seconds < 0 else grace_seconds)
+        return
+    except TimeoutError:
+        pass
+    await _thaw_and_signal(rooms, box, signal.SIGKILL)
+    try:
+        await asyncio.wait_for(ended, KILL_WAIT_SECONDS)
+    except TimeoutError:
+        raise EngineFailure(
+            f"cannot stop container: {box.record.id}: tried to kill container, but did not receive an exit event"
+        ) from None
+
+
+async def _thaw_and_signal(rooms: Rooms, box: Box, number: int) -> None:
+    """Send the signal; a frozen container is thawed, or the signal would wait."""
+    link = box.link
+    if link is not None:
+        await link.signal(number)
+        rooms.supervisor.announce(box, "kill", signal=str(number))
+    if box.record.state is State.PAUSED:
+        await asyncio.to_thread(rooms.cgroups.thaw, box.record.id)
+        box.record.state = State.RUNNING
+        rooms.supervisor.save(box.record)
+
+
+async def kill(rooms: Rooms, box: Box, signal_name: str) -> None:
+    """Send a signal to PID 1; SIGKILL waits for the end. Raises Conflict when it does not run, InvalidInput."""
+    number = signal_number(signal_name or "KILL")
+    async with box.lock:
+        box.ask(Happening.ASK_KILL)
+        ended = _end_of_run(box)
+        own = box.record.config["StopSignal"]
+        if not own or number in (signal_number(own), signal.SIGKILL):
+            box.record.stopped_by_hand = True
+            rooms.supervisor.save(box.record)
+        if number == signal.SIGKILL or (own and number == signal_number(own)):
+            await _thaw_and_signal(rooms, box, number)
+        elif box.link is not None:
+            await box.link.signal(number)
+            rooms.supervisor.announce(box, "kill", signal=str(number))
+    if number == signal.SIGKILL:
+        await asyncio.wait([ended], timeout=KILL_WAIT_SECONDS)
+    else:
+        ended.cancel()
+
+
+async def restart(rooms: Rooms, box: Box, *, grace_seconds: int | None = None, stop_signal: str = "") -> None:
+    """stop (if it runs), then start. Source: Engine API, ContainerRestart."""
+    auto_remove, box.record.host_config["AutoRemove"] = box.record.auto_remove, False
+    try:
+        try:
+            await stop(rooms, box, grace_seconds=grace_seconds, stop_signal=stop_signal)
+        except NotModified:
+            pass
+        await start(rooms, box)
+    finally:
+        box.record.host_config["AutoRemove"] = auto_remove
+        rooms.supervisor.save(box.record)
+    rooms.supervisor.announce(box, "restart")
+
+
+async def pause(rooms: Rooms, box: Box) -> None:
+    """Freeze every process. Raises Conflict."""
+    async with box.lock:
+        following = box.ask(Happening.ASK_PAUSE)
+        await asyncio.to_thread(rooms.cgroups.freeze, box.record.id)
+        box.record.state = following
+        rooms.supervisor.save(box.record)
+    rooms.supervisor.announce(box, "pause")
+
+
+async def unpause(rooms: Rooms, box: Box) -> None:
+    """Thaw every process. Raises Conflict."""
+    async with box.lock:
+        following = box.ask(Happening.ASK_UNPAUSE)
+        await asyncio.to_thread(rooms.cgroups.thaw, box.record.id)
+        box.record.state = following
+        rooms.supervisor.save(box.record)
+    rooms.supervisor.announce(box, "unpause")
