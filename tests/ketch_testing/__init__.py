@@ -1,0 +1,1 @@
+"""Fakes and builders that the tests, the demo and the bench share."""
