@@ -1,4 +1,4 @@
-"""Docker's multiplexed stream: several byte streams over one connection, in frames. Sans-IO: feed bytes, take frames.
+"""Docker's multiplexed stream: several byte streams over one connection, in frames. Sans-IO.
 
 A frame is eight bytes (stream number, three zeros, big-endian payload length) and the payload.
 Source: Engine API, ContainerAttach, "Stream format".
