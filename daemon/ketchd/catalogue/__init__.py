@@ -1,0 +1,1 @@
+"""The one database: it owns every directory of the data root."""

@@ -1,0 +1,1 @@
+"""Content by digest: blobs, images and their names, leases, garbage, archives."""
