@@ -67,7 +67,8 @@ _FIRST = (
     "CREATE INDEX containers_by_image ON containers (image_id)",
     """CREATE TABLE volumes (
         name TEXT PRIMARY KEY, driver TEXT NOT NULL, created_ns INTEGER NOT NULL,
-        labels TEXT NOT NULL DEFAULT '{}', options TEXT NOT NULL DEFAULT '{}', anonymous INTEGER NOT NULL DEFAULT 0)""",
+        labels TEXT NOT NULL DEFAULT '{}', options TEXT NOT NULL DEFAULT '{}',
+        anonymous INTEGER NOT NULL DEFAULT 0)""",
     """CREATE TABLE networks (
         id TEXT PRIMARY KEY, name TEXT NOT NULL, driver TEXT NOT NULL, record TEXT NOT NULL)""",
     """CREATE TABLE addresses (
@@ -77,7 +78,8 @@ _FIRST = (
     # Build cache. result: JSON.
     """CREATE TABLE build_cache (
         key TEXT PRIMARY KEY, parent_key TEXT NOT NULL DEFAULT '', kind TEXT NOT NULL,
-        description TEXT NOT NULL, result TEXT NOT NULL, diff_id TEXT, created_ns INTEGER NOT NULL, last_used_ns INTEGER NOT NULL,
+        description TEXT NOT NULL, result TEXT NOT NULL, diff_id TEXT,
+        created_ns INTEGER NOT NULL, last_used_ns INTEGER NOT NULL,
         use_count INTEGER NOT NULL DEFAULT 0, size INTEGER NOT NULL DEFAULT 0)""",
     "CREATE INDEX build_cache_by_parent ON build_cache (parent_key)",
     "CREATE INDEX build_cache_by_layer ON build_cache (diff_id) WHERE diff_id IS NOT NULL",
