@@ -11,7 +11,7 @@ from typing import Any
 import msgpack
 
 _LENGTH = struct.Struct(">I")
-FRAME_LIMIT = 16 * 1024 * 1024
+FRAME_LIMIT = 64 * 1024 * 1024
 
 
 class BadFrame(ValueError):

@@ -1,0 +1,174 @@
+"""The program: global options, the command's module, its exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import cast
+
+from ketch import __version__
+from ketch.commandtable import COMMON, GROUPS, MANAGEMENT, PLAIN, TABLE, Entry, find, members
+from ketch.faults import CommandFailed, UsageError
+from ketch.options import Command, Given, HelpAsked, parse, render_options
+from ketch.session import Session
+
+PROGRAM = "ketch"
+
+GLOBAL = Command(
+    "[OPTIONS] COMMAND",
+    """
+--config string  Location of client config files (default "~/.docker")
+-D, --debug  Show where a fault of the client itself happened
+-H, --host list  Daemon socket to connect to
+-l, --log-level string  Accepted for docker's sake; the client logs nothing (default "info")
+-v, --version  Print version information and quit
+""",
+    (0, None),
+    interspersed=False,
+)
+
+Function = Callable[[Session, Given], int]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command. Returns its exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        return _run(words)
+    except CommandFailed as error:
+        _complain(error.message)
+        return error.code
+    except BrokenPipeError:
+        # Nobody reads on: what a program gets that SIGPIPE ends. The interpreter must not try to flush again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+    except KeyboardInterrupt:
+        return 130
+
+
+def _complain(message: str) -> None:
+    if message:
+        sys.stdout.flush()
+        sys.stderr.buffer.write((message + "\n").encode("utf-8", "surrogateescape"))
+        sys.stderr.buffer.flush()
+
+
+def _run(words: list[str]) -> int:
+    try:
+        options = parse(GLOBAL, PROGRAM, words)
+    except HelpAsked:
+        print(top_page(terminal_columns()))
+        return 0
+    rest = options.arguments
+    if options.on("version"):
+        print(f"Ketch version {__version__}")
+        return 0
+    if rest[:1] == ["help"]:
+        rest = [*rest[1:], "--help"]
+    if not rest or rest == ["--help"]:
+        print(top_page(terminal_columns()))
+        return 0
+    hosts = options.many("host")
+    if len(hosts) > 1:
+        raise CommandFailed("specify only one -H")
+    given_config = options.text("config") if options.has("config") else ""
+    session = Session(_host(hosts[0]) if hosts else "", given_config)
+    if rest[0] in GROUPS:
+        if len(rest) == 1 or rest[1] in ("--help", "-h"):
+            print(group_page(rest[0]))
+            return 0
+        path, rest = " ".join(rest[:2]), rest[2:]
+    else:
+        path, rest = rest[0], rest[1:]
+    found = find(path)
+    if found is None:
+        parent, _, _ = path.rpartition(" ")
+        usage = f"\n\nUsage:  {PROGRAM} {parent}" if parent else ""
+        hint = f"{PROGRAM} {parent}".strip()
+        raise UsageError(
+            f"{PROGRAM}: unknown command: {PROGRAM} {path}{usage}\n\nRun '{hint} --help' for more information"
+        )
+    entry, own = found
+    command, function = load(entry)
+    try:
+        given = parse(command, f"{PROGRAM} {own}", rest)
+    except HelpAsked:
+        print(command_page(entry, own, command, terminal_columns()))
+        return 0
+    return function(session, given)
+
+
+def load(entry: Entry) -> tuple[Command, Function]:
+    """Import the module of one command."""
+    module = import_module(f"ketch.commands.{entry.module}")
+    return cast("tuple[Command, Function]", module.COMMANDS[entry.key])
+
+
+def _host(text: str) -> str:
+    """A host as `-H` takes it: a bare path is a socket, a bare address TCP."""
+    if text.startswith("/"):
+        return f"unix://{text}"
+    return text if "://" in text else f"tcp://{text}"
+
+
+def terminal_columns() -> int:
+    """The width of the terminal on standard input, as docker's help takes it; 80 without one."""
+    try:
+        return os.get_terminal_size(0).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
+def command_page(entry: Entry, own: str, command: Command, columns: int) -> str:
+    """The help of one command."""
+    parts = [f"Usage:  {PROGRAM} {own} {command.usage}".rstrip(), entry.summary]
+    if command.note:
+        parts[-1] += "\n" + command.note
+    spellings = [typed for typed, _ in entry.spellings()]
+    if len(spellings) > 1:
+        parts.append("Aliases:\n  " + ", ".join(f"{PROGRAM} {typed}" for typed in spellings))
+    flags, _ = command.flags()
+    if flags:
+        parts.append("Options:\n" + render_options(flags, columns))
+    return "\n\n".join(parts)
+
+
+def group_page(group: str) -> str:
+    """The help of a group of commands."""
+    rows = members(group)
+    width = max(11, max(len(name) for name, _ in rows) + 1)
+    listed = "\n".join(f"  {name:<{width}} {summary}" for name, summary in rows)
+    return (
+        f"Usage:  {PROGRAM} {group} COMMAND\n\n{GROUPS[group]}\n\nCommands:\n{listed}\n\n"
+        f"Run '{PROGRAM} {group} COMMAND --help' for more information on a command."
+    )
+
+
+def top_page(columns: int) -> str:
+    """The help of the program."""
+    parts = [
+        f"Usage:  {PROGRAM} [OPTIONS] COMMAND",
+        "A container engine for one Linux host that speaks the Docker Engine API",
+    ]
+    for group in (COMMON, MANAGEMENT, PLAIN):
+        if group == MANAGEMENT:
+            rows = sorted(GROUPS.items())
+        else:
+            rows = [(entry.spellings()[-1][0], entry.summary) for entry in TABLE if entry.group == group]
+            rows = [(entry_name(name), summary) for name, summary in rows]
+        parts.append(f"{group}:\n" + "\n".join(f"  {name:<11} {summary}" for name, summary in rows))
+    flags, _ = GLOBAL.flags()
+    parts.append("Global Options:\n" + render_options(flags, columns))
+    parts.append(f"Run '{PROGRAM} COMMAND --help' for more information on a command.")
+    return "\n\n".join(parts)
+
+
+def entry_name(typed: str) -> str:
+    """The top-level name of a command whose last spelling is `typed`."""
+    return "build" if typed == "builder build" else typed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

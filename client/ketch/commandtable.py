@@ -1,0 +1,225 @@
+"""Every command by name, and the module that knows it: read at start, so that only the one that runs is imported."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+COMMON, MANAGEMENT, PLAIN = "Common Commands", "Management Commands", "Commands"
+
+
+class Entry(NamedTuple):
+    """One command. `paths`: how it is typed, the first of each group of alternatives being its own name."""
+
+    key: str
+    module: str
+    group: str
+    paths: str
+    summary: str
+
+    def spellings(self) -> list[tuple[str, str]]:
+        """(as typed, own name) for every way to type it: `container ls|list|ps` is three."""
+        found = []
+        for path in self.paths.split(", "):
+            parent, _, words = path.rpartition(" ")
+            names = words.split("|")
+            found += [(f"{parent} {name}".strip(), f"{parent} {names[0]}".strip()) for name in names]
+        return found
+
+
+GROUPS = {
+    "builder": "Manage builds",
+    "container": "Manage containers",
+    "image": "Manage images",
+    "network": "Manage networks",
+    "system": "Manage ketch",
+    "volume": "Manage volumes",
+}
+
+TABLE = (
+    Entry("run", "run", COMMON, "container run, run", "Create and run a new container from an image"),
+    Entry("exec", "execute", COMMON, "container exec, exec", "Execute a command in a running container"),
+    Entry("ps", "listing", COMMON, "container ls|list|ps, ps", "List containers"),
+    Entry("build", "build", COMMON, "image build, build, builder build", "Build an image from a Dockerfile"),
+    Entry("pull", "registry", COMMON, "image pull, pull", "Download an image from a registry"),
+    Entry("push", "registry", COMMON, "image push, push", "Upload an image to a registry"),
+    Entry("images", "images", COMMON, "image ls|list, images", "List images"),
+    Entry("login", "registry", COMMON, "login", "Authenticate to a registry"),
+    Entry("logout", "registry", COMMON, "logout", "Log out from a registry"),
+    Entry("search", "registry", COMMON, "search", "Search Docker Hub for images"),
+    Entry("version", "version", COMMON, "version", "Show the ketch version information"),
+    Entry("info", "system", COMMON, "system info, info", "Display system-wide information"),
+    Entry(
+        "attach",
+        "execute",
+        PLAIN,
+        "container attach, attach",
+        "Attach local standard input, output, and error streams to a running container",
+    ),
+    Entry(
+        "commit",
+        "containers",
+        PLAIN,
+        "container commit, commit",
+        "Create a new image from a container's changes",
+    ),
+    Entry(
+        "cp",
+        "copies",
+        PLAIN,
+        "container cp, cp",
+        "Copy files/folders between a container and the local filesystem",
+    ),
+    Entry("create", "run", PLAIN, "container create, create", "Create a new container"),
+    Entry(
+        "diff",
+        "containers",
+        PLAIN,
+        "container diff, diff",
+        "Inspect changes to files or directories on a container's filesystem",
+    ),
+    Entry("events", "system", PLAIN, "system events, events", "Get real time events from the server"),
+    Entry(
+        "export",
+        "archives",
+        PLAIN,
+        "container export, export",
+        "Export a container's filesystem as a tar archive",
+    ),
+    Entry("history", "images", PLAIN, "image history, history", "Show the history of an image"),
+    Entry(
+        "import",
+        "archives",
+        PLAIN,
+        "image import, import",
+        "Import the contents from a tarball to create a filesystem image",
+    ),
+    Entry("inspect", "inspect", PLAIN, "inspect", "Return low-level information on ketch objects"),
+    Entry("kill", "containers", PLAIN, "container kill, kill", "Kill one or more running containers"),
+    Entry("load", "archives", PLAIN, "image load, load", "Load an image from a tar archive or STDIN"),
+    Entry("logs", "logs", PLAIN, "container logs, logs", "Fetch the logs of a container"),
+    Entry(
+        "pause",
+        "containers",
+        PLAIN,
+        "container pause, pause",
+        "Pause all processes within one or more containers",
+    ),
+    Entry(
+        "port",
+        "containers",
+        PLAIN,
+        "container port, port",
+        "List port mappings or a specific mapping for the container",
+    ),
+    Entry("rename", "containers", PLAIN, "container rename, rename", "Rename a container"),
+    Entry("restart", "containers", PLAIN, "container restart, restart", "Restart one or more containers"),
+    Entry("rm", "containers", PLAIN, "container rm|remove, rm", "Remove one or more containers"),
+    Entry("rmi", "images", PLAIN, "image rm|remove, rmi", "Remove one or more images"),
+    Entry(
+        "save",
+        "archives",
+        PLAIN,
+        "image save, save",
+        "Save one or more images to a tar archive (streamed to STDOUT by default)",
+    ),
+    Entry("start", "run", PLAIN, "container start, start", "Start one or more stopped containers"),
+    Entry(
+        "stats",
+        "stats",
+        PLAIN,
+        "container stats, stats",
+        "Display a live stream of container(s) resource usage statistics",
+    ),
+    Entry("stop", "containers", PLAIN, "container stop, stop", "Stop one or more running containers"),
+    Entry("tag", "images", PLAIN, "image tag, tag", "Create a tag TARGET_IMAGE that refers to SOURCE_IMAGE"),
+    Entry("top", "containers", PLAIN, "container top, top", "Display the running processes of a container"),
+    Entry(
+        "unpause",
+        "containers",
+        PLAIN,
+        "container unpause, unpause",
+        "Unpause all processes within one or more containers",
+    ),
+    Entry(
+        "update",
+        "update",
+        PLAIN,
+        "container update, update",
+        "Update configuration of one or more containers",
+    ),
+    Entry(
+        "wait",
+        "containers",
+        PLAIN,
+        "container wait, wait",
+        "Block until one or more containers stop, then print their exit codes",
+    ),
+    Entry(
+        "container inspect",
+        "inspect",
+        "",
+        "container inspect",
+        "Display detailed information on one or more containers",
+    ),
+    Entry("container prune", "prune", "", "container prune", "Remove all stopped containers"),
+    Entry(
+        "image bootstrap",
+        "bootstrap",
+        "",
+        "image bootstrap",
+        "Make a base image with the distribution's own tools",
+    ),
+    Entry(
+        "image inspect", "inspect", "", "image inspect", "Display detailed information on one or more images"
+    ),
+    Entry("image prune", "prune", "", "image prune", "Remove unused images"),
+    Entry("network connect", "networks", "", "network connect", "Connect a container to a network"),
+    Entry("network create", "networks", "", "network create", "Create a network"),
+    Entry(
+        "network disconnect", "networks", "", "network disconnect", "Disconnect a container from a network"
+    ),
+    Entry(
+        "network inspect",
+        "inspect",
+        "",
+        "network inspect",
+        "Display detailed information on one or more networks",
+    ),
+    Entry("network ls", "networks", "", "network ls|list", "List networks"),
+    Entry("network prune", "prune", "", "network prune", "Remove all unused networks"),
+    Entry("network rm", "networks", "", "network rm|remove", "Remove one or more networks"),
+    Entry("volume create", "volumes", "", "volume create", "Create a volume"),
+    Entry(
+        "volume inspect",
+        "inspect",
+        "",
+        "volume inspect",
+        "Display detailed information on one or more volumes",
+    ),
+    Entry("volume ls", "volumes", "", "volume ls|list", "List volumes"),
+    Entry("volume prune", "prune", "", "volume prune", "Remove unused local volumes"),
+    Entry("volume rm", "volumes", "", "volume rm|remove", "Remove one or more volumes"),
+    Entry("system df", "diskusage", "", "system df", "Show disk usage"),
+    Entry("system prune", "prune", "", "system prune", "Remove unused data"),
+    Entry("builder prune", "prune", "", "builder prune", "Remove build cache"),
+)
+
+
+def find(path: str) -> tuple[Entry, str] | None:
+    """The command typed as `path`, and its own name there."""
+    for entry in TABLE:
+        if path in entry.paths or "|" in entry.paths:
+            for typed, own in entry.spellings():
+                if typed == path:
+                    return entry, own
+    return None
+
+
+def members(group: str) -> list[tuple[str, str]]:
+    """(name, summary) of the commands below `group`, by name."""
+    found = {}
+    for entry in TABLE:
+        for _, own in entry.spellings():
+            if own.startswith(group + " "):
+                found[own[len(group) + 1 :]] = entry.summary
+    return sorted(found.items())

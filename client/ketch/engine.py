@@ -1,0 +1,243 @@
+"""The engine as commands see it: where it listens, which API version is spoken, its errors as faults. Acting."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from ketch_wire.defaults import API_VERSION, DEFAULT_SOCKET
+
+from ketch import __version__
+from ketch.faults import CommandFailed, EngineAnswer, EngineAway
+from ketch.http import Answer, Body, Connection
+
+Query = Mapping[str, Any]
+
+# Without a version in its answer to a ping an engine is older than negotiation.
+ASSUMED_VERSION = "1.24"
+
+
+def version_key(text: str) -> tuple[int, ...]:
+    """`1.41` in an order that puts 1.9 before it."""
+    return tuple(int(part) for part in text.split(".") if part.isdigit())
+
+
+class Engine:
+    """Requests to one engine at `host` (unix://PATH or tcp://ADDRESS:PORT). Connects when first asked."""
+
+    def __init__(self, host: str = "", headers: Mapping[str, str] | None = None) -> None:
+        self.host = host or f"unix://{DEFAULT_SOCKET}"
+        self._headers = dict(headers or {})
+        self._version = os.environ.get("DOCKER_API_VERSION", "").lstrip("v")
+        self.server = ""
+        self.engine_version = self._version
+
+    @property
+    def version(self) -> str:
+        """The API version spoken: the engine's or ours, whichever is lower. Asks once."""
+        if not self._version:
+            self.ping()
+        return self._version
+
+    def ping(self) -> None:
+        """Ask which API version the engine has."""
+        with self._exchange("HEAD", "/_ping") as answer:
+            answer.read()
+            told = answer.headers.get("api-version", "") or ASSUMED_VERSION
+            self.server = answer.headers.get("server", "")
+        self.engine_version = told
+        if not self._version:
+            self._version = min(told, API_VERSION, key=version_key)
+
+    def at_least(self, version: str) -> bool:
+        """Whether the spoken API version is `version` or newer."""
+        return version_key(self.version) >= version_key(version)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        query: Query | None = None,
+        *,
+        body: Body = None,
+        send: Any = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """One request. `send` is sent as JSON. Raises EngineAnswer for a status of 400 and more, EngineAway.
+
+        The caller reads and closes the answer.
+        """
+        target = f"/v{self.version}{quote(path, safe='/:@~!$()*,;=+')}"
+        encoded = encode_query(query)
+        merged = dict(headers or {})
+        if send is not None:
+            body = json.dumps(send, separators=(",", ":")).encode() + b"\n"
+            merged.setdefault("Content-Type", "application/json")
+        answer = self._exchange(method, f"{target}?{encoded}" if encoded else target, merged, body)
+        if answer.status >= 400:
+            with answer:
+                raise EngineAnswer(answer.status, error_text(answer, method, path))
+        return answer
+
+    def json(
+        self, method: str, path: str, query: Query | None = None, *, send: Any = None, **given: Any
+    ) -> Any:
+        """One request whose answer is JSON; None for an empty one."""
+        with self.request(method, path, query, send=send, **given) as answer:
+            content = answer.read()
+        return json.loads(content) if content.strip() else None
+
+    def get(self, path: str, query: Query | None = None) -> Any:
+        """GET, as JSON."""
+        return self.json("GET", path, query)
+
+    def call(self, method: str, path: str, query: Query | None = None, *, send: Any = None) -> int:
+        """A request whose answer does not matter; its status."""
+        with self.request(method, path, query, send=send) as answer:
+            answer.read()
+            return answer.status
+
+    def messages(self, answer: Answer) -> Iterator[dict[str, Any]]:
+        """The JSON objects of a streamed answer, each as soon as it is whole. Closes the answer at the end."""
+        with answer:
+            yield from json_objects(answer.parts())
+
+    def hijack(
+        self, path: str, query: Query | None = None, *, send: Any = None
+    ) -> tuple[socket.socket, bytes, dict[str, str]]:
+        """Turn a POST into a two-way stream: (socket, bytes already read, answer headers)."""
+        asked = {"Connection": "Upgrade", "Upgrade": "tcp"}
+        if send is None:
+            asked["Content-Type"] = "text/plain"
+        answer = self.request("POST", path, query, send=send, headers=asked)
+        if answer.status != 101:
+            answer.close()
+            raise CommandFailed(f"unable to upgrade to tcp, received {answer.status}")
+        link, rest = answer.take_over()
+        return link, rest, answer.headers
+
+    def _exchange(
+        self, method: str, target: str, headers: Mapping[str, str] | None = None, body: Body = None
+    ) -> Answer:
+        connection = Connection(connect(self.host))
+        merged = {
+            "Host": "api.moby.localhost" if self.host.startswith("unix:") else self.host.partition("://")[2],
+            "User-Agent": f"Ketch-Client/{__version__} (linux)",
+            **self._headers,
+            **(headers or {}),
+        }
+        try:
+            return connection.exchange(method, target, merged, body)
+        except BaseException:
+            connection.close()
+            raise
+
+
+def connect(host: str) -> socket.socket:
+    """A connection to `host`. Raises EngineAway with docker's words."""
+    scheme, _, place = host.partition("://")
+    try:
+        if scheme == "unix":
+            link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+            try:
+                link.connect(place)
+            except BaseException:
+                link.close()
+                raise
+            return link
+        if scheme in ("tcp", "http", "https"):
+            return _connect_tcp(scheme, place)
+    except PermissionError as error:
+        raise EngineAway(
+            f"permission denied while trying to connect to the ketch daemon socket at {host}: {error.strerror}"
+        ) from error
+    except OSError as error:
+        raise EngineAway(
+            f"Cannot connect to the ketch daemon at {host}. Is the ketch daemon running?"
+        ) from error
+    raise CommandFailed(f'unable to parse docker host "{host}"')
+
+
+def _connect_tcp(scheme: str, place: str) -> socket.socket:
+    address, _, port = place.rstrip("/").rpartition(":")
+    verify = bool(os.environ.get("DOCKER_TLS_VERIFY"))
+    secure = scheme == "https" or verify or bool(os.environ.get("DOCKER_TLS"))
+    link = socket.create_connection((address.strip("[]") or place, int(port or (2376 if secure else 2375))))
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if not secure:
+        return link
+    import ssl
+    from pathlib import Path
+
+    certificates = Path(os.environ.get("DOCKER_CERT_PATH") or Path.home() / ".docker")
+    context = ssl.create_default_context()
+    if (certificates / "ca.pem").exists():
+        context.load_verify_locations(certificates / "ca.pem")
+    if (certificates / "cert.pem").exists():
+        context.load_cert_chain(certificates / "cert.pem", certificates / "key.pem")
+    if not verify and scheme != "https":
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context.wrap_socket(link, server_hostname=address)
+
+
+def encode_query(query: Query | None) -> str:
+    """A query string: None and empty texts are left out, True is 1, lists repeat their key, maps are JSON."""
+    pairs: list[tuple[str, str]] = []
+    for key, value in sorted((query or {}).items()):
+        if value is None or value is False or value == "":
+            continue
+        if isinstance(value, dict):
+            pairs.append((key, json.dumps(value, separators=(",", ":"))))
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            pairs += [(key, str(item)) for item in value]
+        else:
+            pairs.append((key, "1" if value is True else str(value)))
+    return urlencode(pairs)
+
+
+def error_text(answer: Answer, method: str, path: str) -> str:
+    """The engine's message in an error answer."""
+    content = answer.read()
+    if answer.headers.get("content-type", "").startswith("application/json"):
+        try:
+            told = json.loads(content)
+        except ValueError:
+            told = None
+        if isinstance(told, dict) and told.get("message"):
+            return str(told["message"]).strip()
+    text = content.decode("utf-8", "replace").strip()
+    return text or (
+        f"request returned {answer.status} for {method} {path}, check if the server supports the requested API version"
+    )
+
+
+def json_objects(parts: Iterator[bytes]) -> Iterator[dict[str, Any]]:
+    """The objects in a stream of concatenated JSON texts, however the bytes are cut."""
+    decoder = json.JSONDecoder()
+    kept = b""
+    for part in parts:
+        kept += part
+        # An object never ends but with a brace: without one there is nothing new to find.
+        if b"}" not in part:
+            continue
+        end = kept.rfind(b"}") + 1
+        text, kept = kept[:end].decode("utf-8", "surrogateescape"), kept[end:]
+        at = 0
+        while at < len(text):
+            if text[at].isspace():
+                at += 1
+                continue
+            try:
+                found, at = decoder.raw_decode(text, at)
+            except ValueError:
+                break
+            if isinstance(found, dict):
+                yield found
+        kept = text[at:].encode("utf-8", "surrogateescape") + kept
+    if kept.strip():
+        raise EngineAway("unexpected EOF")

@@ -1,0 +1,324 @@
+"""Carries out a parsed template on plain JSON values, with Go's and docker's functions. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from ketch.gotemplate import Action, Branch, Jump, Node, Operand, Pipe, TemplateError, Text, parse
+
+# A key that is missing in one of these is no mistake: they are maps in Go, not structures.
+MAPS = frozenset(
+    (
+        "Labels",
+        "Ports",
+        "PortBindings",
+        "ExposedPorts",
+        "Networks",
+        "Volumes",
+        "Options",
+        "DriverOpts",
+        "Sysctls",
+    )
+    + ("Annotations", "Tmpfs", "StorageOpt", "Config", "Containers", "IPAMConfig")
+)
+# Left out of answers when empty; nil in Go.
+OPTIONAL = frozenset(
+    ("Health", "Healthcheck", "StopSignal", "StopTimeout", "Error", "UsageData", "Status", "Shell")
+)
+
+
+class _Break(Exception):
+    pass
+
+
+class _Continue(Exception):
+    pass
+
+
+def render(source: str, value: Any, *, header: bool = False) -> str:
+    """`source` carried out on `value`. `header`: functions leave their argument alone, so that titles stay titles.
+
+    Raises TemplateError.
+    """
+    return _Run(value, header).nodes(parse(source))
+
+
+def printed(value: Any) -> str:
+    """A value as Go's `print` writes it."""
+    if value is None:
+        return "<no value>"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return str(int(value)) if value == int(value) and abs(value) < 1e21 else repr(value)
+    if isinstance(value, dict):
+        return "map[" + " ".join(f"{key}:{_inner(item)}" for key, item in sorted(value.items())) + "]"
+    if isinstance(value, list | tuple):
+        return "[" + " ".join(_inner(item) for item in value) + "]"
+    return str(value)
+
+
+def _inner(value: Any) -> str:
+    return "<nil>" if value is None else printed(value)
+
+
+class _Run:
+    """One execution: the variables in scope, and the dot."""
+
+    def __init__(self, value: Any, header: bool) -> None:
+        self._header = header
+        self._dot = value
+        self._variables: list[tuple[str, Any]] = [("$", value)]
+
+    def nodes(self, nodes: tuple[Node, ...]) -> str:
+        out = []
+        for node in nodes:
+            if isinstance(node, Text):
+                out.append(node.text)
+            elif isinstance(node, Action):
+                value = self._pipe(node.pipe)
+                if not node.pipe.names:
+                    out.append(printed(value))
+            elif isinstance(node, Jump):
+                raise (_Break if node.kind == "break" else _Continue)("".join(out))
+            else:
+                out.append(self._branch(node))
+        return "".join(out)
+
+    def _branch(self, node: Branch) -> str:
+        depth, dot = len(self._variables), self._dot
+        try:
+            if node.kind == "range":
+                return self._range(node, depth)
+            value = self._pipe(node.pipe)
+            if not truth(value):
+                return self.nodes(node.otherwise)
+            if node.kind == "with":
+                self._dot = value
+            return self.nodes(node.body)
+        finally:
+            del self._variables[depth:]
+            self._dot = dot
+
+    def _range(self, node: Branch, depth: int) -> str:
+        value = self._pipe(node.pipe._replace(names=()))
+        pairs: list[tuple[Any, Any]]
+        if isinstance(value, dict):
+            pairs = sorted(value.items())
+        elif isinstance(value, int) and not isinstance(value, bool):
+            pairs = [(at, at) for at in range(value)]
+        elif value is None or isinstance(value, list | tuple):
+            pairs = list(enumerate(value or ()))
+        else:
+            raise TemplateError(f"range can't iterate over {printed(value)}")
+        if not pairs:
+            return self.nodes(node.otherwise)
+        out = []
+        for key, item in pairs:
+            del self._variables[depth:]
+            names = node.pipe.names
+            if len(names) == 1:
+                self._variables.append((names[0], item))
+            elif len(names) == 2:
+                self._variables += [(names[0], key), (names[1], item)]
+            self._dot = item
+            try:
+                out.append(self.nodes(node.body))
+            except _Continue as jump:
+                out.append(str(jump))
+            except _Break as jump:
+                out.append(str(jump))
+                break
+        return "".join(out)
+
+    def _pipe(self, pipe: Pipe) -> Any:
+        value: Any = None
+        for at, command in enumerate(pipe.commands):
+            value = self._command(command, (value,) if at else ())
+        if len(pipe.names) > 1:
+            raise TemplateError("template: :1: too many declarations in command")
+        for name in pipe.names:
+            if pipe.declares:
+                self._variables.append((name, value))
+            else:
+                self._assign(name, value)
+        return value
+
+    def _assign(self, name: str, value: Any) -> None:
+        for at in range(len(self._variables) - 1, -1, -1):
+            if self._variables[at][0] == name:
+                self._variables[at] = (name, value)
+                return
+        raise TemplateError(f'template: :1: undefined variable "{name}"')
+
+    def _command(self, operands: tuple[Operand, ...], piped: tuple[Any, ...]) -> Any:
+        first = operands[0]
+        if first.kind == "function":
+            return self._call(str(first.value), operands[1:], piped)
+        if len(operands) > 1 or piped:
+            raise TemplateError("can't give argument to non-function")
+        return self._value(first)
+
+    def _call(self, name: str, operands: tuple[Operand, ...], piped: tuple[Any, ...]) -> Any:
+        if name in ("and", "or"):
+            value: Any = None
+            for at, operand in enumerate(operands):
+                value = self._value(operand)
+                if truth(value) == (name == "or") or (at == len(operands) - 1 and not piped):
+                    return value
+            return piped[0] if piped else value
+        function = FUNCTIONS.get(name)
+        if function is None:
+            raise TemplateError(f'template: :1: function "{name}" not defined')
+        arguments = [self._value(operand) for operand in operands] + list(piped)
+        if self._header and name in UNTITLED:
+            return next((one for one in arguments if isinstance(one, str)), "")
+        try:
+            return function(*arguments)
+        except TemplateError:
+            raise
+        except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+            raise TemplateError(f"error calling {name}: {error}") from error
+
+    def _value(self, operand: Operand) -> Any:
+        if operand.kind == "literal":
+            return operand.value
+        if operand.kind == "function":
+            return self._call(str(operand.value), (), ())
+        if operand.kind == "dot":
+            value = self._dot
+        elif operand.kind == "variable":
+            found = [kept for name, kept in reversed(self._variables) if name == operand.value]
+            if not found:
+                raise TemplateError(f'template: :1: undefined variable "{operand.value}"')
+            value = found[0]
+        else:
+            assert isinstance(operand.value, Pipe)
+            value = self._pipe(operand.value)
+        inside = ""
+        for name in operand.fields:
+            value = field(value, name, inside)
+            inside = name
+        return value
+
+
+def field(value: Any, name: str, inside: str = "") -> Any:
+    """`.name` of `value`. Raises TemplateError where Go would."""
+    if value is None:
+        raise TemplateError(f"nil pointer evaluating interface {{}}.{name}")
+    if not isinstance(value, dict):
+        raise TemplateError(f"can't evaluate field {name} in type {type(value).__name__}")
+    if name in value:
+        return value[name]
+    if inside in MAPS or name in OPTIONAL:
+        return None
+    raise TemplateError(f'map has no entry for key "{name}"')
+
+
+def truth(value: Any) -> bool:
+    """Go's truth: not the zero value, not empty."""
+    return bool(value)
+
+
+def _json(value: Any) -> str:
+    return to_json(value)
+
+
+def to_json(value: Any) -> str:
+    """A value on one line."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def _index(value: Any, *keys: Any) -> Any:
+    for key in keys:
+        if isinstance(value, dict):
+            value = value.get(key)
+        elif isinstance(value, list | tuple | str):
+            if not isinstance(key, int):
+                raise TemplateError(f"cannot index slice/array with type {type(key).__name__}")
+            if not 0 <= key < len(value):
+                raise TemplateError(f"index out of range: {key}")
+            value = value[key]
+        elif value is None:
+            raise TemplateError("index of untyped nil")
+        else:
+            raise TemplateError(f"can't index item of type {type(value).__name__}")
+    return value
+
+
+def _printf(form: str, *values: Any) -> str:
+    """The verbs that templates use: %s %v %d %q %t %x %f %c with flags and widths."""
+    out, at, used = "", 0, 0
+    while at < len(form):
+        if form[at] != "%":
+            out += form[at]
+            at += 1
+            continue
+        end = at + 1
+        while end < len(form) and form[end] in "+-# 0123456789.":
+            end += 1
+        verb = form[end : end + 1]
+        if verb == "%":
+            out += "%"
+        else:
+            if used >= len(values):
+                out += f"%!{verb}(MISSING)"
+            else:
+                out += _verb(form[at + 1 : end], verb, values[used])
+            used += 1
+        at = end + 1
+    return out
+
+
+def _verb(flags: str, verb: str, value: Any) -> str:
+    if verb in "dxXofeg" and isinstance(value, int | float) and not isinstance(value, bool):
+        return f"%{flags}{verb}" % value
+    if verb == "q":
+        return f"%{flags}s" % json.dumps(printed(value), ensure_ascii=False)
+    if verb in "svt":
+        return f"%{flags}s" % printed(value)
+    return f"%!{verb}({printed(value)})"
+
+
+def _compare(function: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+    def compared(left: Any, right: Any) -> bool:
+        return function(left, right)
+
+    return compared
+
+
+def _truncate(text: str, length: int) -> str:
+    return text[:length]
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "json": _json,
+    "split": lambda text, separator: text.split(separator) if separator else list(text),
+    "join": lambda items, separator: separator.join(printed(item) for item in items or ()),
+    "title": lambda text: text[:1].upper() + text[1:],
+    "lower": lambda text: text.lower(),
+    "upper": lambda text: text.upper(),
+    "pad": lambda text, before, after: " " * before + text + " " * after if text else text,
+    "truncate": _truncate,
+    "println": lambda *values: " ".join(printed(value) for value in values) + "\n",
+    "print": lambda *values: "".join(printed(value) for value in values),
+    "printf": _printf,
+    "len": lambda value: len(value),
+    "index": _index,
+    "slice": lambda value, *ends: value[slice(*ends)],
+    "not": lambda value: not truth(value),
+    "eq": lambda first, *others: any(first == other for other in others),
+    "ne": _compare(lambda left, right: left != right),
+    "lt": _compare(lambda left, right: left < right),
+    "le": _compare(lambda left, right: left <= right),
+    "gt": _compare(lambda left, right: left > right),
+    "ge": _compare(lambda left, right: left >= right),
+    "html": lambda text: printed(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"),
+}
+
+# In a table's title these would change the title.
+UNTITLED = frozenset(
+    ("json", "split", "join", "title", "lower", "upper", "pad", "truncate", "slice", "index", "html")
+)

@@ -1,0 +1,172 @@
+"""One HTTP/1.1 connection to the engine: plain requests, streamed answers, and connections taken over. Acting.
+
+Our own, in place of http.client: it starts in a tenth of the time, and a connection that has been upgraded hands over
+what was read ahead instead of losing it.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+
+from ketch.faults import EngineAway
+
+CHUNK = 256 * 1024
+HEADER_LIMIT = 256 * 1024
+
+Body = bytes | Iterable[bytes] | None
+
+
+class Answer:
+    """The head of an answer, and its body as it arrives. `close()` it, or use it in a `with`."""
+
+    def __init__(
+        self, connection: Connection, status: int, headers: dict[str, str], rest: bytes, head: bool
+    ) -> None:
+        self.status = status
+        self.headers = headers
+        self._connection = connection
+        self._rest = rest
+        self._chunked = headers.get("transfer-encoding", "").lower() == "chunked"
+        length = headers.get("content-length")
+        self._left: int | None = int(length) if length is not None and not self._chunked else None
+        if head or status in (101, 204, 304):
+            self._left, self._chunked = 0, False
+
+    def __enter__(self) -> Answer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection, whether or not the body was read."""
+        self._connection.close()
+
+    def parts(self) -> Iterator[bytes]:
+        """The body as it comes. Raises EngineAway when it is cut short."""
+        if self._chunked:
+            yield from self._chunks()
+            return
+        while self._left is None or self._left > 0:
+            part = self._rest or self._connection.receive()
+            self._rest = b""
+            if not part:
+                if self._left is None:
+                    return
+                raise EngineAway("unexpected EOF")
+            if self._left is not None:
+                part = part[: self._left]
+                self._left -= len(part)
+            yield part
+
+    def read(self) -> bytes:
+        """All of the body."""
+        return b"".join(self.parts())
+
+    def take_over(self) -> tuple[socket.socket, bytes]:
+        """The socket of an upgraded connection, and what was already read from it. The caller owns both."""
+        return self._connection.release(), self._rest
+
+    def _chunks(self) -> Iterator[bytes]:
+        while True:
+            size = int(self._line().split(b";")[0], 16)
+            if size == 0:
+                while self._line():
+                    pass
+                return
+            while size:
+                if not self._rest:
+                    self._fill()
+                part = self._rest[:size]
+                self._rest = self._rest[size:]
+                size -= len(part)
+                yield part
+            self._line()
+
+    def _line(self) -> bytes:
+        while b"\r\n" not in self._rest:
+            self._fill()
+        line, _, self._rest = self._rest.partition(b"\r\n")
+        return line
+
+    def _fill(self) -> None:
+        received = self._connection.receive()
+        if not received:
+            raise EngineAway("unexpected EOF")
+        self._rest += received
+
+
+class Connection:
+    """One request, one answer, then closed: the engine is on this host, a connection costs less than bookkeeping."""
+
+    def __init__(self, link: socket.socket) -> None:
+        self._link: socket.socket | None = link
+
+    def close(self) -> None:
+        """May be called twice."""
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+    def release(self) -> socket.socket:
+        """Give the socket away."""
+        assert self._link is not None
+        link, self._link = self._link, None
+        return link
+
+    def receive(self) -> bytes:
+        """The next bytes, empty at the end."""
+        if self._link is None:
+            return b""
+        try:
+            return self._link.recv(CHUNK)
+        except ConnectionError:
+            return b""
+
+    def exchange(self, method: str, target: str, headers: Mapping[str, str], body: Body) -> Answer:
+        """Send one request and read the head of its answer. Raises EngineAway.
+
+        An engine that answers before it has read all of the body is heard: what is left of the body is not sent.
+        """
+        assert self._link is not None
+        lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+        streamed = body is not None and not isinstance(body, bytes)
+        if streamed:
+            lines.append("Transfer-Encoding: chunked")
+        elif body is not None or method in ("POST", "PUT"):
+            lines.append(f"Content-Length: {len(body) if isinstance(body, bytes) else 0}")
+        head = "\r\n".join([*lines, "", ""]).encode()
+        try:
+            if streamed:
+                assert body is not None and not isinstance(body, bytes)
+                self._link.sendall(head)
+                for part in body:
+                    if part:
+                        self._link.sendall(b"%x\r\n" % len(part) + part + b"\r\n")
+                self._link.sendall(b"0\r\n\r\n")
+            else:
+                self._link.sendall(head + (body if isinstance(body, bytes) else b""))
+        except ConnectionError:
+            pass
+        return self._answer(method == "HEAD")
+
+    def _answer(self, head: bool) -> Answer:
+        received = b""
+        while b"\r\n\r\n" not in received:
+            part = self.receive()
+            if not part or len(received) > HEADER_LIMIT:
+                self.close()
+                raise EngineAway("error during connect: the connection was closed before an answer came: EOF")
+            received += part
+        text, _, rest = received.partition(b"\r\n\r\n")
+        lines = text.decode("latin-1").split("\r\n")
+        fields = lines[0].split(" ", 2)
+        if not fields[0].startswith("HTTP/1.") or len(fields) < 2 or not fields[1].isdigit():
+            self.close()
+            raise EngineAway(f"malformed HTTP response {lines[0]!r}")
+        headers: dict[str, str] = {}
+        for line in lines[1:]:
+            name, _, value = line.partition(":")
+            headers[name.strip().lower()] = value.strip()
+        return Answer(self, int(fields[1]), headers, rest, head)

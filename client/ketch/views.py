@@ -1,0 +1,81 @@
+"""How results are shown: tables, JSON lines, templates. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ketch.faults import CommandFailed
+from ketch.gotemplate import TemplateError
+from ketch.gotemplaterun import render, to_json
+
+FORMAT_HELP = """
+  |'table':            Print output in table format with column headers (default)
+  |'table TEMPLATE':   Print output in table format using the given Go template
+  |'json':             Print in JSON format
+  |'TEMPLATE':         Print output using the given Go template.
+"""
+
+# go-cli: tabwriter with a minimum width of 10 and a padding of 3.
+MINIMUM, PADDING = 10, 3
+
+Row = Mapping[str, Any]
+
+
+def columns(rows: Sequence[Sequence[str]], minimum: int = MINIMUM, padding: int = PADDING) -> str:
+    """Rows of cells, each column as wide as its widest cell; the last is not padded. Source: text/tabwriter."""
+    count = max((len(row) for row in rows), default=0)
+    widths = [
+        max([minimum, *(len(row[at]) + padding for row in rows if at < len(row) - 1)]) for at in range(count)
+    ]
+    return "".join(
+        "".join(cell.ljust(widths[at]) if at < len(row) - 1 else cell for at, cell in enumerate(row)) + "\n"
+        for row in rows
+    )
+
+
+def render_rows(form: str, rows: Sequence[Row], titles: Mapping[str, str], table: str) -> str:
+    """`rows` as `--format` says: the default table, `table TEMPLATE`, `json`, or a template.
+
+    `titles`: the heading of every field. Raises CommandFailed with docker's words for a wrong template.
+    """
+    if form == "json":
+        return "".join(to_json(dict(sorted(row.items()))) + "\n" for row in rows)
+    is_table = form in ("", "table") or form.startswith("table ")
+    body = table if form in ("", "table") else form[6:] if is_table else form
+    body = body.strip().replace("\\t", "\t").replace("\\n", "\n")
+    try:
+        lines = [render(body, row) for row in rows]
+        if not is_table:
+            return "".join(line + "\n" for line in lines)
+        heading = render(body, titles, header=True)
+    except TemplateError as error:
+        raise parsing_failed(error) from error
+    return columns([line.split("\t") for text in [heading, *lines] for line in text.split("\n")])
+
+
+def render_one(form: str, value: Any) -> str:
+    """One value by a template, or as JSON on one line. Raises CommandFailed."""
+    if form == "json":
+        form = "{{json .}}"
+    try:
+        return render(form, value)
+    except TemplateError as error:
+        raise parsing_failed(error) from error
+
+
+def parsing_failed(error: TemplateError) -> CommandFailed:
+    """What a wrong template is told."""
+    return CommandFailed(f"template parsing error: {error}")
+
+
+def shortened(text: str, length: int) -> str:
+    """At most `length` characters, the last an ellipsis when some were cut. Source: docker/cli formatter, Ellipsis."""
+    if len(text) <= length:
+        return text
+    return text[: length - 1] + "…" if length > 1 else text[:length]
+
+
+def short_id(text: str) -> str:
+    """The first twelve digits of an id or digest."""
+    return text.partition(":")[2][:12] if ":" in text else text[:12]

@@ -1,0 +1,25 @@
+"""prctl(2) and what a process says of itself."""
+
+from __future__ import annotations
+
+from ketchd.kernel.syscalls import check, libc
+
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME = 1, 4, 15
+PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_SET_KEEPCAPS, PR_CAPBSET_DROP = 36, 38, 8, 24
+PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
+
+
+def prctl(option: int, value: int = 0, third: int = 0) -> int:
+    """prctl(2) with number arguments."""
+    return check(libc.prctl(option, value, third, 0, 0), f"prctl {option}")
+
+
+def set_name(name: str) -> None:
+    """The name that ps shows in brackets, 15 bytes."""
+    check(libc.prctl(PR_SET_NAME, name.encode()[:15], 0, 0, 0), "prctl PR_SET_NAME")
+
+
+def start_time(pid: int) -> int:
+    """Clock ticks after boot when `pid` started (/proc/PID/stat field 22). Raises FileNotFoundError."""
+    with open(f"/proc/{pid}/stat", "rb") as stat:
+        return int(stat.read().rpartition(b")")[2].split()[19])

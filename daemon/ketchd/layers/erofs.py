@@ -1,0 +1,197 @@
+"""A tree of inodes as an EROFS index whose file data points into the tar before it. Pure: tree -> bytes and where they go.
+
+The file: 4 KiB head with the superblock | the tar, byte for byte | data of sparse files, expanded | inodes | directories.
+512-byte blocks, so a tar member's data is block-aligned where it lies. Source: the kernel's fs/erofs/erofs_fs.h.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+
+from ketchd.layers.tarheaders import Entry, bad
+from ketchd.layers.tree import S_IFBLK, S_IFCHR, S_IFLNK, Node
+
+BLOCK, HEAD, SLOT = 512, 4096, 32
+_INODE = struct.Struct("<HHHHQIIIIqII16x")  # struct erofs_inode_extended
+_DIRENT = struct.Struct("<QHBB")
+_XATTR_HEADER, _PLAIN, _INLINE = 12, 0, 2
+_NO_BLOCK = 0xFFFFFFFF
+_FILE_TYPES = {0o100000: 1, 0o040000: 2, 0o020000: 3, 0o060000: 4, 0o010000: 5, 0o140000: 6, 0o120000: 7}
+_XATTR_PREFIXES = (
+    (b"user.", 1), (b"system.posix_acl_access", 2), (b"system.posix_acl_default", 3), (b"trusted.", 4), (b"security.", 6),
+)  # fmt: skip
+
+
+@dataclass(slots=True)
+class Index:
+    """What to write around the tar. parts: (file offset, bytes). copies: (from offset in the tar, length, to file offset),
+    the data of sparse files. size: of the whole file, a multiple of 4096. inodes: how many there are."""
+
+    parts: list[tuple[int, bytes]] = field(default_factory=list)
+    copies: list[tuple[int, int, int]] = field(default_factory=list)
+    size: int = 0
+    inodes: int = 0
+
+
+def _up(value: int, step: int) -> int:
+    return (value + step - 1) // step * step
+
+
+def _xattr_body(xattrs: dict[bytes, bytes]) -> bytes:
+    """struct erofs_xattr_ibody_header and the entries; empty for none. Names that EROFS has no prefix for are left out."""
+    body = bytearray()
+    for name in sorted(xattrs):
+        for prefix, number in _XATTR_PREFIXES:
+            if name.startswith(prefix):
+                rest, value = name[len(prefix) :], xattrs[name]
+                if len(rest) < 256 and len(value) < 65536:
+                    entry = struct.pack("<BBH", len(rest), number, len(value)) + rest + value
+                    body += entry + bytes(-len(entry) % 4)
+                break
+    return bytes(_XATTR_HEADER) + bytes(body) if body else b""
+
+
+def _order(root: Node) -> list[Node]:
+    """Every inode once, the root first."""
+    order: list[Node] = []
+    seen: set[int] = set()
+    stack = [root]
+    while stack:
+        directory = stack.pop()
+        order.append(directory)
+        assert directory.children is not None
+        for child in directory.children.values():
+            if child.children is not None:
+                stack.append(child)
+            elif id(child) not in seen:
+                seen.add(id(child))
+                order.append(child)
+    return order
+
+
+def _directory_bytes(directory: Node) -> bytes:
+    """The entries in name order, packed into blocks: struct erofs_dirent array, then the names."""
+    assert directory.children is not None
+    names = sorted(
+        [(b".", directory), (b"..", directory.parent or directory), *directory.children.items()], key=_name
+    )
+    out = bytearray()
+    block: list[tuple[bytes, Node]] = []
+    used = 0
+    for name, node in names:
+        if used + _DIRENT.size + len(name) > BLOCK:
+            packed = _pack_block(block)
+            out += packed + bytes(BLOCK - len(packed))
+            block, used = [], 0
+        block.append((name, node))
+        used += _DIRENT.size + len(name)
+    return bytes(out + _pack_block(block))
+
+
+def _name(pair: tuple[bytes, Node]) -> bytes:
+    return pair[0]
+
+
+def _pack_block(block: list[tuple[bytes, Node]]) -> bytes:
+    heads, names = bytearray(), bytearray()
+    at = _DIRENT.size * len(block)
+    for name, node in block:
+        heads += _DIRENT.pack(node.nid, at + len(names), _FILE_TYPES[node.mode & 0o170000], 0)
+        names += name
+    return bytes(heads + names)
+
+
+def _device(node: Node) -> int:
+    """new_encode_dev of the kernel."""
+    return (node.minor & 0xFF) | (node.major << 8) | ((node.minor & ~0xFF) << 12)
+
+
+def index(root: Node, tar_length: int) -> Index:
+    """The index of `root` for a tar of `tar_length` bytes that begins at HEAD."""
+    result = Index()
+    order = _order(root)
+    result.inodes = len(order)
+    position = _place_sparse(order, result, _up(HEAD + tar_length, BLOCK))
+    meta = _up(position, 4096)
+    bodies: list[tuple[bytes, bytes]] = []
+    slot = 0
+    for node in order:
+        xattrs = _xattr_body(node.xattrs)
+        inline = node.target if node.mode & 0o170000 == S_IFLNK else b""
+        if 64 + len(xattrs) + len(inline) > BLOCK:
+            inline = b""  # a long link gets blocks of its own
+        extent = 64 + len(xattrs) + len(inline)
+        if inline and slot * SLOT % BLOCK + extent > BLOCK:
+            slot = _up(slot * SLOT, BLOCK) // SLOT  # inline data must not cross a block
+        node.nid = slot
+        slot += _up(extent, SLOT) // SLOT
+        bodies.append((xattrs, inline))
+    table = bytearray(slot * SLOT)
+    position = _up(meta + len(table), BLOCK)
+    first_block, blocks = position, bytearray()
+    for number, (node, (xattrs, inline)) in enumerate(zip(order, bodies, strict=True)):
+        kind = node.mode & 0o170000
+        start, size = _NO_BLOCK, node.size
+        own = b""
+        if node.children is not None:
+            own = _directory_bytes(node)
+            size = len(own)
+        elif kind == S_IFLNK and not inline:
+            own = node.target
+        elif kind in (S_IFCHR, S_IFBLK):
+            start = _device(node)
+        elif node.entry is not None and node.size:
+            start = node.blocks or (HEAD + node.entry.offset) // BLOCK
+        if own:
+            start = (first_block + len(blocks)) // BLOCK
+            blocks += own + bytes(-len(own) % BLOCK)
+        seconds, nanoseconds = divmod(node.mtime_ns, 1_000_000_000)
+        _INODE.pack_into(
+            table, node.nid * SLOT,
+            1 | (_INLINE if inline else _PLAIN) << 1,
+            (len(xattrs) - _XATTR_HEADER) // 4 + 1 if xattrs else 0,
+            node.mode, 0, size, start, number + 1, node.uid, node.gid, seconds & 0xFFFFFFFFFFFFFFFF, nanoseconds, node.nlink,
+        )  # fmt: skip
+        at = node.nid * SLOT + 64
+        table[at : at + len(xattrs)] = xattrs
+        at += len(xattrs)
+        table[at : at + len(inline)] = inline
+    result.size = _up(first_block + len(blocks), 4096)
+    result.parts = [
+        (0, _head(len(order), result.size, meta, root.nid)),
+        (meta, bytes(table)),
+        (first_block, bytes(blocks)),
+    ]
+    return result
+
+
+def _place_sparse(order: list[Node], result: Index, position: int) -> int:
+    """Give every sparse file room behind the tar and list its pieces; returns where the room ends."""
+    placed: dict[int, int] = {}
+    for node in order:
+        entry: Entry | None = node.entry
+        if entry is None or entry.sparse is None or not node.size:
+            continue
+        if id(entry) not in placed:
+            placed[id(entry)] = position
+            source = entry.offset
+            for offset, length in entry.sparse:
+                if length:
+                    result.copies.append((source, length, position + offset))
+                source += length
+            position = _up(position + entry.size, BLOCK)
+            if position // BLOCK >= _NO_BLOCK:
+                raise bad("sparse files are larger than a layer can be")
+        node.blocks = placed[id(entry)] // BLOCK
+    return position
+
+
+def _head(inodes: int, size: int, meta: int, root_nid: int) -> bytes:
+    """The first 4 KiB: struct erofs_super_block at 1024."""
+    superblock = struct.pack(
+        "<IIIBBHQQIIII16s16sIHHHBBIQB23x",
+        0xE0F5E1E2, 0, 0, 9, 0, root_nid, inodes, 0, 0, size // BLOCK, meta // BLOCK, 0, bytes(16), bytes(16),
+        0, 0, 0, 0, 0, 0, 0, 0, 0,
+    )  # fmt: skip
+    return bytes(1024) + superblock + bytes(HEAD - 1024 - len(superblock))

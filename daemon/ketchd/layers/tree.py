@@ -1,0 +1,222 @@
+"""A tar's entries as the tree of inodes that extracting them would leave, whiteouts in overlayfs' own form. Pure.
+
+Source: image-spec layer.md (whiteouts); kernel Documentation/filesystems/overlayfs.rst.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ketchd.layers.tarheaders import (
+    BLOCKDEV,
+    CHARACTER,
+    DIRECTORY,
+    FIFO,
+    HARDLINK,
+    SYMLINK,
+    Entry,
+    bad,
+)
+
+S_IFDIR, S_IFREG, S_IFLNK, S_IFCHR, S_IFBLK, S_IFIFO = (
+    0o040000,
+    0o100000,
+    0o120000,
+    0o020000,
+    0o060000,
+    0o010000,
+)
+OPAQUE_NAME, WHITEOUT_PREFIX = b".wh..wh..opq", b".wh."
+OPAQUE_XATTR = b"trusted.overlay.opaque"
+_LINK_LIMIT = 40
+_KINDS = {CHARACTER: S_IFCHR, BLOCKDEV: S_IFBLK, FIFO: S_IFIFO}
+
+
+class Node:
+    """One inode. children: of a directory, by name. entry: where a regular file's data lies. implied: no header made it."""
+
+    __slots__ = (
+        "blocks", "children", "entry", "gid", "implied", "major", "minor", "mode", "mtime_ns", "nid", "nlink",
+        "parent", "size", "target", "uid", "whiteouts", "xattrs",
+    )  # fmt: skip
+
+    def __init__(self, mode: int, *, parent: Node | None = None) -> None:
+        self.mode = mode
+        self.uid = self.gid = self.mtime_ns = self.size = self.major = self.minor = 0
+        self.children: dict[bytes, Node] | None = {} if mode & 0o170000 == S_IFDIR else None
+        self.parent = parent
+        self.entry: Entry | None = None
+        self.target = b""
+        self.xattrs: dict[bytes, bytes] = {}
+        self.whiteouts: set[bytes] | None = None
+        self.implied = False
+        self.nlink = 1
+        self.nid = 0
+        self.blocks = 0
+
+
+class Tree:
+    """The result: `root`, and `implied`, the paths of directories that no header describes (their lower's metadata counts)."""
+
+    def __init__(self) -> None:
+        self.root = Node(S_IFDIR | 0o755)
+        self.root.parent = self.root
+        self.root.implied = True
+        self.implied: list[str] = []
+        self.entries = 0
+
+
+def _parts(name: bytes) -> list[bytes]:
+    """The path's parts below the root; `..` never leaves it. Raises InvalidInput."""
+    parts: list[bytes] = []
+    for part in name.split(b"/"):
+        if part in (b"", b"."):
+            continue
+        if part == b"..":
+            raise bad(f"{name[:80]!r} leaves the root")
+        if len(part) > 255:
+            raise bad(f"{name[:80]!r} has a part longer than 255 bytes")
+        if b"\0" in part:
+            raise bad("a name contains a NUL byte")
+        parts.append(part)
+    return parts
+
+
+def _directory(root: Node, parts: list[bytes], *, make: bool) -> Node | None:
+    """The directory `parts` name, links of this layer followed inside the root. None (when not `make`): it is not there."""
+    current, links = root, 0
+    todo = list(reversed(parts))
+    while todo:
+        part = todo.pop()
+        if part == b"..":
+            current = current.parent or root
+            continue
+        assert current.children is not None
+        child = current.children.get(part)
+        if child is None:
+            if not make:
+                return None
+            child = current.children[part] = Node(S_IFDIR | 0o755, parent=current)
+            child.implied = True
+        if child.children is None:
+            if child.mode & 0o170000 != S_IFLNK:
+                if not make:
+                    return None
+                raise bad(f"{part[:80]!r} is no directory, yet something lies below it")
+            links += 1
+            if links > _LINK_LIMIT:
+                raise bad(f"too many links in {b'/'.join(parts)[:80]!r}")
+            if child.target.startswith(b"/"):
+                current = root
+            todo += [step for step in reversed(child.target.split(b"/")) if step not in (b"", b".")]
+            continue
+        current = child
+    return current
+
+
+def _fill(node: Node, entry: Entry) -> None:
+    node.mode = (node.mode & 0o170000) | entry.mode
+    node.uid, node.gid, node.mtime_ns = entry.uid, entry.gid, entry.mtime_ns
+    node.xattrs = {
+        key: value for key, value in entry.xattrs.items() if not key.startswith(b"trusted.overlay.")
+    }
+    node.implied = False
+
+
+def build(entries: Iterable[Entry]) -> Tree:
+    """The tree of `entries`. Raises InvalidInput for what no extraction could make."""
+    tree = Tree()
+    opaque: list[Node] = []
+    for entry in entries:
+        tree.entries += 1
+        _add(tree.root, entry, opaque)
+    for node in opaque:
+        node.xattrs[OPAQUE_XATTR] = b"y"
+    _finish(tree)
+    return tree
+
+
+def _add(root: Node, entry: Entry, opaque: list[Node]) -> None:
+    parts = _parts(entry.name)
+    if not parts:
+        if entry.type == DIRECTORY:
+            _fill(root, entry)
+        return
+    name = parts[-1]
+    parent = _directory(root, parts[:-1], make=True)
+    assert parent is not None and parent.children is not None
+    if name.startswith(WHITEOUT_PREFIX):
+        if name == OPAQUE_NAME:
+            opaque.append(parent)
+        elif name == WHITEOUT_PREFIX:
+            raise bad("a whiteout without a name")
+        elif not name.startswith(b".wh..wh."):  # aufs' own metadata means nothing here
+            parent.whiteouts = (parent.whiteouts or set()) | {name[len(WHITEOUT_PREFIX) :]}
+        return
+    if entry.type == DIRECTORY:
+        node = parent.children.get(name)
+        if node is None or node.children is None:
+            node = parent.children[name] = Node(S_IFDIR, parent=parent)
+        _fill(node, entry)
+    elif entry.type == HARDLINK:
+        _link(root, parent, name, entry)
+    elif entry.type == SYMLINK:
+        if not entry.link or len(entry.link) > 4095 or b"\0" in entry.link:
+            raise bad(f"link {entry.name[:80]!r} has no usable target")
+        node = parent.children[name] = Node(S_IFLNK | 0o777)
+        _fill(node, entry)
+        node.mode = S_IFLNK | 0o777
+        node.target, node.size = entry.link, len(entry.link)
+    elif entry.type in _KINDS:
+        node = parent.children[name] = Node(_KINDS[entry.type])
+        _fill(node, entry)
+        if not 0 <= entry.major < 4096 or not 0 <= entry.minor < 1 << 20:
+            raise bad(f"device {entry.name[:80]!r} has numbers out of range")
+        node.major, node.minor = entry.major, entry.minor
+    else:  # POSIX: an unknown type is a regular file
+        node = parent.children[name] = Node(S_IFREG)
+        _fill(node, entry)
+        node.entry, node.size = entry, entry.size
+
+
+def _link(root: Node, parent: Node, name: bytes, entry: Entry) -> None:
+    target = _parts(entry.link)
+    directory = _directory(root, target[:-1], make=False) if target else None
+    node = (
+        directory.children.get(target[-1])
+        if directory is not None and directory.children is not None
+        else None
+    )
+    if node is None or node.children is not None:
+        raise bad(f"hard link {entry.name[:80]!r} to {entry.link[:80]!r}, which is not in the layer")
+    assert parent.children is not None
+    parent.children[name] = node
+
+
+def _finish(tree: Tree) -> None:
+    """Whiteouts, link counts and the list of implied directories."""
+    seen: set[int] = set()
+    stack: list[tuple[Node, bytes]] = [(tree.root, b"")]
+    while stack:
+        node, path = stack.pop()
+        assert node.children is not None
+        if node.implied and path:
+            tree.implied.append(path.decode("utf-8", "surrogateescape"))
+        for hidden in node.whiteouts or ():
+            there = node.children.get(hidden)
+            if there is None:
+                node.children[hidden] = Node(S_IFCHR)
+            elif there.children is not None:
+                there.xattrs[OPAQUE_XATTR] = b"y"
+        node.nlink = 2
+        for name, child in node.children.items():
+            if child.children is not None:
+                child.parent = node
+                node.nlink += 1
+                stack.append((child, path + b"/" + name if path else name))
+            elif id(child) in seen:
+                child.nlink += 1
+            else:
+                seen.add(id(child))
+                child.nlink = 1
+    tree.implied.sort()
