@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from ketch_testing.machine import Machine, registry
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="root is needed for namespaces and mounts")
@@ -32,11 +31,7 @@ def busybox_tar() -> bytes:
         entry = tarfile.TarInfo("bin/busybox")
         entry.size, entry.mode = len(program), 0o755
         tar.addfile(entry, io.BytesIO(program))
-        for applet in (
-            "sh echo cat ls true false sleep id env pwd touch mkdir rm cp mv ln chmod chown head tail grep sed awk wc "
-            "date hostname ip ping wget nc ps kill mount umount df du dd seq yes test stat readlink uname whoami tty "
-            "stty sort uniq tr cut find xargs tee sync md5sum sha256sum httpd nslookup printf expr trap timeout"
-        ).split():
+        for applet in ["sh", "echo", "cat", "ls", "true", "false", "sleep", "id", "env", "pwd", "touch", "mkdir", "rm", "cp", "mv", "ln", "chmod", "chown", "head", "tail", "grep", "sed", "awk", "wc", "date", "hostname", "ip", "ping", "wget", "nc", "ps", "kill", "mount", "umount", "df", "du", "dd", "seq", "yes", "test", "stat", "readlink", "uname", "whoami", "tty", "stty", "sort", "uniq", "tr", "cut", "find", "xargs", "tee", "sync", "md5sum", "sha256sum", "httpd", "nslookup", "printf", "expr", "trap", "timeout"]:
             link = tarfile.TarInfo(f"bin/{applet}")
             link.type, link.linkname, link.mode = tarfile.SYMTYPE, "busybox", 0o777
             tar.addfile(link)

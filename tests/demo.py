@@ -35,14 +35,20 @@ class Demo:
         """Where we are in the story."""
         print(f"\n\033[1m== {text}\033[0m  [{time.monotonic() - self.started:.1f} s]", flush=True)
 
-    def ketch(self, *argv: str, stdin: bytes | None = None, quiet: bool = False, cwd: Path | None = None) -> str:
+    def ketch(
+        self, *argv: str, stdin: bytes | None = None, quiet: bool = False, cwd: Path | None = None
+    ) -> str:
         """Type one command; show it and its answer. Raises AssertionError when it fails."""
         print(f"\033[2m$\033[0m ketch {' '.join(argv)}", flush=True)
         done = self.machine.run("ketch", *argv, stdin=stdin, timeout=900, cwd=cwd)
         text = done.stdout.rstrip()
         if text and not quiet:
             lines = text.splitlines()
-            shown = lines if len(lines) <= 40 else [*lines[:12], f"… {len(lines) - 24} more lines …", *lines[-12:]]
+            shown = (
+                lines
+                if len(lines) <= 40
+                else [*lines[:12], f"… {len(lines) - 24} more lines …", *lines[-12:]]
+            )
             print("\n".join("  " + line for line in shown), flush=True)
         return text
 
@@ -69,7 +75,9 @@ class Demo:
         again = self.ketch("build", "-t", "my-python-app", ".", cwd=context, quiet=True)
         cached = time.monotonic() - begun
         steps = again.count("Using cache")
-        print(f"  again: {steps} steps from the cache, {cached * 1000:.0f} ms instead of {cold * 1000:.0f} ms")
+        print(
+            f"  again: {steps} steps from the cache, {cached * 1000:.0f} ms instead of {cold * 1000:.0f} ms"
+        )
         assert steps >= 3, again
         source = context / "app.py"
         source.write_text(source.read_text() + "\n# changed\n")

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from ketch_testing.machine import BIN, Machine, free_port
 
 DOCKERFILE = """\
@@ -90,7 +89,9 @@ def test_the_whole_story(machine: Machine, client: str, context: Path, guarded_r
     assert run("inspect", "--format", "{{.Id}}", f"{remote}:latest").stdout.strip() == image_id
     run("rmi", f"{remote}:latest")
     run("pull", f"{remote}@{digest}")
-    assert run("run", "--rm", f"{remote}@{digest}", "cat", "generated.txt").stdout == "hello from a container\n"
+    assert (
+        run("run", "--rm", f"{remote}@{digest}", "cat", "generated.txt").stdout == "hello from a container\n"
+    )
     run("rmi", f"{remote}@{digest}")
     run("logout", guarded_registry)
 

@@ -66,7 +66,9 @@ class Machine:
             "--config-file", str(self.base / "daemon.json"), *self.flags, *extra,
         ]  # fmt: skip
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env
+            )
         if wait:
             self.wait_ready()
 
@@ -104,7 +106,12 @@ class Machine:
             self.process = None
 
     def request(
-        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None, raw: bytes | None = None
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        raw: bytes | None = None,
     ) -> tuple[int, bytes]:
         """One HTTP request: (status, body)."""
         connection = UnixConnection(str(self.socket))
@@ -124,10 +131,17 @@ class Machine:
         return json.loads(answer) if answer else None
 
     def run(
-        self, *argv: str, check: bool = True, stdin: bytes | None = None, timeout: float = 120, cwd: Path | None = None
+        self,
+        *argv: str,
+        check: bool = True,
+        stdin: bytes | None = None,
+        timeout: float = 120,
+        cwd: Path | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """A client program against this daemon. Raises AssertionError with its output unless it exits 0."""
-        done = subprocess.run(argv, env=self.env, input=stdin, capture_output=True, timeout=timeout, cwd=cwd, check=False)
+        done = subprocess.run(
+            argv, env=self.env, input=stdin, capture_output=True, timeout=timeout, cwd=cwd, check=False
+        )
         result = subprocess.CompletedProcess(
             argv, done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
         )
@@ -207,7 +221,10 @@ def registry(base: Path, *, users: Mapping[str, str] | None = None) -> Iterator[
     )
     with (base / "log").open("wb") as log:
         process = subprocess.Popen(
-            ["docker-registry", "serve", str(base / "config.yml")], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            ["docker-registry", "serve", str(base / "config.yml")],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
         )
     try:
         deadline = time.monotonic() + 15
@@ -227,7 +244,9 @@ def registry(base: Path, *, users: Mapping[str, str] | None = None) -> Iterator[
 @contextlib.contextmanager
 def machine(**given: Any) -> Iterator[Machine]:
     """A started private ketchd that is gone afterwards."""
-    made = Machine(Path(tempfile.mkdtemp(prefix="ketch-test-", dir=os.environ.get("KETCH_TEST_DIR"))), **given)
+    made = Machine(
+        Path(tempfile.mkdtemp(prefix="ketch-test-", dir=os.environ.get("KETCH_TEST_DIR"))), **given
+    )
     try:
         made.start()
         yield made

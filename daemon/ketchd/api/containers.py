@@ -6,11 +6,10 @@ import asyncio
 import json
 import re
 import time
-from typing import Any
 
 from aiohttp import web
-
 from ketch_wire.faults import InvalidInput, NotFound
+
 from ketchd.api.routing import Call, Route, hijack, json_reply, no_content
 from ketchd.containers import show
 from ketchd.containers.detach import detach_keys
@@ -27,7 +26,7 @@ from ketchd.engine.start import start
 from ketchd.model.times import parse_timestamp
 
 _FILTERS = frozenset(
-    "ancestor before exited expose health id isolation is-task label name network publish since status volume".split()
+    ["ancestor", "before", "exited", "expose", "health", "id", "isolation", "is-task", "label", "name", "network", "publish", "since", "status", "volume"]
 )
 
 
@@ -185,7 +184,10 @@ class ContainerApi:
 
     async def _history(self, box: Box, stdout: bool, stderr: bool, tty: bool) -> bytes:
         reader = LogReader(
-            self._rooms.log_path(box.record.id), LogQuery(stdout, stderr), lambda: box.record.has_process, None
+            self._rooms.log_path(box.record.id),
+            LogQuery(stdout, stderr),
+            lambda: box.record.has_process,
+            None,
         )
         parts = [frame(line, tty, False) async for batch in reader.batches() for line in batch]
         return b"".join(parts)

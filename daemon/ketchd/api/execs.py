@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from aiohttp import web
-
 from ketch_wire.faults import Conflict, EngineFailure, Fault, InvalidInput
+
 from ketchd.api.routing import Call, Route, hijack, json_reply
 from ketchd.containers.detach import detach_keys
 from ketchd.containers.shapes import pick

@@ -13,6 +13,7 @@ import tempfile
 from typing import Any
 
 from ketch_wire.launch import LayerMount
+
 from ketchd.kernel.mounts import MNT_DETACH, umount
 from ketchd.kernel.openat import open_in_root
 from ketchd.layers.mounting import mount_chain
@@ -55,7 +56,9 @@ def _copy_directory(source: int, destination: str) -> None:
             target = os.path.join(destination, entry.name)
             if stat.S_ISDIR(info.st_mode):
                 os.mkdir(target)
-                inner = os.open(entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
+                inner = os.open(
+                    entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source
+                )
                 try:
                     _copy_directory(inner, target)
                 finally:

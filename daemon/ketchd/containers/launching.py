@@ -20,6 +20,7 @@ from ketch_wire.launch import (
     ProcessPlan,
     RootPlan,
 )
+
 from ketchd.containers.mountpoints import MountPoint
 from ketchd.containers.record import ContainerRecord
 from ketchd.containers.settings import command_line
@@ -38,7 +39,11 @@ DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 def needs_endpoint(record: ContainerRecord) -> bool:
     """Whether the container gets an address of its own."""
     mode = record.host_config["NetworkMode"]
-    return mode not in ("none", "host") and not mode.startswith("container:") and not record.config["NetworkDisabled"]
+    return (
+        mode not in ("none", "host")
+        and not mode.startswith("container:")
+        and not record.config["NetworkDisabled"]
+    )
 
 
 def wanted_ports(record: ContainerRecord) -> list[dict[str, Any]]:
@@ -55,7 +60,12 @@ def wanted_ports(record: ContainerRecord) -> list[dict[str, Any]]:
             asked = [{"HostIp": "", "HostPort": ""}]
         for one in asked or []:
             wanted.append(
-                {"proto": proto, "host_ip": one["HostIp"], "host_port": one["HostPort"], "container_port": int(number)}
+                {
+                    "proto": proto,
+                    "host_ip": one["HostIp"],
+                    "host_port": one["HostPort"],
+                    "container_port": int(number),
+                }
             )
     return wanted
 
@@ -74,7 +84,9 @@ def capabilities(host: Mapping[str, Any]) -> tuple[str, ...]:
     """The capability set after --privileged, --cap-add and --cap-drop. Raises InvalidInput."""
     if host["Privileged"]:
         return defaults.ALL_CAPABILITIES
-    names = {name.upper().removeprefix("CAP_") for name in [*(host["CapAdd"] or []), *(host["CapDrop"] or [])]}
+    names = {
+        name.upper().removeprefix("CAP_") for name in [*(host["CapAdd"] or []), *(host["CapDrop"] or [])]
+    }
     for name in names - {"ALL"}:
         if f"CAP_{name}" not in defaults.ALL_CAPABILITIES:
             raise InvalidInput(f'invalid CapAdd/CapDrop: unknown capability: "CAP_{name[:40]}"')
@@ -93,7 +105,9 @@ def security(host: Mapping[str, Any]) -> tuple[bool, bytes, bool]:
     """(no new privileges, seccomp program, system paths unconfined) from SecurityOpt. Raises InvalidInput."""
     no_new, unconfined, program_choice = False, False, "default"
     for option in host["SecurityOpt"] or []:
-        name, _, value = option.replace(":", "=", 1).partition("=") if "=" not in option else option.partition("=")
+        name, _, value = (
+            option.replace(":", "=", 1).partition("=") if "=" not in option else option.partition("=")
+        )
         if name == "no-new-privileges":
             if value not in ("", "true", "false"):
                 raise InvalidInput(f'invalid --security-opt 2: "{option}"')
@@ -105,7 +119,11 @@ def security(host: Mapping[str, Any]) -> tuple[bool, bytes, bool]:
     if host["Privileged"] or program_choice == "unconfined":
         return no_new, b"", unconfined or host["Privileged"]
     caps = capabilities(host)
-    program = seccomp.default_program(caps) if program_choice in ("default", "builtin", "") else seccomp.from_profile(program_choice, caps)
+    program = (
+        seccomp.default_program(caps)
+        if program_choice in ("default", "builtin", "")
+        else seccomp.from_profile(program_choice, caps)
+    )
     return no_new, program, unconfined
 
 
@@ -122,7 +140,9 @@ def rlimits(host: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     return limits
 
 
-def mount_plans(record: ContainerRecord, container_dir: Path, donor_shm: str, cgroup_version: int) -> tuple[MountPlan, ...]:
+def mount_plans(
+    record: ContainerRecord, container_dir: Path, donor_shm: str, cgroup_version: int
+) -> tuple[MountPlan, ...]:
     """Defaults, then the user's by depth, then the three network files unless the user covers them."""
     host = record.host_config
     points = [MountPoint.from_record(stored) for stored in record.mounts]
@@ -145,7 +165,9 @@ def mount_plans(record: ContainerRecord, container_dir: Path, donor_shm: str, cg
         target = f"/etc/{name}"
         if target not in covered:
             readonly = ("ro",) if host["ReadonlyRootfs"] else ()
-            plans.append(MountPlan(target, "bind", str(container_dir / name), ("bind", "rprivate", *readonly)))
+            plans.append(
+                MountPlan(target, "bind", str(container_dir / name), ("bind", "rprivate", *readonly))
+            )
     return tuple(plans)
 
 
@@ -216,7 +238,9 @@ def plan(
         domainname=config["Domainname"],
         mounts=mount_plans(record, container_dir, donor_shm, cgroup_version),
         devices=_devices(host),
-        masked_paths=() if unconfined or host["Privileged"] else tuple(host["MaskedPaths"] or defaults.MASKED_PATHS),
+        masked_paths=()
+        if unconfined or host["Privileged"]
+        else tuple(host["MaskedPaths"] or defaults.MASKED_PATHS),
         readonly_paths=()
         if unconfined or host["Privileged"]
         else tuple(host["ReadonlyPaths"] or defaults.READONLY_PATHS),
@@ -242,7 +266,10 @@ def _sysctls(host: Mapping[str, Any]) -> dict[str, str]:
         values = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
     for key, value in (host["Sysctls"] or {}).items():
         network = key.startswith("net.") and host["NetworkMode"] != "host"
-        ipc = key.startswith(("kernel.msg", "kernel.sem", "kernel.shm", "fs.mqueue.")) and host["IpcMode"] != "host"
+        ipc = (
+            key.startswith(("kernel.msg", "kernel.sem", "kernel.shm", "fs.mqueue."))
+            and host["IpcMode"] != "host"
+        )
         if not network and not ipc:
             raise InvalidInput(f'sysctl "{key[:80]}" is not in a separate kernel namespace')
         values[key] = value

@@ -101,7 +101,9 @@ def tail_start(files: list[Path], lines: int) -> tuple[int, int]:
 class LogReader:
     """Reads one container's log for one client."""
 
-    def __init__(self, path: Path, query: LogQuery, is_running: Callable[[], bool], ended: asyncio.Future[int] | None):
+    def __init__(
+        self, path: Path, query: LogQuery, is_running: Callable[[], bool], ended: asyncio.Future[int] | None
+    ):
         self._path = path
         self._query = query
         self._is_running = is_running
@@ -155,7 +157,9 @@ class LogReader:
             await handle.seek(offset)
             rest = b""
             while True:
-                over = watch is None or not self._is_running()  # looked at before reading: nothing after it is missed
+                over = (
+                    watch is None or not self._is_running()
+                )  # looked at before reading: nothing after it is missed
                 chunk = await handle.read(_CHUNK)
                 if chunk:
                     *lines, rest = (rest + chunk).split(b"\n")

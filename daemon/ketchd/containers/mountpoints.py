@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ketch_wire.faults import InvalidInput
+
 from ketchd.containers.shapes import pick
 
 _VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
@@ -94,7 +95,9 @@ def _destination(path: str, spec: str) -> str:
         raise InvalidInput(f"invalid mount path: '{path[:200]}' mount path must be absolute")
     cleaned = posixpath.normpath(path).replace("//", "/")
     if cleaned == "/":
-        raise InvalidInput(f"invalid volume specification: '{spec[:200]}': invalid specification: destination can't be '/'")
+        raise InvalidInput(
+            f"invalid volume specification: '{spec[:200]}': invalid specification: destination can't be '/'"
+        )
     if cleaned == "/proc" or (cleaned.startswith("/proc/") and cleaned not in _PROC_ALLOWED):
         raise InvalidInput(f'"{cleaned[:200]}" cannot be mounted because it is inside /proc')
     if "\0" in cleaned:
@@ -181,7 +184,9 @@ def gather(
     """Every mount point of a container; HostConfig.Tmpfs ones too. Raises InvalidInput on two for one destination."""
     points: dict[str, MountPoint] = {point.destination: point for point in inherited}
     named: set[str] = set()
-    asked = [parse_bind(bind) for bind in host["Binds"] or []] + [parse_mount(item) for item in host["Mounts"] or []]
+    asked = [parse_bind(bind) for bind in host["Binds"] or []] + [
+        parse_mount(item) for item in host["Mounts"] or []
+    ]
     for point in asked:
         if point.destination in named:
             raise InvalidInput(f"Duplicate mount point: {point.destination}")

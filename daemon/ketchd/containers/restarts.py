@@ -20,7 +20,13 @@ class Policy:
 
 
 def next_wait(
-    policy: Policy, *, exit_code: int, tries: int, last_wait_seconds: float, uptime_seconds: float, stopped_by_hand: bool
+    policy: Policy,
+    *,
+    exit_code: int,
+    tries: int,
+    last_wait_seconds: float,
+    uptime_seconds: float,
+    stopped_by_hand: bool,
 ) -> float | None:
     """Seconds to wait before the next start, or None for none."""
     if stopped_by_hand or policy.name in ("", "no"):

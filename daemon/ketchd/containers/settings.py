@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ketch_wire.faults import InvalidInput
+
 from ketchd.containers.shapes import CONFIG, HOST_CONFIG, fold, pick
 from ketchd.containers.signals import signal_number
 from ketchd.model.imageconfig import RunConfig
@@ -23,7 +24,9 @@ NAME_LIMIT = 4096
 def check_name(name: str) -> str:
     """`name` without its leading slash. Raises InvalidInput."""
     if len(name) > NAME_LIMIT or not _NAME.fullmatch(name):
-        raise InvalidInput(f"Invalid container name ({name[:80]}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed")
+        raise InvalidInput(
+            f"Invalid container name ({name[:80]}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
+        )
     return name.removeprefix("/")
 
 
@@ -105,7 +108,9 @@ def _check_config(config: dict[str, Any]) -> None:
     workdir = config["WorkingDir"]
     if workdir:
         if not workdir.startswith("/"):
-            raise InvalidInput(f"the working directory '{workdir}' is invalid, it needs to be an absolute path")
+            raise InvalidInput(
+                f"the working directory '{workdir}' is invalid, it needs to be an absolute path"
+            )
         config["WorkingDir"] = posixpath.normpath(workdir).replace("//", "/")
     if config["StopSignal"]:
         signal_number(config["StopSignal"])
@@ -144,7 +149,8 @@ def normalise_host(sent: Mapping[str, Any] | None, *, cgroup_version: int, cpus:
     bindings: dict[str, Any] = {}
     for port, wanted in (host["PortBindings"] or {}).items():
         bindings[port_key(port)] = [
-            {"HostIp": pick(one, "HostIp", ""), "HostPort": str(pick(one, "HostPort", ""))} for one in wanted or [{}]
+            {"HostIp": pick(one, "HostIp", ""), "HostPort": str(pick(one, "HostPort", ""))}
+            for one in wanted or [{}]
         ]
     host["PortBindings"] = bindings
     _check_host(host, cpus)
@@ -168,12 +174,16 @@ def _check_host(host: dict[str, Any], cpus: int) -> None:
     _check_memory(host)
     nano = host["NanoCpus"]
     if nano and not 10_000_000 <= nano <= cpus * 1_000_000_000:
-        raise InvalidInput(f"range of CPUs is from 0.01 to {cpus}.00, as there are only {cpus} CPUs available")
+        raise InvalidInput(
+            f"range of CPUs is from 0.01 to {cpus}.00, as there are only {cpus} CPUs available"
+        )
     if nano and (host["CpuPeriod"] or host["CpuQuota"]):
         which = "CPU Period" if host["CpuPeriod"] else "CPU Quota"
         raise InvalidInput(f"Conflicting options: Nano CPUs and {which} cannot both be set")
     if host["CpuPeriod"] and not 1000 <= host["CpuPeriod"] <= 1_000_000:
-        raise InvalidInput("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)")
+        raise InvalidInput(
+            "CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)"
+        )
     if host["CpuQuota"] and 0 < host["CpuQuota"] < 1000:
         raise InvalidInput("CPU cfs quota can not be less than 1ms (i.e. 1000)")
     if host["CpuShares"] < 0:
@@ -226,7 +236,9 @@ def _check_modes(host: dict[str, Any]) -> None:
         if host["ExtraHosts"]:
             raise InvalidInput("conflicting options: custom host-to-IP mapping and the network mode")
     for option in host["SecurityOpt"] or []:
-        if not re.match(r"(no-new-privileges|seccomp|apparmor|label|systempaths)([=:].*)?$", option, re.DOTALL):
+        if not re.match(
+            r"(no-new-privileges|seccomp|apparmor|label|systempaths)([=:].*)?$", option, re.DOTALL
+        ):
             raise InvalidInput(f'invalid --security-opt 2: "{option}"')
 
 

@@ -61,4 +61,8 @@ def pick(sent: Mapping[str, Any] | None, key: str, default: Any = None) -> Any:
 
 def shown(values: Mapping[str, Any]) -> dict[str, Any]:
     """As inspect prints it: Go's omitempty keys are left out when empty."""
-    return {key: value for key, value in values.items() if key not in OMITTED_WHEN_EMPTY or value not in (None, {}, [])}
+    return {
+        key: value
+        for key, value in values.items()
+        if key not in OMITTED_WHEN_EMPTY or value not in (None, {}, [])
+    }

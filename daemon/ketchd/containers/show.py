@@ -104,7 +104,12 @@ def network_settings(record: ContainerRecord, network_ids: dict[str, str]) -> di
 
 
 def inspect(
-    record: ContainerRecord, *, container_dir: str, driver: str, network_ids: dict[str, str], exec_ids: list[str]
+    record: ContainerRecord,
+    *,
+    container_dir: str,
+    driver: str,
+    network_ids: dict[str, str],
+    exec_ids: list[str],
 ) -> dict[str, Any]:
     """The whole object."""
     points = [MountPoint.from_record(stored) for stored in record.mounts]
@@ -128,7 +133,10 @@ def inspect(
         "AppArmorProfile": "",
         "ExecIDs": exec_ids or None,
         "HostConfig": shown(record.host_config),
-        "GraphDriver": {"Data": {"UpperDir": f"{container_dir}/upper", "WorkDir": f"{container_dir}/work"}, "Name": driver},
+        "GraphDriver": {
+            "Data": {"UpperDir": f"{container_dir}/upper", "WorkDir": f"{container_dir}/work"},
+            "Name": driver,
+        },
         "Mounts": [render(p) for p in points if p.destination not in (record.host_config["Tmpfs"] or {})],
         "Config": shown(record.config),
         "NetworkSettings": network_settings(record, network_ids),

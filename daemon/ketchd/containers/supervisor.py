@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from ketch_wire.faults import Conflict, InvalidInput, NotFound
+
 from ketchd.catalogue.database import Catalogue
 from ketchd.catalogue.events import EventJournal
 from ketchd.containers.lifecycle import Happening, State, follow
@@ -129,7 +130,8 @@ class Supervisor:
         """Write `record`."""
         with self._catalogue.transaction() as connection:
             connection.execute(
-                "UPDATE containers SET name = ?, record = ? WHERE id = ?", (record.name, record.to_json(), record.id)
+                "UPDATE containers SET name = ?, record = ? WHERE id = ?",
+                (record.name, record.to_json(), record.id),
             )
 
     def rename(self, box: Box, name: str) -> str:
@@ -193,7 +195,11 @@ class Supervisor:
 
         `registered` is called once the waiter stands. Cancelled: the waiter is taken away. Source: Engine API, ContainerWait.
         """
-        if condition == "not-running" and not box.record.is_running and box.record.state is not State.STARTING:
+        if (
+            condition == "not-running"
+            and not box.record.is_running
+            and box.record.state is not State.STARTING
+        ):
             return box.exit_code()
         waiters = box.remove_waiters if condition == "removed" else box.exit_waiters
         waiter: asyncio.Future[int] = asyncio.get_running_loop().create_future()

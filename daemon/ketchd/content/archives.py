@@ -1,6 +1,6 @@
 """Image archives as tar files: writing one as a stream, and taking a received one apart safely.
 
-Knows tar, not images: what the entries mean is `engine.image_save`'s and `engine.image_load`'s business.
+Knows tar, not images: what the entries mean is `engine.image_archives`' business.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DOCUMENT_LIMIT = 16 * 1024 * 1024
 class Member:
     """One entry of an archive to write: `content`, or `size` bytes of the file `source` from `offset`.
 
-    Else a directory.
+    With neither it is a directory.
 
     mtime in seconds.
     """
@@ -132,9 +132,9 @@ def normalise(name: str) -> str | None:
 
 
 def unpack(source: Path, into: Path, stop: threading.Event) -> Unpacked:
-    """Take the (compressed) archive apart into the new directory `into`. For a thread.
+    """Take the (compressed) archive apart into the new directory `into`.
 
-    Returns soon after `stop` is set.
+    For a thread: returns soon after `stop` is set.
 
     Raises InvalidInput (not a tar, damaged), EngineFailure (disk).
     """

@@ -58,9 +58,9 @@ class BlobStore:
         return int(rows[0]["size"])
 
     def read(self, digest: Digest) -> bytes:
-        """A small blob (config, manifest) whole. Raises NotFound.
+        """A small blob (config, manifest) whole.
 
-        EngineFailure when the bytes are damaged.
+        Raises NotFound; EngineFailure when the bytes are damaged.
         """
         try:
             content = self.path(digest).read_bytes()

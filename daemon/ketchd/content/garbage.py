@@ -47,9 +47,9 @@ class Garbage:
     def find(
         self, among: Iterable[Node] | None = None, *, unused_since_ns: int | None = None
     ) -> list[Collected]:
-        """What a sweep would remove: all garbage, or that `among` some nodes.
+        """What a sweep would remove: all garbage, or only what is found `among` some nodes.
 
-        Last used before `unused_since_ns`.
+        unused_since_ns: only what was used last before then.
         """
         if among is None:
             nodes = self._everything()
@@ -85,9 +85,9 @@ class Garbage:
         unused_since_ns: int | None = None,
         dry_run: bool = False,
     ) -> list[Collected]:
-        """Remove what `find` finds. Cancelled.
+        """Remove what `find` finds; returns what is gone (with dry_run: would be).
 
-        What is removed is removed, the rest stays garbage for the next sweep.
+        Cancelled: what is removed is removed, the rest stays garbage for the next sweep.
         """
         found = self.find(among, unused_since_ns=unused_since_ns)
         if dry_run:

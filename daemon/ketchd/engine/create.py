@@ -5,7 +5,6 @@ merge and check (pure) -> writable layer made aside -> volumes -> renamed into p
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ketch_wire.faults import InvalidInput, NotFound
+
 from ketchd import tracepoint
 from ketchd.containers import mountpoints, settings
 from ketchd.containers.mountpoints import MountPoint
@@ -130,7 +130,9 @@ def _fill_hostname(config: dict[str, Any], host: dict[str, Any], container_id: s
             raise InvalidInput("conflicting options: hostname and the network mode")
         return
     if not config["Hostname"]:
-        config["Hostname"] = os.uname().nodename if mode == "host" or host["UTSMode"] == "host" else container_id[:12]
+        config["Hostname"] = (
+            os.uname().nodename if mode == "host" or host["UTSMode"] == "host" else container_id[:12]
+        )
 
 
 def _free_name(rooms: Rooms) -> str:

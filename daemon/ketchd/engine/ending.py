@@ -6,6 +6,7 @@ import asyncio
 import time
 
 from ketch_wire.faults import Fault
+
 from ketchd import tracepoint
 from ketchd.containers.lifecycle import Happening, State
 from ketchd.containers.restarts import Policy, next_wait
@@ -42,7 +43,10 @@ async def finish(rooms: Rooms, box: Box, ended: ExitRecord | None) -> None:
     record.endpoint, record.published = None, []
     uptime = max(0, record.finished_ns - record.started_ns) / 1e9
     wait = next_wait(
-        Policy(record.host_config["RestartPolicy"]["Name"], record.host_config["RestartPolicy"]["MaximumRetryCount"]),
+        Policy(
+            record.host_config["RestartPolicy"]["Name"],
+            record.host_config["RestartPolicy"]["MaximumRetryCount"],
+        ),
         exit_code=box.exit_code(),
         tries=record.restart_count,
         last_wait_seconds=box.restart_wait_seconds,
@@ -55,7 +59,10 @@ async def finish(rooms: Rooms, box: Box, ended: ExitRecord | None) -> None:
     tracepoint.reach("end.recorded")
     for running in box.execs.values():
         if running.running:
-            running.running, running.exit_code = False, running.exit_code if running.exit_code is not None else 137
+            running.running, running.exit_code = (
+                False,
+                running.exit_code if running.exit_code is not None else 137,
+            )
             running.ended.set()
     if record.oom_killed:
         rooms.supervisor.announce(box, "oom")

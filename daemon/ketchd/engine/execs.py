@@ -8,6 +8,7 @@ from typing import Any
 
 from ketch_wire.faults import Conflict, InvalidInput
 from ketch_wire.shim import ExecPlan
+
 from ketchd import tracepoint
 from ketchd.containers import launching
 from ketchd.containers.lifecycle import Happening
@@ -44,7 +45,12 @@ def create_exec(rooms: Rooms, box: Box, body: Mapping[str, Any]) -> ExecRecord:
 
 
 async def start_exec(
-    rooms: Rooms, box: Box, record: ExecRecord, stream: ClientStream | None, *, console_size: tuple[int, int] = (0, 0)
+    rooms: Rooms,
+    box: Box,
+    record: ExecRecord,
+    stream: ClientStream | None,
+    *,
+    console_size: tuple[int, int] = (0, 0),
 ) -> None:
     """Start it; its output goes to `stream` (None: nowhere).
 
@@ -82,7 +88,9 @@ def exec_ended(rooms: Rooms, box: Box, exec_id: str, code: int) -> None:
     record.running, record.exit_code = False, code
     record.ended.set()
     rooms.supervisor.announce(box, "exec_die", execID=exec_id, exitCode=str(code))
-    asyncio.get_running_loop().call_later(300, _forget, rooms, box, exec_id)  # long enough for every client to ask
+    asyncio.get_running_loop().call_later(
+        300, _forget, rooms, box, exec_id
+    )  # long enough for every client to ask
 
 
 def _forget(rooms: Rooms, box: Box, exec_id: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ketch_wire.faults import Conflict, Fault, NotFound
+
 from ketchd import tracepoint
 from ketchd.containers.lifecycle import Happening, State
 from ketchd.containers.mountpoints import MountPoint
@@ -64,7 +65,9 @@ async def _carry_out(rooms: Rooms, box: Box, volumes: bool) -> None:
     except OSError as error:
         record.state = State.DEAD
         rooms.supervisor.save(record)
-        raise Conflict(f"unable to remove filesystem for {record.id}: {error.strerror}: {error.filename}") from error
+        raise Conflict(
+            f"unable to remove filesystem for {record.id}: {error.strerror}: {error.filename}"
+        ) from error
     for stream in box.pending:
         stream.close()
     box.pending = []

@@ -9,6 +9,7 @@ import asyncio
 import time
 
 from ketch_wire.faults import Fault
+
 from ketchd.containers.lifecycle import State
 from ketchd.containers.recovery import Decision, decide
 from ketchd.containers.restarts import Policy, starts_on_boot
@@ -33,7 +34,11 @@ async def restore(rooms: Rooms) -> None:
             running.append(box)
     await rooms.networks.restore(
         [
-            {"container_id": box.record.id, "endpoint": box.record.endpoint, "published": box.record.published}
+            {
+                "container_id": box.record.id,
+                "endpoint": box.record.endpoint,
+                "published": box.record.published,
+            }
             for box in running
             if box.record.endpoint is not None
         ]

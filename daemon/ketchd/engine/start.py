@@ -13,6 +13,7 @@ import time
 from contextlib import AsyncExitStack
 
 from ketch_wire.faults import Conflict, EngineFailure, Fault
+
 from ketchd import tracepoint
 from ketchd.containers import launching
 from ketchd.containers.lifecycle import Happening, State
@@ -80,7 +81,9 @@ def _note_failure(rooms: Rooms, box: Box, error: BaseException) -> None:
         asyncio.get_running_loop().create_task(ending.remove_quietly(rooms, box))
 
 
-async def _launch(rooms: Rooms, box: Box, undo: AsyncExitStack, attachments: list[launching.ClientStream]) -> ShimLink:
+async def _launch(
+    rooms: Rooms, box: Box, undo: AsyncExitStack, attachments: list[launching.ClientStream]
+) -> ShimLink:
     record = box.record
     donor_pid = _network_donor(rooms, box)
     undo.push_async_callback(rooms.networks.release, record.id)
@@ -90,7 +93,9 @@ async def _launch(rooms: Rooms, box: Box, undo: AsyncExitStack, attachments: lis
         lease = rooms.networks.reserve(record.id, network=record.host_config["NetworkMode"])
         bindings = launching.wanted_ports(record)
         if bindings:
-            reserved = rooms.networks.reserve_ports(bindings, endpoint_name=record.name, endpoint_id=lease.endpoint_id)
+            reserved = rooms.networks.reserve_ports(
+                bindings, endpoint_name=record.name, endpoint_id=lease.endpoint_id
+            )
             sockets = [one.socket for one in reserved]
             record.published = [one.to_record() for one in reserved]
         else:
@@ -115,7 +120,9 @@ async def _launch(rooms: Rooms, box: Box, undo: AsyncExitStack, attachments: lis
             init_layer=str(init),
             container_dir=rooms.container_dir(record.id),
             run_dir=run_dir,
-            cgroup=rooms.cgroups.plan(record.id, record.host_config["CgroupParent"] or rooms.cgroup_parent, record.host_config),
+            cgroup=rooms.cgroups.plan(
+                record.id, record.host_config["CgroupParent"] or rooms.cgroup_parent, record.host_config
+            ),
             netlink=tuple(rooms.networks.netlink_messages(lease)),
             donor_pids=_donors(rooms, box, donor_pid),
             log_options=rooms.default_log_options,
@@ -141,7 +148,9 @@ async def _launch(rooms: Rooms, box: Box, undo: AsyncExitStack, attachments: lis
             )  # fmt: skip
         return link
     except OSError as error:
-        raise EngineFailure(f"failed to start container {record.short}: {error.strerror}: {error.filename}") from error
+        raise EngineFailure(
+            f"failed to start container {record.short}: {error.strerror}: {error.filename}"
+        ) from error
     finally:
         for one in sockets:
             one.close()

@@ -15,8 +15,9 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from ketch_wire.launch import LaunchPlan, LayerMount, LogPlan, MountPlan, ProcessPlan, RootPlan
 from ketch_wire.faults import InvalidInput
+from ketch_wire.launch import LaunchPlan, LayerMount, LogPlan, MountPlan, ProcessPlan, RootPlan
+
 from ketchd.containers.record import new_id
 from ketchd.containers.shims import ClientStream
 from ketchd.engine.rooms import Rooms
@@ -126,7 +127,13 @@ class StepRunner:
 
         try:
             stream = ClientStream(
-                fd=theirs.detach(), stdin=False, stdout=True, stderr=True, multiplexed=True, detach_keys=b"", initial=b""
+                fd=theirs.detach(),
+                stdin=False,
+                stdout=True,
+                stderr=True,
+                multiplexed=True,
+                detach_keys=b"",
+                initial=b"",
             )
             link = await rooms.shims.start(plan, attachments=[stream], port_fds=[], on_pid=on_pid)
             ended = await link.wait()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 
 import pytest
-
 from ketchd.containers.lifecycle import State
 from ketchd.containers.recovery import Decision, decide
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import pytest
-
 from ketchd.containers.restarts import Policy, next_wait, starts_on_boot
 
 
 def wait(policy: Policy, **given: object) -> float | None:
-    values = {"exit_code": 1, "tries": 0, "last_wait_seconds": 0.0, "uptime_seconds": 1.0, "stopped_by_hand": False}
+    values = {
+        "exit_code": 1,
+        "tries": 0,
+        "last_wait_seconds": 0.0,
+        "uptime_seconds": 1.0,
+        "stopped_by_hand": False,
+    }
     return next_wait(policy, **{**values, **given})  # type: ignore[arg-type]
 
 
