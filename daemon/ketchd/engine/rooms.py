@@ -10,7 +10,10 @@ from ketchd.catalogue.database import Catalogue
 from ketchd.catalogue.events import EventJournal
 from ketchd.containers.shims import Shims
 from ketchd.containers.supervisor import Supervisor
+from ketchd.content.blobs import BlobStore
+from ketchd.content.garbage import Garbage
 from ketchd.content.images import ImageStore
+from ketchd.content.leases import Leases
 from ketchd.engine.volumes import Volumes
 from ketchd.kernel.cgroups import Cgroups
 from ketchd.layers.store import LayerStore
@@ -26,7 +29,10 @@ class Rooms:
     exec_root: Path
     catalogue: Catalogue
     events: EventJournal
+    blobs: BlobStore
     images: ImageStore
+    leases: Leases
+    garbage: Garbage
     layers: LayerStore
     workers: WorkerPool
     networks: Networks
