@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from ketch_testing.machine import Machine, registry
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="root is needed for namespaces and mounts")

@@ -9,11 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from ketch_wire.defaults import API_VERSION, DEFAULT_SOCKET
-
 from ketch import __version__
 from ketch.faults import CommandFailed, EngineAnswer, EngineAway
 from ketch.http import Answer, Body, Connection
+from ketch_wire.defaults import API_VERSION, DEFAULT_SOCKET
 
 Query = Mapping[str, Any]
 

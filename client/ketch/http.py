@@ -6,6 +6,7 @@ what was read ahead instead of losing it.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -102,6 +103,7 @@ class Connection:
 
     def __init__(self, link: socket.socket) -> None:
         self._link: socket.socket | None = link
+        self._body_fault: BaseException | None = None
 
     def close(self) -> None:
         """May be called twice."""
@@ -116,40 +118,58 @@ class Connection:
         return link
 
     def receive(self) -> bytes:
-        """The next bytes, empty at the end."""
+        """The next bytes, empty at the end. Raises what the streamed body raised."""
         if self._link is None:
             return b""
         try:
-            return self._link.recv(CHUNK)
+            received = self._link.recv(CHUNK)
         except ConnectionError:
-            return b""
+            received = b""
+        if not received and self._body_fault is not None:
+            raise self._body_fault
+        return received
 
     def exchange(self, method: str, target: str, headers: Mapping[str, str], body: Body) -> Answer:
-        """Send one request and read the head of its answer. Raises EngineAway.
+        """Send one request and read the head of its answer. Raises EngineAway, and what a streamed body raises.
 
-        An engine that answers before it has read all of the body is heard: what is left of the body is not sent.
+        A streamed body is sent from a thread: an engine may answer while it still reads (progress of a load), and one
+        that answers an error is heard at once; what is left of the body is then not sent.
         """
         assert self._link is not None
         lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
-        streamed = body is not None and not isinstance(body, bytes)
-        if streamed:
+        if body is not None and not isinstance(body, bytes):
             lines.append("Transfer-Encoding: chunked")
         elif body is not None or method in ("POST", "PUT"):
-            lines.append(f"Content-Length: {len(body) if isinstance(body, bytes) else 0}")
+            lines.append(f"Content-Length: {len(body) if body else 0}")
         head = "\r\n".join([*lines, "", ""]).encode()
-        try:
-            if streamed:
-                assert body is not None and not isinstance(body, bytes)
-                self._link.sendall(head)
-                for part in body:
-                    if part:
-                        self._link.sendall(b"%x\r\n" % len(part) + part + b"\r\n")
-                self._link.sendall(b"0\r\n\r\n")
-            else:
-                self._link.sendall(head + (body if isinstance(body, bytes) else b""))
-        except ConnectionError:
-            pass
+        if body is None or isinstance(body, bytes):
+            self._send(head + (body or b""))
+        elif self._send(head):
+            import threading
+
+            threading.Thread(target=self._send_parts, args=(self._link, body), daemon=True).start()
         return self._answer(method == "HEAD")
+
+    def _send(self, content: bytes) -> bool:
+        """Whether the other side still takes it; if not, its answer may still be there to be read."""
+        assert self._link is not None
+        try:
+            self._link.sendall(content)
+        except ConnectionError:
+            return False
+        return True
+
+    def _send_parts(self, link: socket.socket, body: Iterable[bytes]) -> None:
+        """The body in chunks, until nobody listens. A fault of its source ends the connection and is kept for the reader."""
+        try:
+            for part in body:
+                if part and not _sent(link, b"%x\r\n" % len(part) + part + b"\r\n"):
+                    return
+            _sent(link, b"0\r\n\r\n")
+        except BaseException as error:
+            self._body_fault = error
+            with contextlib.suppress(OSError):
+                link.shutdown(socket.SHUT_RDWR)
 
     def _answer(self, head: bool) -> Answer:
         received = b""
@@ -170,3 +190,12 @@ class Connection:
             name, _, value = line.partition(":")
             headers[name.strip().lower()] = value.strip()
         return Answer(self, int(fields[1]), headers, rest, head)
+
+
+def _sent(link: socket.socket, content: bytes) -> bool:
+    """Send on a socket that another thread may close."""
+    try:
+        link.sendall(content)
+    except OSError:
+        return False
+    return True

@@ -6,11 +6,17 @@ keep their own line. `--old = --new` is a hidden second name. `(default X)` at t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 from ketch.faults import UsageError
 
 MANY_KINDS = frozenset({"list", "strings", "map", "filter", "ulimit", "mount", "network"})
+
+
+# What one typed value becomes. Raises ValueError with docker's wording.
+Check = Callable[[str], str]
 
 
 class Flag(NamedTuple):
@@ -43,13 +49,17 @@ class Flag(NamedTuple):
 
 
 class Command(NamedTuple):
-    """How one command is typed. `arguments`: least and most (None: any). `interspersed`: options may follow arguments."""
+    """How one command is typed. `arguments`: least and most (None: any). `interspersed`: options may follow arguments.
+
+    `checks`: by option, what is asked of every value beyond its kind.
+    """
 
     usage: str
     options: str = ""
     arguments: tuple[int, int | None] = (0, 0)
     interspersed: bool = True
     note: str = ""
+    checks: Mapping[str, Check] = MappingProxyType({})
 
     def flags(self) -> tuple[list[Flag], dict[str, str]]:
         """The options in the order of the description, and hidden name -> name."""
@@ -59,14 +69,18 @@ class Command(NamedTuple):
 class Given:
     """What was typed: option values by name, and the arguments."""
 
-    def __init__(self, flags: list[Flag], path: str) -> None:
+    def __init__(self, flags: list[Flag], path: str, checks: Mapping[str, Check] = MappingProxyType({})) -> None:
+        self._checks = checks
         self._values: dict[str, Any] = {flag.name: flag.default for flag in flags}
         self._given: set[str] = set()
         self.arguments: list[str] = []
         self.path = path
 
     def put(self, flag: Flag, value: Any) -> None:
-        """Keep one typed value; those of a list add up."""
+        """Keep one typed value; those of a list add up. Raises ValueError when a check refuses it."""
+        check = self._checks.get(flag.name)
+        if check is not None:
+            value = [check(one) for one in value] if isinstance(value, list) else check(value)
         if flag.kind in MANY_KINDS:
             self._values[flag.name] = [*self._values[flag.name], *value]
         else:
@@ -124,7 +138,7 @@ def parse(command: Command, path: str, typed: list[str]) -> Given:
     flags, hidden = command.flags()
     known = {flag.name: flag for flag in flags}
     shorts = {flag.short: flag for flag in flags if flag.short}
-    given = Given(flags, path)
+    given = Given(flags, path, command.checks)
     words = list(typed)
     try:
         while words:
@@ -213,8 +227,6 @@ def convert(kind: str, value: str) -> Any:
         return number
     if kind == "strings":
         return [part.strip('"') for part in value.split(",")]
-    if kind == "map" and "=" not in value:
-        raise ValueError(f"invalid argument format: {value}: must be key=value")
     if kind == "filter" and "=" not in value:
         raise ValueError("invalid argument format of filter: expected name=value")
     if kind in ("bytes", "duration", "decimal"):

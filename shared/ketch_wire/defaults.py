@@ -8,5 +8,8 @@ DEFAULT_SOCKET = "/run/ketch.sock"
 API_VERSION = "1.50"
 MINIMUM_API_VERSION = "1.12"
 
+# The Docker Engine whose behaviour the API follows. Clients compare it: it is what `/version` calls the engine's version.
+ENGINE_VERSION = "28.2.2"
+
 # ctrl-p ctrl-q: leaves a container with a terminal without ending it.
 DETACH_KEYS = b"\x10\x11"

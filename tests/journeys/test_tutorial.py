@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from ketch_testing.machine import BIN, Machine, free_port
 
 DOCKERFILE = """\

@@ -5,12 +5,11 @@ from __future__ import annotations
 import platform
 from typing import Any
 
-from ketch_wire.defaults import API_VERSION
-
 from ketch import __version__
 from ketch.faults import CommandFailed, EngineAnswer, EngineAway
 from ketch.options import Command, Given
 from ketch.session import Session
+from ketch_wire.defaults import API_VERSION
 
 VERSION = Command(
     "[OPTIONS]",

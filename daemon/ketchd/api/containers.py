@@ -8,9 +8,10 @@ import re
 import time
 
 from aiohttp import web
-from ketch_wire.faults import InvalidInput, NotFound
 
-from ketchd.api.routing import Call, Route, hijack, json_reply, no_content
+from ketch_wire.faults import InvalidInput, NotFound
+from ketchd.api.routing import Call, Route, json_reply, no_content
+from ketchd.api.streams import hijack
 from ketchd.containers import show
 from ketchd.containers.detach import detach_keys
 from ketchd.containers.lifecycle import Happening, State
@@ -26,7 +27,23 @@ from ketchd.engine.start import start
 from ketchd.model.times import parse_timestamp
 
 _FILTERS = frozenset(
-    ["ancestor", "before", "exited", "expose", "health", "id", "isolation", "is-task", "label", "name", "network", "publish", "since", "status", "volume"]
+    [
+        "ancestor",
+        "before",
+        "exited",
+        "expose",
+        "health",
+        "id",
+        "isolation",
+        "is-task",
+        "label",
+        "name",
+        "network",
+        "publish",
+        "since",
+        "status",
+        "volume",
+    ]
 )
 
 
@@ -54,8 +71,8 @@ class ContainerApi:
             Route("POST", f"{one}/unpause", self.unpause),
             Route("POST", f"{one}/rename", self.rename),
             Route("POST", f"{one}/resize", self.resize),
-            Route("POST", f"{one}/wait", self.wait),
-            Route("POST", f"{one}/attach", self.attach),
+            Route("POST", f"{one}/wait", self.wait, cancellable=True),
+            Route("POST", f"{one}/attach", self.attach, cancellable=True),
             Route("DELETE", one, self.remove),
         ]
 

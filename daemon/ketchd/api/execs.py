@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 
 from aiohttp import web
-from ketch_wire.faults import Conflict, EngineFailure, Fault, InvalidInput
 
-from ketchd.api.routing import Call, Route, hijack, json_reply
+from ketch_wire.faults import Conflict, EngineFailure, Fault, InvalidInput
+from ketchd.api.routing import Call, Route, json_reply
+from ketchd.api.streams import hijack
 from ketchd.containers.detach import detach_keys
 from ketchd.containers.shapes import pick
 from ketchd.containers.shims import ClientStream

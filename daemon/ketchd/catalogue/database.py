@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ketch_wire.faults import EngineFailure
-
 from ketchd.catalogue.schema import migrate
 
 Parameters = Sequence[Any] | Mapping[str, Any]

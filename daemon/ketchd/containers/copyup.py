@@ -13,7 +13,6 @@ import tempfile
 from typing import Any
 
 from ketch_wire.launch import LayerMount
-
 from ketchd.kernel.mounts import MNT_DETACH, umount
 from ketchd.kernel.openat import open_in_root
 from ketchd.layers.mounting import mount_chain

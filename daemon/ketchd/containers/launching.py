@@ -20,7 +20,6 @@ from ketch_wire.launch import (
     ProcessPlan,
     RootPlan,
 )
-
 from ketchd.containers.mountpoints import MountPoint
 from ketchd.containers.record import ContainerRecord
 from ketchd.containers.settings import command_line

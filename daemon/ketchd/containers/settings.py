@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ketch_wire.faults import InvalidInput
-
 from ketchd.containers.shapes import CONFIG, HOST_CONFIG, fold, pick
 from ketchd.containers.signals import signal_number
 from ketchd.model.imageconfig import RunConfig

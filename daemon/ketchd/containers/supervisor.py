@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from ketch_wire.faults import Conflict, InvalidInput, NotFound
-
 from ketchd.catalogue.database import Catalogue
 from ketchd.catalogue.events import EventJournal
 from ketchd.containers.lifecycle import Happening, State, follow

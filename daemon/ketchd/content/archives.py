@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import IO
 
 from ketch_wire.faults import EngineFailure, InvalidInput
-
 from ketchd.content.compression import READ_FAULTS, open_decompressed
 
 _CHUNK = 1024 * 1024

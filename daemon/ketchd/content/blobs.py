@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ketch_wire.faults import EngineFailure, NotFound
-
 from ketchd.catalogue.database import Catalogue
 from ketchd.model.digest import Digest
 

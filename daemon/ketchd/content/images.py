@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from ketch_wire.faults import InvalidInput, NotFound
-
 from ketchd.catalogue.database import Catalogue
 from ketchd.content.blobs import BlobStore
 from ketchd.model.digest import Digest

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from typing import Literal
 
 from ketch_wire.faults import InvalidInput
-
 from ketchd.catalogue.database import Catalogue
 
 Kind = Literal["blob", "layer", "image"]

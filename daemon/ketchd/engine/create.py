@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from ketch_wire.faults import InvalidInput, NotFound
-
 from ketchd import tracepoint
 from ketchd.containers import mountpoints, settings
 from ketchd.containers.mountpoints import MountPoint

@@ -6,7 +6,6 @@ import asyncio
 import time
 
 from ketch_wire.faults import Fault
-
 from ketchd import tracepoint
 from ketchd.containers.lifecycle import Happening, State
 from ketchd.containers.restarts import Policy, next_wait

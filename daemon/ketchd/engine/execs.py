@@ -8,7 +8,6 @@ from typing import Any
 
 from ketch_wire.faults import Conflict, InvalidInput
 from ketch_wire.shim import ExecPlan
-
 from ketchd import tracepoint
 from ketchd.containers import launching
 from ketchd.containers.lifecycle import Happening

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ketch_wire.faults import Conflict, Fault, NotFound
-
 from ketchd import tracepoint
 from ketchd.containers.lifecycle import Happening, State
 from ketchd.containers.mountpoints import MountPoint

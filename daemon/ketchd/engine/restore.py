@@ -9,7 +9,6 @@ import asyncio
 import time
 
 from ketch_wire.faults import Fault
-
 from ketchd.containers.lifecycle import State
 from ketchd.containers.recovery import Decision, decide
 from ketchd.containers.restarts import Policy, starts_on_boot

@@ -13,7 +13,6 @@ import time
 from contextlib import AsyncExitStack
 
 from ketch_wire.faults import Conflict, EngineFailure, Fault
-
 from ketchd import tracepoint
 from ketchd.containers import launching
 from ketchd.containers.lifecycle import Happening, State

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from ketch_wire.faults import InvalidInput
 from ketch_wire.launch import LaunchPlan, LayerMount, LogPlan, MountPlan, ProcessPlan, RootPlan
-
 from ketchd.containers.record import new_id
 from ketchd.containers.shims import ClientStream
 from ketchd.engine.rooms import Rooms

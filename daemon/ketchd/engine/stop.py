@@ -6,7 +6,6 @@ import asyncio
 import signal
 
 from ketch_wire.faults import EngineFailure, NotModified
-
 from ketchd.containers.lifecycle import Happening, State
 from ketchd.containers.signals import signal_number
 from ketchd.containers.supervisor import Box

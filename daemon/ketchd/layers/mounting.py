@@ -11,7 +11,6 @@ import os
 from collections.abc import Sequence
 
 from ketch_wire.launch import LayerMount
-
 from ketchd.kernel import loop
 from ketchd.kernel.mounts import MS_NODEV, MS_NOSUID, MS_RDONLY, mount, mount_new
 

@@ -16,7 +16,6 @@ from typing import Any
 
 from ketch_wire import faults
 from ketch_wire.frames import FrameReader, pack
-
 from ketchd.kernel.mounts import MS_PRIVATE, MS_REC, mount
 from ketchd.kernel.namespaces import CLONE_NEWNS, unshare
 from ketchd.kernel.process import PR_SET_PDEATHSIG, prctl, set_name

@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ketch_wire.faults import InvalidInput
-
 from ketchd.model.digest import Digest
 
 SIZE_LIMIT = 8 * 1024 * 1024

@@ -9,7 +9,6 @@ import re
 from dataclasses import dataclass, replace
 
 from ketch_wire.faults import InvalidInput
-
 from ketchd.model.digest import Digest
 
 HUB = "docker.io"

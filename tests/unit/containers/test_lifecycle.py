@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from ketch_wire.faults import Conflict, NotModified
 from ketchd.containers.lifecycle import TABLE, Happening, State, follow
 

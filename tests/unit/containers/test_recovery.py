@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+
 from ketchd.containers.lifecycle import State
 from ketchd.containers.recovery import Decision, decide
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from ketchd.containers.restarts import Policy, next_wait, starts_on_boot
 
 

@@ -1,0 +1,24 @@
+"""Faults as HTTP answers: the one place where a fault class meets a status code. Source: Engine API, ErrorResponse."""
+
+from __future__ import annotations
+
+import json
+
+from aiohttp import web
+
+from ketch_wire.faults import Fault, NotModified
+
+JSON_TYPE = "application/json"
+
+
+def fault_reply(fault: Fault) -> web.Response:
+    """`{"message": …}` with the fault's status; 304 has no body."""
+    if isinstance(fault, NotModified):
+        return web.Response(status=304)
+    return error_reply(fault.status, fault.message)
+
+
+def error_reply(status: int, message: str) -> web.Response:
+    """An error answer. Clients compare the media type as a whole: it has no charset."""
+    body = json.dumps({"message": message}, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n"
+    return web.Response(status=status, body=body, headers={"Content-Type": JSON_TYPE})
