@@ -4,6 +4,8 @@ from __future__ import annotations
 
 DEFAULT_SOCKET = "/run/ketch.sock"
 
+KETCH_VERSION = "0.1.0"
+
 # The newest Engine API version spoken, and the oldest accepted (skopeo asks for 1.22).
 API_VERSION = "1.50"
 MINIMUM_API_VERSION = "1.12"

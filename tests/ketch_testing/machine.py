@@ -46,6 +46,7 @@ class Machine:
         self.process: subprocess.Popen[bytes] | None = None
         self.log = base / "ketchd.log"
         base.mkdir(parents=True, exist_ok=True)
+        (base / "daemon.json").write_text("{}\n")
 
     @property
     def env(self) -> dict[str, str]:

@@ -1,0 +1,154 @@
+"""GET /events: what happened and what happens. Source: Engine API 1.50, SystemEvents."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from aiohttp import web
+
+from ketch_wire.faults import InvalidInput
+from ketchd.api.faultmap import JSON_TYPE
+from ketchd.api.routing import Call, Route
+from ketchd.api.streams import message_bytes
+from ketchd.catalogue.events import Event
+from ketchd.engine.rooms import Rooms
+from ketchd.model.reference import Reference
+from ketchd.model.times import parse_timestamp
+
+_FILTERS = frozenset(
+    ["type", "event", "container", "image", "label", "network", "volume", "daemon", "plugin", "scope", "node", "service", "secret", "config"]
+)
+
+
+class EventsApi:
+    """The event stream."""
+
+    def __init__(self, rooms: Rooms) -> None:
+        self._rooms = rooms
+
+    def routes(self) -> list[Route]:
+        """Every route of this module."""
+        return [Route("GET", "/events", self.events)]
+
+    async def events(self, call: Call) -> web.StreamResponse:
+        """GET /events: the kept events from `since`, then live ones until `until`."""
+        filters = call.filters()
+        for key in filters:
+            if key not in _FILTERS:
+                raise InvalidInput(f"invalid filter '{key}'")
+        now = time.time_ns()
+        since, until = _moment(call.query("since"), now), _moment(call.query("until"), now)
+        if since is not None and until is not None and since > until:
+            raise InvalidInput(
+                f"`since` time ({call.query('since')}) cannot be after `until` time ({call.query('until')})"
+            )
+        journal = self._rooms.events
+        response = web.StreamResponse(headers={"Content-Type": JSON_TYPE})
+        with journal.subscribe() as subscription:
+            replayed = journal.since(since, until) if since is not None else []
+            await response.prepare(call.request)
+            for event in replayed:
+                await self._send(response, event, filters, call.version)
+            deadline = (
+                None if until is None else asyncio.get_running_loop().time() + max(0, until - now) / 1e9
+            )
+            try:
+                async with asyncio.timeout_at(deadline):
+                    while until is None or until > now:
+                        happened = await subscription.get()
+                        if happened is None:
+                            break
+                        await self._send(response, happened, filters, call.version)
+            except TimeoutError:
+                pass
+        await response.write_eof()
+        return response
+
+    async def _send(
+        self,
+        response: web.StreamResponse,
+        event: Event,
+        filters: Mapping[str, list[str]],
+        version: tuple[int, int],
+    ) -> None:
+        if accepts(event, filters):
+            await response.write(message_bytes(render_event(event, version)).replace(b"\r\n", b"\n"))
+
+
+def accepts(event: Event, filters: Mapping[str, list[str]]) -> bool:
+    """Whether an event passes the stream's filters: labels AND, values of one key OR."""
+    attributes = event.attributes
+    bare = event.action.partition(":")[0]
+    kinds = {"container": "container", "network": "network", "volume": "volume", "daemon": "daemon"}
+    for key, wanted in filters.items():
+        if key == "type":
+            passes = event.type in wanted
+        elif key == "event":
+            passes = event.action in wanted or bare in wanted
+        elif key == "scope":
+            passes = "local" in wanted
+        elif key == "label":
+            passes = all(_has_label(attributes, one) for one in wanted)
+        elif key == "image":
+            passes = _names_image(event, wanted)
+        elif key in kinds:
+            passes = _names(event, kinds[key], wanted)
+        else:
+            passes = False
+        if not passes:
+            return False
+    return True
+
+
+def _names(event: Event, kind: str, wanted: list[str]) -> bool:
+    """The actor itself by id, id prefix or name, or the container that a network or volume event is about."""
+    attributes = event.attributes
+    if event.type == kind:
+        names = {event.actor_id, attributes.get("name", "")}
+        return any(one in names or (len(one) >= 3 and event.actor_id.startswith(one)) for one in wanted)
+    other = attributes.get(kind, "")
+    return bool(other) and any(one == other or (len(one) >= 3 and other.startswith(one)) for one in wanted)
+
+
+def _names_image(event: Event, wanted: list[str]) -> bool:
+    if event.type not in ("image", "container"):
+        return False
+    names = {event.attributes.get("name", "") if event.type == "image" else event.attributes.get("image", "")}
+    if event.type == "image":
+        names.add(event.actor_id)
+    for name in list(names):
+        try:
+            names.add(Reference.parse(name).familiar_name())
+        except InvalidInput:
+            continue
+    return any(one in names for one in wanted)
+
+
+def _has_label(attributes: Mapping[str, str], wanted: str) -> bool:
+    key, sign, value = wanted.partition("=")
+    return key in attributes and (not sign or attributes[key] == value)
+
+
+def render_event(event: Event, version: tuple[int, int]) -> dict[str, Any]:
+    """As the stream carries it; the first keys are older than the actor and wanted by old clients."""
+    shown: dict[str, Any] = {}
+    if version < (1, 52) and event.type in ("container", "image"):
+        shown = {"status": event.action, "id": event.actor_id}
+        if event.type == "container" and event.attributes.get("image"):
+            shown["from"] = event.attributes["image"]
+    return {
+        **shown,
+        "Type": event.type,
+        "Action": event.action,
+        "Actor": {"ID": event.actor_id, "Attributes": event.attributes},
+        "scope": "local",
+        "time": event.time_ns // 1_000_000_000,
+        "timeNano": event.time_ns,
+    }
+
+
+def _moment(text: str, now_ns: int) -> int | None:
+    return parse_timestamp(text, now_ns) if text else None

@@ -1,0 +1,208 @@
+"""ketchd as a process: its directories, its lock and pidfile, its sockets, its signals, and the order of start and end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import grp
+import os
+import signal
+import socket
+import ssl
+import sys
+from pathlib import Path
+
+from ketch_wire.faults import EngineFailure
+from ketchd import journal
+from ketchd.config import Config, ignored_because
+from ketchd.shim.launcher import Launcher, start_launcher
+
+
+class Process:
+    """One run of ketchd. `run` returns when it was told to end; containers run on unless `live-restore` is false."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._data_root = Path(os.path.abspath(config.data_root))
+        self._exec_root = Path(os.path.abspath(config.exec_root))
+        self._lock = -1
+
+    def run(self) -> int:
+        """The whole life. Raises EngineFailure when something needed is taken."""
+        os.umask(0o022)
+        self._take_roots()
+        self._write_pidfile()
+        try:
+            launcher = start_launcher(self._exec_root)
+            try:
+                return asyncio.run(self._serve(launcher))
+            finally:
+                launcher.close()
+        finally:
+            Path(self._config.pidfile).unlink(missing_ok=True)
+            os.close(self._lock)
+
+    def _take_roots(self) -> None:
+        """Make the directories and hold the data root against a second daemon."""
+        try:
+            for directory, mode in ((self._data_root, 0o710), (self._exec_root, 0o711)):
+                directory.mkdir(parents=True, exist_ok=True)
+                directory.chmod(mode)
+            self._lock = os.open(
+                self._data_root / "ketchd.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+            )
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._lock, 32, 0).decode(errors="replace").strip()
+            raise EngineFailure(
+                f"another ketchd (pid {holder or 'unknown'}) is using {self._data_root}"
+            ) from None
+        except OSError as error:
+            raise EngineFailure(
+                f"cannot use {error.filename or self._data_root}: {_reason(error)}"
+            ) from error
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+
+    def _write_pidfile(self) -> None:
+        path = Path(self._config.pidfile)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{os.getpid()}\n")
+        except OSError as error:
+            raise EngineFailure(f"cannot write pidfile {path}: {_reason(error)}") from error
+
+    async def _serve(self, launcher: Launcher) -> int:
+        from ketchd.assembly import Engine  # imported when the launcher is running: it is most of the start
+
+        log = journal.configure(self._config.log_level, self._config.log_format)
+        for name in self._config.ignored:
+            log.warning("setting is known and ignored", setting=name, reason=ignored_because(name))
+        ending = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, ending.set)
+        engine = Engine(self._config, self._data_root, self._exec_root, launcher, log)
+        sockets: list[socket.socket] = []
+        try:
+            await engine.start()
+            sockets = self._listen()
+            await engine.open(sockets, self._tls())
+            notify("READY=1")
+            log.info("ready", hosts=self._config.hosts, pid=os.getpid())
+            await engine.start_by_policy()
+            await ending.wait()
+            notify("STOPPING=1")
+            log.info("ending", containers="run on" if self._config.live_restore else "are stopped")
+        finally:
+            await engine.close(stop_containers=ending.is_set() and not self._config.live_restore)
+            for listener in sockets:
+                if listener.family == socket.AF_UNIX and os.environ.get("LISTEN_PID") != str(os.getpid()):
+                    with contextlib.suppress(OSError):
+                        os.unlink(listener.getsockname())
+                listener.close()
+        return 0
+
+    def _listen(self) -> list[socket.socket]:
+        sockets: list[socket.socket] = []
+        try:
+            for host in self._config.hosts:
+                scheme, _, place = host.partition("://")
+                if scheme == "unix":
+                    sockets.append(self._listen_unix(place))
+                elif scheme == "tcp":
+                    sockets.append(_listen_tcp(place))
+                else:
+                    sockets += _inherited()
+        except BaseException:
+            for one in sockets:
+                one.close()
+            raise
+        return sockets
+
+    def _listen_unix(self, path: str) -> socket.socket:
+        """A socket file of mode 0660 and the configured group; a dead daemon's file is replaced, a live one's refused."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                if probe.connect_ex(path) == 0:
+                    raise EngineFailure(f"cannot listen on unix://{path}: another daemon answers there")
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).unlink(missing_ok=True)
+            before = os.umask(0o777)
+            try:
+                listener.bind(path)
+            finally:
+                os.umask(before)
+            with contextlib.suppress(KeyError):  # without the group only root may connect, as in dockerd
+                os.chown(path, 0, grp.getgrnam(self._config.group).gr_gid)
+            os.chmod(path, 0o660)
+            listener.listen(1024)
+        except OSError as error:
+            listener.close()
+            raise EngineFailure(f"cannot listen on unix://{path}: {_reason(error)}") from error
+        except BaseException:
+            listener.close()
+            raise
+        return listener
+
+    def _tls(self) -> ssl.SSLContext | None:
+        """TLS of the TCP sockets. Raises EngineFailure."""
+        config = self._config
+        if not config.tls and not config.tlsverify:
+            return None
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        try:
+            context.load_cert_chain(config.tlscert, config.tlskey)
+            if config.tlsverify:
+                context.load_verify_locations(config.tlscacert)
+                context.verify_mode = ssl.CERT_REQUIRED
+        except (OSError, ssl.SSLError) as error:
+            raise EngineFailure(f"cannot set up TLS: {error}") from error
+        return context
+
+
+def _listen_tcp(place: str) -> socket.socket:
+    address, _, port = place.rpartition(":")
+    if not port.isdigit():
+        address, port = place, "2375"
+    try:
+        return socket.create_server(
+            (address.strip("[]"), int(port)),
+            family=socket.AF_INET6 if ":" in address else socket.AF_INET,
+            backlog=1024,
+        )
+    except OSError as error:
+        raise EngineFailure(f"cannot listen on tcp://{place}: {_reason(error)}") from error
+
+
+def _inherited() -> list[socket.socket]:
+    """systemd's sockets. Source: sd_listen_fds(3)."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or not os.environ.get("LISTEN_FDS", "").isdigit():
+        raise EngineFailure(
+            "no sockets found via socket activation: make sure the service was started by systemd"
+        )
+    found = [socket.socket(fileno=3 + number) for number in range(int(os.environ["LISTEN_FDS"]))]
+    for one in found:
+        os.set_inheritable(one.fileno(), False)
+    return found
+
+
+def notify(state: str) -> None:
+    """Tell the service manager, if there is one. Source: sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as link:
+        try:
+            link.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+        except OSError as error:
+            print(f"ketchd: sd_notify: {error}", file=sys.stderr)
+
+
+def _reason(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "address already in use"
+    return (error.strerror or str(error)).lower()
