@@ -87,7 +87,7 @@ def information(rooms: Rooms, facts: Facts) -> dict[str, Any]:
             "Network": ["bridge", "host", "null"],
             "Authorization": None,
             "Log": ["json-file", "none"],
-        },  # fmt: skip
+        },
         "MemoryLimit": supports("memory"),
         "SwapLimit": supports("swap"),
         "CpuCfsPeriod": supports("cpu"),
@@ -140,7 +140,7 @@ def information(rooms: Rooms, facts: Facts) -> dict[str, Any]:
             "ControlAvailable": False,
             "Error": "",
             "RemoteManagers": None,
-        },  # fmt: skip
+        },
         "LiveRestoreEnabled": facts.live_restore,
         "Isolation": "",
         "InitBinary": "ketch-init",
