@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import ssl
 import struct
 from collections.abc import Iterable
 from typing import Any
@@ -50,8 +51,8 @@ class ApiServer:
         self._listeners: list[asyncio.Server] = []
         self._server: web.Server | None = None
 
-    async def listen(self, sockets: Iterable[socket.socket]) -> None:
-        """Begin to answer on bound sockets (unix or TCP). Owns them from now on."""
+    async def listen(self, sockets: Iterable[socket.socket], tls: ssl.SSLContext | None = None) -> None:
+        """Begin to answer on listening sockets: unix ones plain, TCP ones with TLS if given."""
         loop = asyncio.get_running_loop()
         self._server = web.Server(
             self._handle,
@@ -68,7 +69,9 @@ class ApiServer:
                     await loop.create_unix_server(self._server, sock=listener, backlog=1024)
                 )
             else:
-                self._listeners.append(await loop.create_server(self._server, sock=listener, backlog=1024))
+                self._listeners.append(
+                    await loop.create_server(self._server, sock=listener, ssl=tls, backlog=1024)
+                )
 
     async def close(self) -> None:
         """Stop listening, let changes under way come to their end (at most 10 s), cancel the rest."""
