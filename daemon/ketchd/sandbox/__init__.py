@@ -1,0 +1,1 @@
+"""What a contained process is, as data, and how it is entered."""
