@@ -201,8 +201,13 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def registry(base: Path, *, users: Mapping[str, str] | None = None) -> Iterator[str]:
-    """Debian's docker-registry on loopback, with htpasswd when `users` are given; yields host:port."""
+def registry(
+    base: Path, *, users: Mapping[str, str] | None = None, storage: Path | None = None
+) -> Iterator[str]:
+    """Debian's docker-registry on loopback, with htpasswd when `users` are given; yields host:port.
+
+    storage: a directory that outlives it; otherwise its content goes with `base`.
+    """
     port = free_port()
     base.mkdir(parents=True, exist_ok=True)
     auth = ""
@@ -217,7 +222,7 @@ def registry(base: Path, *, users: Mapping[str, str] | None = None) -> Iterator[
         auth = f"auth:\n  htpasswd:\n    realm: ketch\n    path: {base}/htpasswd\n"
     (base / "config.yml").write_text(
         "version: 0.1\nlog:\n  level: warn\n  accesslog:\n    disabled: true\n"
-        f"storage:\n  filesystem:\n    rootdirectory: {base}/storage\n  delete:\n    enabled: true\n"
+        f"storage:\n  filesystem:\n    rootdirectory: {storage or base / 'storage'}\n  delete:\n    enabled: true\n"
         f"http:\n  addr: 127.0.0.1:{port}\n{auth}"
     )
     with (base / "log").open("wb") as log:

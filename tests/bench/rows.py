@@ -1,0 +1,241 @@
+"""The rows: what is timed, how often, and what must be reached. Each returns one figure for one engine; the order alternates."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench import content
+from bench.engines import proportional_kib
+
+
+@dataclass(slots=True)
+class Row:
+    """One line of the table. measure(engine) -> figure in `unit`; target: at most this share of dockerd's (None: none is set)."""
+
+    name: str
+    measure: Callable[[Any], float]
+    rounds: int
+    target: float | None
+    unit: str = "ms"
+    figures: dict[str, list[float]] = field(default_factory=dict)
+
+
+def timed(action: Callable[[], object]) -> float:
+    """Milliseconds that `action` took."""
+    begun = time.perf_counter()
+    action()
+    return (time.perf_counter() - begun) * 1000
+
+
+@contextmanager
+def container(engine: Any, *words: str) -> Iterator[str]:
+    """A container that sleeps, gone afterwards."""
+    name = engine.docker("run", "-d", *words, "busybox", "sleep", "3600").strip()
+    try:
+        yield name
+    finally:
+        engine.docker("rm", "-f", name)
+
+
+def run_rows(rounds: int) -> list[Row]:
+    """Containers: one start, one exec, fifty at once, and whether cost stays flat."""
+
+    def run(*words: str) -> Callable[[Any], float]:
+        return lambda engine: timed(lambda: engine.docker("run", "--rm", *words, "busybox", "true"))
+
+    held: dict[str, str] = {}
+
+    def execute(engine: Any) -> float:
+        if engine.name not in held:
+            held[engine.name] = engine.docker(
+                "run", "-d", "--name", "bench-exec", "busybox", "sleep", "3600"
+            ).strip()
+        return timed(lambda: engine.docker("exec", "bench-exec", "true"))
+
+    return [
+        Row("run --rm busybox true, bridge", run(), rounds, 0.25),
+        Row("run --rm --net none busybox true", run("--net", "none"), rounds, 0.25),
+        Row("exec C true", execute, rounds, 0.6),
+        Row("50 x run -d, 8 at a time, then rm -f", fifty, 3, 0.3, "ms"),
+    ]
+
+
+def fifty(engine: Any) -> float:
+    """Fifty containers started eight at a time, then removed at once."""
+
+    def all_of_them() -> None:
+        names, running = [f"fifty{number}" for number in range(50)], []
+        for name in names:
+            if len(running) >= 8:
+                assert running.pop(0).wait() == 0
+            running.append(engine.spawn("run", "-d", "--name", name, "busybox", "sleep", "3600"))
+        for process in running:
+            assert process.wait() == 0
+        engine.docker("rm", "-f", *names)
+
+    return timed(all_of_them)
+
+
+def build_rows(base: Path, rounds: int) -> list[Row]:
+    """Builds of twelve instructions, cold and cached, and a big context with nothing changed."""
+    context = content.twelve_instructions(base / "twelve")
+    big = content.big_context(base / "big")
+    warm: set[str] = set()
+
+    def cold(engine: Any) -> float:
+        figure = timed(
+            lambda: engine.docker("build", "--no-cache", "-q", "-t", "bench-cold", ".", cwd=context)
+        )
+        engine.docker("rmi", "-f", "bench-cold")
+        return figure
+
+    def cached(engine: Any) -> float:
+        if engine.name not in warm:
+            warm.add(engine.name)
+            engine.docker("build", "-q", "-t", "bench-warm", ".", cwd=context)
+        return timed(lambda: engine.docker("build", "-q", "-t", "bench-warm", ".", cwd=context))
+
+    seen: set[str] = set()
+
+    def unchanged(engine: Any) -> float:
+        if engine.name not in seen:
+            seen.add(engine.name)
+            engine.docker("build", "-q", "-t", "bench-big", ".", cwd=big)
+        return timed(lambda: engine.docker("build", "-q", "-t", "bench-big", ".", cwd=big))
+
+    return [
+        Row("build, 12 instructions, cold", cold, rounds, 0.3),
+        Row("build, 12 instructions, cached", cached, rounds, 0.6),
+        Row("build, context of 10,000 files, cached", unchanged, 3, 0.7),
+    ]
+
+
+def image_rows(base: Path, source: str, empty: Callable[[], Any]) -> list[Row]:
+    """Pull, push, save, load and rmi of the five-layer Debian image. `source`: host:port of its registry."""
+    name = f"{source}/{content.DEBIAN}"
+
+    def pull(engine: Any) -> float:
+        engine.docker("rmi", "-f", name, check=False)
+        return timed(lambda: engine.docker("pull", "-q", name))
+
+    def push(engine: Any) -> float:
+        with empty() as host:
+            target = f"{host}/pushed:latest"
+            engine.docker("tag", name, target)
+            figure = timed(lambda: engine.docker("push", "-q", target))
+            engine.docker("rmi", target)
+        return figure
+
+    def push_built(engine: Any) -> float:
+        context = base / "fresh"
+        context.mkdir(exist_ok=True)
+        (context / "Dockerfile").write_text(
+            f"FROM busybox\nRUN head -c 60000000 /dev/urandom | od -x > /data && echo {time.time_ns()}\n"
+        )
+        with empty() as host:
+            target = f"{host}/fresh:latest"
+            engine.docker("build", "-q", "-t", target, ".", cwd=context)
+            figure = timed(lambda: engine.docker("push", "-q", target))
+            engine.docker("rmi", target)
+        return figure
+
+    archive = base / "five.tar"
+
+    def save(engine: Any) -> float:
+        return timed(lambda: engine.docker("save", "-o", str(archive), name))
+
+    def load(engine: Any) -> float:
+        engine.docker("save", "-o", str(archive), name)
+        engine.docker("rmi", "-f", name)
+        return timed(lambda: engine.docker("load", "-q", "-i", str(archive)))
+
+    def remove(engine: Any) -> float:
+        engine.docker("pull", "-q", name)
+        figure = timed(lambda: engine.docker("rmi", "-f", name))
+        engine.docker("pull", "-q", name)
+        return figure
+
+    return [
+        Row("pull, 5 layers, loopback registry", pull, 3, 0.25),
+        Row("push of it to an empty registry", push, 3, 0.10),
+        Row("push of a freshly built image", push_built, 3, 0.5),
+        Row("save", save, 3, 0.5),
+        Row("load", load, 3, 0.5),
+        Row("rmi", remove, 3, 0.2),
+    ]
+
+
+def memory_row() -> Row:
+    """The daemon's own processes, nothing running for a while."""
+
+    def idle(engine: Any) -> float:
+        return proportional_kib(engine.pids()) / 1024
+
+    return Row("memory of the idle daemon, PSS", idle, 1, 0.6, "MiB")
+
+
+def shim_row() -> Row:
+    """What one idle container costs: the difference that ten make, a tenth of it."""
+
+    def shims(engine: Any) -> float:
+        before = set(engine.pids())
+        names = [engine.docker("run", "-d", "busybox", "sleep", "3600").strip() for _ in range(10)]
+        try:
+            time.sleep(1)
+            added = keepers(engine) - before
+            return proportional_kib(sorted(added)) / 1024 / 10
+        finally:
+            engine.docker("rm", "-f", *names)
+
+    return Row("memory of an idle container's shim, PSS", shims, 1, None, "MiB")
+
+
+def keepers(engine: Any) -> set[int]:
+    """Every process that keeps a container of the engine, the containers' own left out."""
+    inside = {
+        int(engine.docker("inspect", "--format", "{{.State.Pid}}", name))
+        for name in engine.docker("ps", "-q").split()
+    }
+    parents = {_parent(pid) for pid in inside}
+    return parents | set(engine.pids()) - inside
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def scale_row(count: int = 300) -> Row:
+    """How much longer the last of many containers takes to start than the third: 1.0 is flat."""
+
+    def flat(engine: Any) -> float:
+        names, figures = [], []
+        try:
+            for number in range(count):
+                name = f"many{number}"
+                figures.append(
+                    timed(
+                        lambda name=name: engine.docker(
+                            "run", "-d", "--name", name, "busybox", "sleep", "3600"
+                        )
+                    )
+                )  # type: ignore[misc]
+                names.append(name)
+        finally:
+            for at in range(0, len(names), 50):
+                engine.docker("rm", "-f", *names[at : at + 50])
+        first, last = sorted(figures[1:6])[2], sorted(figures[-5:])[2]
+        return last / first
+
+    return Row(f"start of container {count} against container 3", flat, 1, None, "x")
+
+
+def clean(engine: Any, base: Path) -> None:
+    """What the rows leave."""
+    engine.docker("rm", "-f", "bench-exec", check=False)
+    shutil.rmtree(base, ignore_errors=True)

@@ -1,0 +1,156 @@
+"""kill -9 at every named trace point: nothing acknowledged is lost, nothing unowned stays, and the same thing works afterwards."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import import_busybox, needs_root
+
+import ketchd.assembly  # noqa: F401  (importing it declares every trace point)
+from ketch_testing.consistency import cgroups_left, differences
+from ketch_testing.machine import BIN, Machine
+from ketchd import tracepoint
+
+KETCH = str(BIN / "ketch")
+POINTS = sorted(tracepoint.ALL)
+
+
+class Story:
+    """One machine with a registry beside it, and the things a user does."""
+
+    def __init__(self, machine: Machine, registry: str, base: Path) -> None:
+        self.machine = machine
+        self.registry = registry
+        self.context = base / "context"
+        self.context.mkdir()
+        (self.context / "Dockerfile").write_text(
+            'FROM busybox\nCOPY a.txt /\nRUN cat /a.txt > /b.txt\nCMD ["cat", "/b.txt"]\n'
+        )
+        self.archive = base / "saved.tar"
+        self.number = 0
+
+    def run(self, *words: str, check: bool = True) -> str:
+        """One ketch command."""
+        return self.machine.run(KETCH, *words, check=check, cwd=self.context).stdout
+
+    def prepare(self) -> None:
+        """What every scenario may use: an image in the registry, an archive, a running container that must survive."""
+        self.run("tag", "busybox", f"{self.registry}/base:1")
+        self.run("push", f"{self.registry}/base:1")
+        self.run("rmi", f"{self.registry}/base:1")
+        self.run("run", "-d", "--name", "witness", "busybox", "sh", "-c", "echo here; exec sleep 3600")
+        (self.context / "a.txt").write_text("x\n")
+        self.run("build", "-t", "kept", ".")
+        self.run("save", "-o", str(self.archive), "kept")
+
+    def fresh(self) -> None:
+        """Something in the build context that no build has seen."""
+        self.number += 1
+        (self.context / "a.txt").write_text(f"{self.number}\n")
+
+    def build(self, check: bool = True) -> None:
+        self.fresh()
+        self.run("build", "-t", "made", ".", check=check)
+        if check:
+            self.run("rmi", "made")
+
+    def push(self, check: bool = True) -> None:
+        self.fresh()
+        target = f"{self.registry}/pushed:{self.number}"
+        self.run("build", "-t", target, ".", check=check)
+        self.run("push", target, check=check)
+        self.run("rmi", target, check=check)
+
+    def pull(self, check: bool = True) -> None:
+        """An image whose layer is not in the store."""
+        self.fresh()
+        target = f"{self.registry}/pulled:{self.number}"
+        self.run("build", "-t", target, ".", check=check)
+        self.run("push", target, check=check)
+        self.run("rmi", target, check=check)
+        self.run("builder", "prune", "-f", check=check)
+        self.run("pull", target, check=check)
+        self.run("rmi", target, check=check)
+
+    def container(self, check: bool = True) -> None:
+        """The whole life of one: create, start, exec, end, remove."""
+        self.number += 1
+        name = f"c{self.number}"
+        self.run(
+            "run", "-d", "-p", "5000", "-v", "/data", "--name", name, "busybox", "sleep", "3600", check=check
+        )
+        self.run("exec", name, "true", check=check)
+        self.run("stop", "-t", "0", name, check=check)
+        self.run("rm", "-v", name, check=check)
+
+    def load(self, check: bool = True) -> None:
+        self.run("rmi", "kept", check=check)
+        self.run("builder", "prune", "-f", check=check)
+        self.run("load", "-i", str(self.archive), check=check)
+
+    def everything(self, check: bool = True) -> None:
+        """For trace points of rooms that several journeys pass."""
+        for part in (self.container, self.build, self.pull, self.load):
+            part(check)
+            if self.machine.process is not None and self.machine.process.poll() is not None:
+                return
+
+    def scenario(self, point: str) -> Callable[[bool], None]:
+        """What reaches `point`."""
+        by_journey = {
+            "build": self.build, "push": self.push, "pull": self.pull, "create": self.container, "start": self.container,
+            "end": self.container, "exec": self.container, "remove": self.container, "load": self.load,
+        }  # fmt: skip
+        return by_journey.get(point.partition(".")[0], self.everything)
+
+
+@pytest.fixture(scope="module")
+def story(open_registry: str) -> Iterator[Story]:
+    base = Path(tempfile.mkdtemp(prefix="ketch-crash-"))
+    machine = Machine(base / "machine")
+    try:
+        machine.start()
+        import_busybox(machine)
+        made = Story(machine, open_registry, base)
+        made.prepare()
+        yield made
+    finally:
+        machine.kill()
+        try:
+            machine.start()
+        finally:
+            machine.close()
+            shutil.rmtree(base, ignore_errors=True)
+    assert machine.leftovers() == []
+
+
+@needs_root
+@pytest.mark.root
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at(story: Story, point: str) -> None:
+    machine = story.machine
+    machine.stop()
+    machine.start(tracepoints=f"{point}=kill")
+    act = story.scenario(point)
+    act(False)
+    assert machine.process is not None
+    assert machine.process.poll() is not None, f"nothing here reaches {point}"
+    machine.kill()
+    machine.start()
+
+    before = {row["Id"] for row in machine.json("GET", "/containers/json?all=1")}
+    for row in machine.json("GET", "/containers/json?all=1"):
+        if row["Names"] != ["/witness"]:
+            machine.request("DELETE", f"/containers/{row['Id']}?force=1&v=1")
+    assert differences(machine) == []
+    witness = machine.json("GET", "/containers/witness/json")
+    assert witness["State"]["Running"], "the container died with the daemon"
+    assert story.run("logs", "witness") == "here\n"
+    assert story.run("run", "--rm", "kept") == "x\n"
+    act(True)
+    assert differences(machine) == []
+    assert cgroups_left(before - {witness["Id"]}) == []
