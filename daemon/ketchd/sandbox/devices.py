@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import stat
 
 from ketch_wire.faults import EngineFailure
 from ketch_wire.launch import DevicePlan
+from ketchd.kernel.nodes import device_nodes
 
 # Mounts of the container's own, and what belongs to the host's terminals and managers.
 _LEFT_OUT = frozenset(("pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev", "console", "ptmx"))
@@ -16,8 +16,8 @@ def all_host_devices() -> list[DevicePlan]:
     """Every device node below /dev, for --privileged."""
     found: list[DevicePlan] = []
     for entry in sorted(os.listdir("/dev")):
-        if entry not in _LEFT_OUT:
-            found += _below(f"/dev/{entry}", f"/dev/{entry}")
+        if entry not in _LEFT_OUT and not os.path.islink(f"/dev/{entry}"):
+            found += _plans(f"/dev/{entry}", f"/dev/{entry}")
     return found
 
 
@@ -26,37 +26,20 @@ def host_devices(host_path: str, container_path: str) -> list[DevicePlan]:
 
     Raises EngineFailure with dockerd's words when there is none.
     """
+    words = f'error gathering device information while adding custom device "{host_path[:200]}"'
     try:
-        real = os.path.realpath(host_path, strict=True)
-        found = _below(real, container_path)
-    except (OSError, ValueError) as error:
-        reason = (error.strerror or str(error)).lower() if isinstance(error, OSError) else str(error)
-        raise EngineFailure(
-            f'error gathering device information while adding custom device "{host_path[:200]}": {reason}'
-        ) from error
+        found = _plans(host_path, container_path)
+    except OSError as error:
+        raise EngineFailure(f"{words}: {(error.strerror or str(error)).lower()}") from error
+    except ValueError as error:
+        raise EngineFailure(f"{words}: {error}") from error
     if not found:
-        raise EngineFailure(
-            f'error gathering device information while adding custom device "{host_path[:200]}": not a device node'
-        )
+        raise EngineFailure(f"{words}: not a device node")
     return found
 
 
-def _below(path: str, shown: str) -> list[DevicePlan]:
-    info = os.lstat(path)
-    if stat.S_ISDIR(info.st_mode):
-        found: list[DevicePlan] = []
-        for entry in sorted(os.listdir(path)):
-            try:
-                found += _below(f"{path}/{entry}", f"{shown}/{entry}")
-            except OSError:
-                continue  # gone, or not ours to see
-        return found
-    kind = "c" if stat.S_ISCHR(info.st_mode) else "b" if stat.S_ISBLK(info.st_mode) else ""
-    if not kind:
-        return []
+def _plans(path: str, shown: str) -> list[DevicePlan]:
     return [
-        DevicePlan(
-            shown, kind, os.major(info.st_rdev), os.minor(info.st_rdev), stat.S_IMODE(info.st_mode), info.st_uid,
-            info.st_gid,
-        )
-    ]  # fmt: skip
+        DevicePlan(shown + node.below, node.kind, node.major, node.minor, node.mode, node.uid, node.gid)
+        for node in device_nodes(path)
+    ]
