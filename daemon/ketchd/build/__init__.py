@@ -1,0 +1,1 @@
+"""The builder: Dockerfile to graph to image. Pure: lexer to explain; acting: solver, steps, cache, context, queue, progress."""

@@ -1,0 +1,2 @@
+FROM busybox
+ADD https://example.org/x.git /x

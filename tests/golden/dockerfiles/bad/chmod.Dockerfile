@@ -1,0 +1,2 @@
+FROM busybox
+COPY --chmod=9 a b

@@ -1,0 +1,4 @@
+FROM busybox AS one
+COPY --from=two a b
+FROM busybox AS two
+COPY --from=one a b
