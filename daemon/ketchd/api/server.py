@@ -19,6 +19,7 @@ from aiohttp import web
 
 from ketch_wire.defaults import API_VERSION, ENGINE_VERSION
 from ketch_wire.faults import Fault
+from ketchd.api.connection import Server
 from ketchd.api.faultmap import error_reply, fault_reply
 from ketchd.api.routing import Call, Route, Router, split_version
 
@@ -38,7 +39,7 @@ class _Request(web.BaseRequest):
 
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
         for name, value in STANDARD_HEADERS.items():
-            response.headers.setdefault(name, value)
+            response.headers[name] = value
 
 
 class ApiServer:
@@ -49,12 +50,12 @@ class ApiServer:
         self._log = log
         self._jobs: set[asyncio.Task[web.StreamResponse]] = set()
         self._listeners: list[asyncio.Server] = []
-        self._server: web.Server | None = None
+        self._server: Server | None = None
 
     async def listen(self, sockets: Iterable[socket.socket], tls: ssl.SSLContext | None = None) -> None:
         """Begin to answer on listening sockets: unix ones plain, TCP ones with TLS if given."""
         loop = asyncio.get_running_loop()
-        self._server = web.Server(
+        self._server = Server(
             self._handle,
             request_factory=self._make_request,
             handler_cancellation=True,
@@ -125,10 +126,12 @@ class ApiServer:
         except Exception as error:
             self._log.exception("request failed", method=call.request.method, path=call.request.path)
             reply = error_reply(500, f"internal error: {type(error).__name__}: {error}")
-        if call.taken is not None:
-            call.taken.close()
-            return call.taken.response
-        return reply
+        if call.taken is None:
+            if getattr(call.request.protocol, "early", None) is not None:
+                reply.force_close()  # an upgrade that was refused: what follows on this connection is no request
+            return reply
+        call.taken.close()
+        return call.taken.response
 
 
 def _peer(request: web.BaseRequest) -> str:

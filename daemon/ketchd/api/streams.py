@@ -16,6 +16,7 @@ import structlog
 from aiohttp import web
 
 from ketch_wire.faults import EngineFailure, Fault
+from ketchd.api.connection import Connection
 from ketchd.api.faultmap import JSON_TYPE
 from ketchd.api.routing import Call
 
@@ -156,9 +157,7 @@ async def hijack(call: Call, *, multiplexed: bool) -> Hijacked:
     else:
         head = "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.docker.raw-stream\r\n\r\n"
     transport.pause_reading()
-    protocol = request.protocol
-    # What came behind the request stays in the old parser: aiohttp keeps it aside when the client asked for an upgrade.
-    initial, protocol._message_tail = bytes(protocol._message_tail), b""
+    initial = cast(Connection, request.protocol).take_early()
     taken = call.taken = Hijacked(call, transport, initial)
     transport.set_protocol(_Silent())
     await taken.send(head.encode())

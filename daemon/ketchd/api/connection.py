@@ -1,0 +1,78 @@
+"""One HTTP connection that keeps what a client sends behind an upgrade request.
+
+A client may write its first stdin bytes before it has read our 101. aiohttp's parser keeps them aside only when the request
+has no body; behind the JSON body of an exec's start it would take them for the next request. So such a request is cut here:
+the parser gets exactly its head and body, the rest waits in `early`.
+"""
+
+from __future__ import annotations
+
+import re
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+_HEAD_LIMIT = 64 * 1024
+_UPGRADE = re.compile(
+    rb"\r\nupgrade:[ \t]*(?!websocket)\S", re.IGNORECASE
+)  # websockets are aiohttp's own business
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)", re.IGNORECASE)
+
+
+class Connection(RequestHandler):
+    """aiohttp's connection, with `early`: bytes behind an upgrade request, None while there was none."""
+
+    __slots__ = ("_body_left", "_head", "early")
+
+    def __init__(self, manager: web.Server, **given: object) -> None:
+        super().__init__(manager, **given)  # type: ignore[arg-type]
+        self._head = b""
+        self._body_left = 0
+        self.early: bytes | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of the client."""
+        if self.early is not None:
+            rest = self._feed_body(data)
+            self.early += rest
+            return
+        if self._current_request is not None or self._messages:
+            super().data_received(data)
+            return
+        self._head += data
+        end = self._head.find(b"\r\n\r\n")
+        if end < 0 and len(self._head) <= _HEAD_LIMIT:
+            return  # the parser would only wait as well
+        received, self._head = self._head, b""
+        head = received[: end + 2]
+        if end < 0 or _UPGRADE.search(head) is None:
+            super().data_received(received)
+            return
+        length = _LENGTH.search(head)
+        self._body_left = int(length[1]) if length else 0
+        self.early = b""
+        body = received[end + 4 :]
+        first, rest = body[: self._body_left], body[self._body_left :]
+        self._body_left -= len(first)
+        super().data_received(received[: end + 4] + first)
+        self.early = rest
+
+    def _feed_body(self, data: bytes) -> bytes:
+        """Give the parser what still belongs to the request; returns what does not."""
+        mine, rest = data[: self._body_left], data[self._body_left :]
+        self._body_left -= len(mine)
+        if mine:
+            super().data_received(mine)
+        return rest
+
+    def take_early(self) -> bytes:
+        """What came behind the request, once."""
+        taken, self.early = self.early or b"", None
+        return taken
+
+
+class Server(web.Server):
+    """aiohttp's server over such connections."""
+
+    def __call__(self) -> RequestHandler:
+        return Connection(self, loop=self._loop, **self._kwargs)
