@@ -1,0 +1,354 @@
+"""Repository: one repository as one journey sees it, through the endpoints that have answered so far.
+
+Manifests and blobs are verified by whoever asked: what is returned here is what the registry sent, bounded in size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import aiohttp
+
+from ketch_wire.faults import EngineFailure, InvalidInput
+from ketchd.model.digest import Digest
+from ketchd.model.manifest import ACCEPTED, SIZE_LIMIT, Descriptor
+from ketchd.model.reference import Reference
+from ketchd.registry import endpoints, ranges, tokens
+from ketchd.registry.endpoints import Endpoint
+from ketchd.registry.errors import Refused
+from ketchd.registry.exchange import Exchange, Request, Tell, read_bounded
+from ketchd.registry.tokens import Credentials
+from ketchd.registry.transport import Unreachable
+from ketchd.registry.uploads import Step, Upload
+
+_ACCEPT = ", ".join((*ACCEPTED, "*/*"))
+_NEXT = re.compile(r'<([^<>]+)>[^,]*;\s*rel="?next"?', re.IGNORECASE)
+_TAGS_LIMIT = 100_000
+_PAGES_LIMIT = 1000
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A manifest as a registry sent it. digest: of exactly these bytes."""
+
+    content: bytes
+    media_type: str
+    digest: Digest
+
+
+class Repository:
+    """Made by `RegistryClient.repository`. Its endpoints are tried in order; one that answered is kept."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        reference: Reference,
+        credentials: Credentials,
+        found: list[Endpoint],
+        *,
+        push: bool,
+        tell: Tell | None,
+    ) -> None:
+        self._exchange = exchange
+        self._credentials = credentials
+        self._path = reference.path
+        self._endpoints = found
+        self._scopes = [tokens.scope(self._path, *(("pull", "push") if push else ("pull",)))]
+        self._served: dict[Digest, Endpoint] = {}
+        self.name = reference.repository
+        self.tell = tell
+
+    # -- reading
+
+    async def head(self, tag: str) -> Digest | None:
+        """What the tag means, cheaply (it does not count as a pull); None when the registry does not say."""
+
+        async def ask(endpoint: Endpoint) -> Digest | None:
+            request = self._request(endpoint, "HEAD", f"manifests/{tag}", {"Accept": _ACCEPT})
+            try:
+                async with self._exchange.send(request, self._credentials) as response:
+                    return _named(response.headers.get("Docker-Content-Digest"))
+            except Refused as fault:
+                if fault.http_status in (401, 403, 429):
+                    raise
+                return None  # a GET has the words that a HEAD cannot have
+
+        return await self._walk(ask, by_tag=True)
+
+    async def manifest(self, tag_or_digest: str | Digest) -> Fetched:
+        """Raises Refused, Unreachable, EngineFailure (the bytes are not what the digest says), InvalidInput (too large)."""
+        wanted = tag_or_digest if isinstance(tag_or_digest, Digest) else None
+
+        async def ask(endpoint: Endpoint) -> Fetched:
+            request = self._request(endpoint, "GET", f"manifests/{tag_or_digest}", {"Accept": _ACCEPT})
+            async with self._exchange.send(request, self._credentials) as response:
+                length = response.content_length
+                if length is not None and length > SIZE_LIMIT:
+                    raise InvalidInput(f"manifest is larger than {SIZE_LIMIT} bytes")
+                content = await read_bounded(response, SIZE_LIMIT, "the manifest")
+                fetched = Fetched(content, response.headers.get("Content-Type", ""), Digest.of(content))
+            if wanted is not None and fetched.digest != wanted:
+                raise EngineFailure(f"manifest verification failed for digest {wanted}")
+            return fetched
+
+        return await self._walk(ask, by_tag=wanted is None)
+
+    async def small_blob(self, descriptor: Descriptor, limit: int) -> bytes:
+        """A blob of at most `limit` bytes, verified. Raises as `manifest` does."""
+        if descriptor.size > limit:
+            raise InvalidInput(
+                f"{descriptor.media_type[:80]} of {descriptor.size} bytes is larger than {limit}"
+            )
+
+        async def ask(endpoint: Endpoint) -> bytes:
+            request = self._request(endpoint, "GET", f"blobs/{descriptor.digest}")
+            async with self._exchange.send(request, self._credentials) as response:
+                content = await read_bounded(response, descriptor.size, f"blob {descriptor.digest}")
+            if len(content) != descriptor.size or Digest.of(content) != descriptor.digest:
+                raise EngineFailure(f"filesystem layer verification failed for digest {descriptor.digest}")
+            return content
+
+        return await self._walk(ask)
+
+    @contextlib.asynccontextmanager
+    async def blob(
+        self, digest: Digest, size: int, start: int, stop: int | None
+    ) -> AsyncIterator[tuple[int, aiohttp.StreamReader]]:
+        """Bytes of a blob from `start` on: (where in the blob the body begins, the body).
+
+        The registry may ignore the range. The body may be longer or shorter than asked for: the caller counts.
+        Raises Refused, Unreachable, EngineFailure. No retries: the caller knows what has arrived.
+        """
+        ranged = {"Range": ranges.header(start, stop)} if start or stop is not None else {}
+        last: Exception | None = None
+        for endpoint in list(self._endpoints):
+            request = self._request(endpoint, "GET", f"blobs/{digest}", ranged)
+            async with contextlib.AsyncExitStack() as stack:
+                try:
+                    response = await stack.enter_async_context(
+                        self._exchange.send(request, self._credentials)
+                    )
+                    told = response.headers.get("Content-Range")
+                    begins = ranges.body_start(response.status, told, start, size)
+                except (Refused, Unreachable, EngineFailure) as fault:
+                    last = fault
+                    if not self._give_up_on(endpoint, fault):
+                        raise
+                    continue
+                self._served[digest] = endpoint
+                yield begins, response.content
+                return
+        raise last if last is not None else self._nowhere()
+
+    def blame(self, digest: Digest) -> bool:
+        """The blob turned out to be false: a mirror that served it is asked no more. Whether there was one."""
+        endpoint = self._served.pop(digest, None)
+        if endpoint is None or endpoint.own or endpoint not in self._endpoints:
+            return False
+        self._endpoints.remove(endpoint)
+        return True
+
+    async def tags(self) -> list[str]:
+        """Every tag of the repository, as the registry lists them. Raises Refused, Unreachable, EngineFailure."""
+
+        async def ask(endpoint: Endpoint) -> list[str]:
+            found: list[str] = []
+            url = self._url(endpoint, "tags/list")
+            for _ in range(_PAGES_LIMIT):
+                request = Request(endpoint, "GET", url, self._scopes)
+                async with self._exchange.send(request, self._credentials) as response:
+                    content = await read_bounded(response, SIZE_LIMIT, "the list of tags")
+                    following = _NEXT.search(response.headers.get("Link", ""))
+                found += _tags(content)
+                if following is None or len(found) > _TAGS_LIMIT:
+                    return found
+                url = endpoints.follow(url, following[1])
+                if not endpoints.same_origin(url, endpoint.base):
+                    raise EngineFailure("the registry's list of tags goes on at another host: refused")
+            return found
+
+        return await self._walk(ask, by_tag=True)
+
+    # -- writing
+
+    async def has_blob(self, digest: Digest, size: int) -> bool:
+        """Whether the registry has the blob in this repository."""
+
+        async def ask(endpoint: Endpoint) -> bool:
+            request = self._request(endpoint, "HEAD", f"blobs/{digest}")
+            try:
+                async with self._exchange.send(request, self._credentials) as response:
+                    length = response.headers.get("Content-Length", "")
+                    return not length.isdigit() or int(length) == size
+            except Refused as fault:
+                if fault.http_status == 404:
+                    return False
+                raise
+
+        return await self._walk(ask)
+
+    async def upload(
+        self,
+        digest: Digest,
+        size: int,
+        body: Callable[[int, int], Any],
+        *,
+        mount_from: str = "",
+        only_mount: bool = False,
+    ) -> bool:
+        """Give the registry the blob; says whether it took it from the repository `mount_from` (a path) by itself.
+
+        body: makes a request body of bytes [start, stop). only_mount: without a mount nothing is uploaded, returns False.
+        Raises Refused, Unreachable, EngineFailure. Cancelled or failed: the upload is given up at the registry.
+        """
+        endpoint = self._writable()
+        upload = Upload(endpoint.base, self._path, digest, size, source=mount_from)
+        failures, sent = 0, -1
+        try:
+            while not upload.is_done:
+                try:
+                    await self._advance(endpoint, upload, body, mount_from)
+                except (Refused, Unreachable) as fault:
+                    failures = failures + 1 if upload.sent <= sent else 1
+                    sent = upload.sent
+                    await self._after(fault, failures, upload, bool(mount_from))
+                if only_mount and not upload.mounted:
+                    break
+        finally:
+            if not upload.is_done and upload.location:
+                await self._abandon(endpoint, upload)
+        return upload.mounted
+
+    async def put_manifest(self, tag_or_digest: str | Digest, content: bytes, media_type: str) -> Digest:
+        """Publish a manifest. Raises Refused, Unreachable, EngineFailure (the registry understood other bytes)."""
+
+        async def ask(endpoint: Endpoint) -> Digest:
+            request = self._request(
+                endpoint, "PUT", f"manifests/{tag_or_digest}", {"Content-Type": media_type}, lambda: content
+            )
+            async with self._exchange.send(request, self._credentials) as response:
+                told = _named(response.headers.get("Docker-Content-Digest"))
+            digest = Digest.of(content)
+            if told is not None and told != digest:
+                raise EngineFailure(f"the registry stored manifest {digest} as {told}")
+            return digest
+
+        return await self._walk(ask)
+
+    async def _advance(
+        self, endpoint: Endpoint, upload: Upload, body: Callable[[int, int], Any], mount_from: str
+    ) -> None:
+        send = upload.next()
+        scopes = list(self._scopes)
+        if send.step is Step.BEGIN and "?mount=" in send.url:
+            scopes.append(tokens.scope(mount_from, "pull"))
+        has_body = send.step in (Step.PATCH, Step.PUT)
+        request = Request(
+            endpoint, send.method, send.url, scopes, send.headers,
+            (lambda: body(send.start, send.stop)) if has_body else None,
+        )  # fmt: skip
+        try:
+            async with self._exchange.send(request, self._credentials) as response:
+                moved = upload.answer(send, response.status, response.headers)
+                status = response.status
+        except Refused as fault:
+            if not upload.answer(send, fault.http_status, {}):
+                raise
+            return
+        if not moved:
+            raise EngineFailure(f"the registry answers an upload with status {status}")
+
+    async def _after(
+        self, fault: Refused | Unreachable, failures: int, upload: Upload, mounting: bool
+    ) -> None:
+        """Prepare the next attempt of an upload, or raise what stands in its way."""
+        if isinstance(fault, Refused) and fault.is_denied and mounting and not upload.location:
+            upload.restart()  # not allowed to mount from there: no reason not to upload
+            return
+        wait = self._exchange.wait_after(fault, failures)
+        if wait is None:
+            raise fault
+        await self._exchange.pause(wait, self.tell)
+        upload.broken()
+
+    async def _abandon(self, endpoint: Endpoint, upload: Upload) -> None:
+        request = Request(endpoint, "DELETE", upload.location, self._scopes, answer_seconds=5)
+        with contextlib.suppress(Refused, EngineFailure):
+            async with self._exchange.send(request, self._credentials):
+                pass
+
+    def _writable(self) -> Endpoint:
+        """The endpoint that takes uploads: the one that the existence check has left first."""
+        if not self._endpoints:
+            raise self._nowhere()
+        return self._endpoints[0]
+
+    # -- endpoints
+
+    async def _walk(self, ask: Callable[[Endpoint], Awaitable[_Result]], *, by_tag: bool = False) -> _Result:
+        """Ask one endpoint after the other until one answers. Only trusted ones are asked what a tag means."""
+        last: Exception | None = None
+        for endpoint in list(self._endpoints):
+            if by_tag and not endpoint.resolves:
+                continue
+            try:
+                return await self._exchange.persist(
+                    functools.partial(ask, endpoint), tell=self.tell, first_contact=True
+                )
+            except (Refused, Unreachable, EngineFailure, InvalidInput) as fault:
+                if not self._give_up_on(endpoint, fault):
+                    raise
+                last = fault
+        raise last if last is not None else self._nowhere()
+
+    def _give_up_on(self, endpoint: Endpoint, fault: Exception) -> bool:
+        """Whether the next endpoint should be asked: after any fault of a mirror, and where nobody speaks the protocol."""
+        is_last = endpoint is self._endpoints[-1]
+        if not endpoint.own and not is_last:
+            if isinstance(fault, Unreachable):
+                self._endpoints.remove(endpoint)
+            return True
+        if isinstance(fault, Unreachable) and not self._exchange.has_spoken(endpoint) and not is_last:
+            self._endpoints.remove(endpoint)
+            return True
+        return False
+
+    def _nowhere(self) -> EngineFailure:
+        return EngineFailure(f"no endpoint is configured that may be asked for {self.name}")
+
+    def _url(self, endpoint: Endpoint, rest: str) -> str:
+        namespace = f"?ns={quote(endpoint.namespace, safe='')}" if endpoint.namespace else ""
+        return f"{endpoint.base}/{self._path}/{rest}{namespace}"
+
+    def _request(
+        self,
+        endpoint: Endpoint,
+        method: str,
+        rest: str,
+        headers: dict[str, str] | None = None,
+        body: Callable[[], Any] | None = None,
+    ) -> Request:
+        return Request(endpoint, method, self._url(endpoint, rest), self._scopes, headers or {}, body)
+
+
+def _named(text: str | None) -> Digest | None:
+    try:
+        return Digest(text) if text else None
+    except InvalidInput:
+        return None
+
+
+def _tags(content: bytes) -> list[str]:
+    try:
+        tags = json.loads(content)["tags"]
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        raise EngineFailure("the registry's list of tags cannot be read") from error
+    return [tag for tag in tags or () if isinstance(tag, str)]
