@@ -6,6 +6,7 @@ The file: 4 KiB head with the superblock | the tar, byte for byte | data of spar
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from ketchd.layers.tree import S_IFBLK, S_IFCHR, S_IFLNK, Node
 
 BLOCK, HEAD, SLOT = 512, 4096, 32
 _INODE = struct.Struct("<HHHHQIIIIqII16x")  # struct erofs_inode_extended
+_SUPERBLOCK = struct.Struct("<IIIBBHQQIIII16s16sIHHHBBIQB23x")
 _DIRENT = struct.Struct("<QHBB")
 _XATTR_HEADER, _PLAIN, _INLINE = 12, 0, 2
 _NO_BLOCK = 0xFFFFFFFF
@@ -28,7 +30,7 @@ class Index:
     """What to write around the tar. parts: (file offset, bytes). copies: (from offset in the tar, length, to file offset),
     the data of sparse files. size: of the whole file, a multiple of 4096. inodes: how many there are."""
 
-    parts: list[tuple[int, bytes]] = field(default_factory=list)
+    parts: list[tuple[int, bytes | bytearray]] = field(default_factory=list)
     copies: list[tuple[int, int, int]] = field(default_factory=list)
     size: int = 0
     inodes: int = 0
@@ -158,11 +160,12 @@ def index(root: Node, tar_length: int) -> Index:
         at += len(xattrs)
         table[at : at + len(inline)] = inline
     result.size = _up(first_block + len(blocks), 4096)
-    result.parts = [
-        (0, _head(len(order), result.size, meta, root.nid)),
-        (meta, bytes(table)),
-        (first_block, bytes(blocks)),
-    ]
+    table += bytes(first_block - meta - len(table))
+    blocks += bytes(result.size - first_block - len(blocks))
+    seal = hashlib.sha256(table)
+    seal.update(blocks)
+    head = _head(len(order), result.size, meta, root.nid, seal.digest()[:16])
+    result.parts = [(0, head), (meta, table), (first_block, blocks)]
     return result
 
 
@@ -187,11 +190,16 @@ def _place_sparse(order: list[Node], result: Index, position: int) -> int:
     return position
 
 
-def _head(inodes: int, size: int, meta: int, root_nid: int) -> bytes:
-    """The first 4 KiB: struct erofs_super_block at 1024."""
-    superblock = struct.pack(
-        "<IIIBBHQQIIII16s16sIHHHBBIQB23x",
-        0xE0F5E1E2, 0, 0, 9, 0, root_nid, inodes, 0, 0, size // BLOCK, meta // BLOCK, 0, bytes(16), bytes(16),
+def _head(inodes: int, size: int, meta: int, root_nid: int, seal: bytes) -> bytes:
+    """The first 4 KiB: struct erofs_super_block at 1024. Its UUID, which the kernel does not read, is the index's hash."""
+    superblock = _SUPERBLOCK.pack(
+        0xE0F5E1E2, 0, 0, 9, 0, root_nid, inodes, 0, 0, size // BLOCK, meta // BLOCK, 0, seal, bytes(16),
         0, 0, 0, 0, 0, 0, 0, 0, 0,
     )  # fmt: skip
     return bytes(1024) + superblock + bytes(HEAD - 1024 - len(superblock))
+
+
+def read_head(head: bytes) -> tuple[int, bytes]:
+    """(offset of the index, the hash's first 16 bytes) of what `_head` made."""
+    fields = _SUPERBLOCK.unpack_from(head, 1024)
+    return fields[10] * BLOCK, fields[12]

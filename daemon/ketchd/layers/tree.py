@@ -29,6 +29,8 @@ S_IFDIR, S_IFREG, S_IFLNK, S_IFCHR, S_IFBLK, S_IFIFO = (
 OPAQUE_NAME, WHITEOUT_PREFIX = b".wh..wh..opq", b".wh."
 OPAQUE_XATTR = b"trusted.overlay.opaque"
 _LINK_LIMIT = 40
+_PATH_LIMIT = 4095  # what a system call takes
+_IMPLIED_LIMIT = 16 << 20  # bytes of paths: a hostile tar could imply far more than it is long
 _KINDS = {CHARACTER: S_IFCHR, BLOCKDEV: S_IFBLK, FIFO: S_IFIFO}
 
 
@@ -56,13 +58,14 @@ class Node:
 
 
 class Tree:
-    """The result: `root`, and `implied`, the paths of directories that no header describes (their lower's metadata counts)."""
+    """The result: `root`, and `implied`, the paths of directories that no header describes (their lower's metadata counts);
+    b"" is the root."""
 
     def __init__(self) -> None:
         self.root = Node(S_IFDIR | 0o755)
         self.root.parent = self.root
         self.root.implied = True
-        self.implied: list[str] = []
+        self.implied: list[bytes] = []
         self.entries = 0
 
 
@@ -196,12 +199,18 @@ def _link(root: Node, parent: Node, name: bytes, entry: Entry) -> None:
 def _finish(tree: Tree) -> None:
     """Whiteouts, link counts and the list of implied directories."""
     seen: set[int] = set()
+    implied = 0
     stack: list[tuple[Node, bytes]] = [(tree.root, b"")]
     while stack:
         node, path = stack.pop()
         assert node.children is not None
-        if node.implied and path:
-            tree.implied.append(path.decode("utf-8", "surrogateescape"))
+        if len(path) > _PATH_LIMIT:
+            raise bad(f"{path[:80]!r}… is longer than {_PATH_LIMIT} bytes")
+        if node.implied:
+            tree.implied.append(path)
+            implied += len(path)
+            if implied > _IMPLIED_LIMIT:
+                raise bad("too many directories are missing in it")
         for hidden in node.whiteouts or ():
             there = node.children.get(hidden)
             if there is None:

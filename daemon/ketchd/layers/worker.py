@@ -1,7 +1,8 @@
 """A layer worker: a process of its own that runs one job at a time, off ketchd's GIL, in its own mount namespace.
 
-`python -m ketchd.layers.worker FD`: frames over the inherited socket. In: {"job": "module:function", "args": {…}}, then what
-the job asks for. Out: whatever the job sends, then {"result": {…}} or {"fault": class, "message": …}. It ends with its socket.
+`python -m ketchd.layers.worker FD`: frames over the inherited socket. In: {"job": "module:function", "args": {…}, "fds": how many
+descriptors come with it}, then what the job asks for. Out: whatever the job sends, then {"result": {…}} or {"fault": class,
+"message": …}. It ends with its socket.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 from typing import Any
 
 from ketch_wire import faults
 from ketch_wire.frames import FrameReader, pack
-from ketchd.kernel.mounts import MS_PRIVATE, MS_REC, mount
+from ketchd.kernel.mounts import MNT_DETACH, MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_REC, mount, umount
 from ketchd.kernel.namespaces import CLONE_NEWNS, unshare
 from ketchd.kernel.process import PR_SET_PDEATHSIG, prctl, set_name
 
+FD_LIMIT = 16
+_SCRATCH = "/proc/driver"
 _ALLOWED = (
     "ketchd.layers.",
     "ketchd.build.",
@@ -41,6 +45,36 @@ class JobPort:
         self._channel = channel
         self._reader = FrameReader()
         self._waiting: list[dict[str, Any]] = []
+        self._fds: list[int] = []
+        self._scratched = False
+
+    def take_fd(self) -> int:
+        """The next descriptor that came with the job; it is the caller's to close. Raises EngineFailure."""
+        if not self._fds:
+            raise faults.EngineFailure("the job misses a file descriptor")
+        return self._fds.pop(0)
+
+    def scratch(self) -> str:
+        """An empty directory for the job's mounts and small files, on a tmpfs that goes with the job, mounts and all.
+
+        It covers /proc/driver, in this process's mount namespace: a directory that every Linux has, that no job reads, and
+        with which nothing is ever left on a disk, however the worker ends. Raises OSError; EngineFailure without root.
+        """
+        if os.geteuid() != 0:
+            raise faults.EngineFailure("mounting layers needs root")
+        if not self._scratched:
+            mount("scratch", _SCRATCH, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0700,size=16m")
+            self._scratched = True
+        return tempfile.mkdtemp(dir=_SCRATCH)
+
+    def end_job(self) -> None:
+        """Let go of what the job used: its mounts, and the descriptors that it did not take."""
+        if self._scratched:
+            os.chdir("/")
+            umount(_SCRATCH, MNT_DETACH)
+            self._scratched = False
+        while self._fds:
+            os.close(self._fds.pop())
 
     def send(self, message: dict[str, Any]) -> None:
         """Say something before the result."""
@@ -56,7 +90,8 @@ class JobPort:
     def next_frame(self) -> dict[str, Any]:
         """The next frame. Raises EOFError when ketchd is gone."""
         while not self._waiting:
-            received = self._channel.recv(1 << 20)
+            received, fds, _, _ = socket.recv_fds(self._channel, 1 << 20, FD_LIMIT, socket.MSG_CMSG_CLOEXEC)
+            self._fds += fds
             if not received:
                 raise EOFError
             self._waiting += self._reader.feed(received)
@@ -99,7 +134,9 @@ def main() -> int:
         while True:
             frame = port.next_frame()
             if "job" in frame:
-                port.send(run_job(frame["job"], frame["args"], port))
+                outcome = run_job(frame["job"], frame["args"], port)
+                port.end_job()
+                port.send(outcome)
     except (EOFError, ConnectionError):
         return 0
 

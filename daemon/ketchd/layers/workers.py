@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from ketch_wire import faults
@@ -31,9 +32,12 @@ class _Worker:
             self.frames += self.reader.feed(received)
         return self.frames.pop(0)
 
-    async def send(self, message: dict[str, Any]) -> None:
+    async def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
+        data = pack(message)
         try:
-            await asyncio.get_running_loop().sock_sendall(self.channel, pack(message))
+            if fds:  # nothing waits in the channel before a job, so its first bytes are taken at once
+                data = data[socket.send_fds(self.channel, [data], list(fds)) :]
+            await asyncio.get_running_loop().sock_sendall(self.channel, data)
         except OSError as error:
             raise faults.EngineFailure("a layer worker died") from error
 
@@ -106,13 +110,13 @@ class WorkerPool:
         self._all.clear()
         self._idle.clear()
 
-    async def begin(self, job: str, arguments: dict[str, Any]) -> JobHandle:
-        """Start `job` ("module:function") on a free worker. Raises EngineFailure."""
+    async def begin(self, job: str, arguments: dict[str, Any], fds: Sequence[int] = ()) -> JobHandle:
+        """Start `job` ("module:function") on a free worker; it gets duplicates of `fds`. Raises EngineFailure."""
         await self._limit.acquire()
         worker: _Worker | None = None
         try:
             worker = self._take() or await self._spawn()
-            await worker.send({"job": job, "args": arguments})
+            await worker.send({"job": job, "args": arguments, "fds": len(fds)}, fds)
         except BaseException:
             if worker is not None:
                 self.give_back(worker, usable=False)
@@ -121,9 +125,9 @@ class WorkerPool:
             raise
         return JobHandle(self, worker)
 
-    async def run(self, job: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    async def run(self, job: str, arguments: dict[str, Any], fds: Sequence[int] = ()) -> dict[str, Any]:
         """Start `job` and wait for its result. Raises its fault."""
-        handle = await self.begin(job, arguments)
+        handle = await self.begin(job, arguments, fds)
         return await handle.result()
 
     def give_back(self, worker: _Worker, *, usable: bool) -> None:

@@ -1,0 +1,189 @@
+"""Layer worker job: a writable layer's directory (overlayfs' upper) as a reproducible tar, written once into its layer file.
+
+Depth first, names sorted bytewise, hard links to their first name, whiteouts and opaque directories in the tar's form, times in
+whole seconds as dockerd writes them. Source: image-spec layer.md; kernel Documentation/filesystems/overlayfs.rst.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Any
+
+from ketch_wire.faults import InvalidInput
+from ketch_wire.launch import LayerMount
+from ketchd.layers.layerfile import LayerFile
+from ketchd.layers.mounting import mount_chain
+from ketchd.layers.tarheaders import BLOCKDEV, CHARACTER, DIRECTORY, FIFO, HARDLINK, REGULAR, SYMLINK, Entry
+from ketchd.layers.tarwrite import TarWriter
+from ketchd.layers.tree import OPAQUE_NAME, WHITEOUT_PREFIX
+from ketchd.layers.worker import JobPort
+
+_SECOND = 1_000_000_000
+_TYPES = {
+    stat.S_IFREG: REGULAR, stat.S_IFLNK: SYMLINK, stat.S_IFCHR: CHARACTER, stat.S_IFBLK: BLOCKDEV,
+    stat.S_IFDIR: DIRECTORY, stat.S_IFIFO: FIFO,
+}  # fmt: skip
+_OPAQUE = "trusted.overlay.opaque"
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+# The host's own labels and measurements mean nothing elsewhere; overlayfs' notes mean nothing in a tar.
+_LEFT_OUT = (
+    "trusted.overlay.",
+    "security.selinux",
+    "security.ima",
+    "security.evm",
+    "security.SMACK",
+    "security.apparmor",
+)
+
+
+def from_upper(arguments: dict[str, Any], port: JobPort) -> dict[str, Any]:
+    """arguments: place (see LayerFile), upper, lower (mounts, top first), clamp_mtime (seconds or None).
+
+    Returns what LayerFile.seal does, or {"empty": True}.
+    """
+    root = os.open(arguments["upper"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    below = -1
+    try:
+        if not os.listdir(root):
+            return {"empty": True}
+        layers = [LayerMount(**layer) for layer in arguments["lower"]]
+        if layers:
+            merged = port.scratch()
+            mount_chain(layers, merged, None, None, True)
+            below = os.open(merged, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        with LayerFile(arguments["place"]) as layer:
+            writer = TarWriter(layer)
+            _Walk(writer, below, arguments["clamp_mtime"]).children(root, b"", below >= 0)
+            if not writer.members:
+                return {"empty": True}
+            writer.finish()
+            return layer.seal()
+    finally:
+        os.close(root)
+        if below >= 0:
+            os.close(below)
+
+
+class _Walk:
+    """The upper directory's members, in order. An unchanged directory waits until something below it changed: overlayfs copies
+    a directory up also when a file in it was only opened for writing and removed again."""
+
+    def __init__(self, writer: TarWriter, below: int, clamp: int | None) -> None:
+        self._writer = writer
+        self._below = below
+        self._clamp = clamp
+        self._first: dict[tuple[int, int], bytes] = {}
+        self._waiting: list[Entry] = []
+
+    def children(self, directory: int, prefix: bytes, in_lower: bool) -> None:
+        """Everything in `directory`. prefix: its path, empty or with a slash at its end. in_lower: it is a directory there too."""
+        for name in sorted(os.fsencode(name) for name in os.listdir(directory)):
+            info = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            kind = stat.S_IFMT(info.st_mode)
+            if name.startswith(WHITEOUT_PREFIX):
+                raise InvalidInput(
+                    f"/{os.fsdecode(prefix + name)} cannot be in a layer: names that begin with .wh. mean whiteouts there"
+                )
+            if kind == stat.S_IFCHR and info.st_rdev == 0:
+                self._emit(Entry(prefix + WHITEOUT_PREFIX + name, REGULAR, 0o600))
+            elif kind == stat.S_IFDIR:
+                self._directory(directory, name, prefix, in_lower)
+            elif kind != stat.S_IFSOCK:  # a socket means nothing without its process
+                self._leaf(directory, name, prefix, info)
+
+    def _directory(self, parent: int, name: bytes, prefix: bytes, in_lower: bool) -> None:
+        path = prefix + name
+        opened = os.open(name, _OPEN | os.O_DIRECTORY, dir_fd=parent)
+        try:
+            info = os.fstat(opened)
+            entry = self._entry(path, info, DIRECTORY)
+            entry.xattrs = _xattrs(opened)
+            opaque = _is_opaque(opened)
+            there = self._lower(path, info, entry.xattrs) if in_lower else None
+            if there and not opaque:
+                self._waiting.append(entry)
+            else:
+                self._emit(entry)
+            if opaque:
+                self._emit(Entry(path + b"/" + OPAQUE_NAME, REGULAR, 0o600))
+            self.children(opened, path + b"/", there is not None and not opaque)
+            if self._waiting and self._waiting[-1] is entry:
+                self._waiting.pop()
+        finally:
+            os.close(opened)
+
+    def _lower(self, path: bytes, info: os.stat_result, xattrs: dict[bytes, bytes]) -> bool | None:
+        """None: the lower layers have no such directory. True: they have just the same."""
+        try:
+            lower = os.open(path, _OPEN | os.O_DIRECTORY, dir_fd=self._below)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                return None
+            raise
+        try:
+            there = os.fstat(lower)
+            wanted = (info.st_mode, info.st_uid, info.st_gid, info.st_mtime_ns)
+            return (there.st_mode, there.st_uid, there.st_gid, there.st_mtime_ns) == wanted and _xattrs(
+                lower
+            ) == xattrs
+        finally:
+            os.close(lower)
+
+    def _leaf(self, directory: int, name: bytes, prefix: bytes, info: os.stat_result) -> None:
+        path = prefix + name
+        identity = (info.st_dev, info.st_ino)
+        if info.st_nlink > 1 and identity in self._first:
+            entry = self._entry(path, info, HARDLINK)
+            entry.link = self._first[identity]
+            self._emit(entry)
+            return
+        entry = self._entry(path, info, _TYPES[stat.S_IFMT(info.st_mode)])
+        entry.xattrs = _xattrs(os.path.join(b"/proc/self/fd/%d" % directory, name))
+        if entry.type == SYMLINK:
+            entry.link = os.fsencode(os.readlink(name, dir_fd=directory))
+        elif entry.type in (CHARACTER, BLOCKDEV):
+            entry.major, entry.minor = os.major(info.st_rdev), os.minor(info.st_rdev)
+        if entry.type == REGULAR and info.st_size:
+            source = os.open(name, _OPEN, dir_fd=directory)
+            try:
+                entry.size = entry.stored = os.fstat(source).st_size
+                self._emit(entry, source)
+            finally:
+                os.close(source)
+        else:
+            self._emit(entry)
+        self._first[identity] = path
+
+    def _entry(self, path: bytes, info: os.stat_result, kind: bytes) -> Entry:
+        seconds = info.st_mtime_ns // _SECOND
+        if self._clamp is not None:
+            seconds = min(seconds, self._clamp)
+        return Entry(
+            path, kind, stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid, mtime_ns=seconds * _SECOND
+        )
+
+    def _emit(self, entry: Entry, source: int = -1) -> None:
+        waiting, self._waiting = self._waiting, []
+        for directory in waiting:
+            self._writer.add(directory)
+        self._writer.add(entry, source=source)
+
+
+def _is_opaque(directory: int) -> bool:
+    try:
+        return os.getxattr(directory, _OPAQUE) == b"y"
+    except OSError:
+        return False
+
+
+def _xattrs(path: int | bytes) -> dict[bytes, bytes]:
+    follow = isinstance(path, int)
+    return {
+        os.fsencode(name): os.getxattr(path, name, follow_symlinks=follow)
+        for name in os.listxattr(path, follow_symlinks=follow)
+        if not name.startswith(_LEFT_OUT)
+    }

@@ -1,0 +1,447 @@
+"""LayerStore: layers by diff ID, each one file (a tar with an EROFS index) or one directory, and chains of them for overlays."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import time
+import uuid
+import weakref
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgpack
+
+from ketch_wire.faults import EngineFailure, InvalidInput, NotFound
+from ketch_wire.launch import LayerMount
+from ketchd import tracepoint
+from ketchd.catalogue.database import Catalogue
+from ketchd.layers.chains import Chains
+from ketchd.layers.erofs import HEAD
+from ketchd.layers.placing import disk_fault, place, remove_staged
+from ketchd.layers.workers import JobHandle, WorkerPool
+from ketchd.model.digest import Digest
+
+tracepoint.declare("layer.staged", "layer.placed", "layer.recorded", "layer.forgotten", "layer.removed")
+FILE, DIRECTORY = "erofs", "directory"
+_SEND_BUFFER = 1 << 20
+_REMADE_SECONDS = 60.0
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRecord:
+    """One layer as the catalogue knows it. kind: `erofs` (a file) or `directory`. tar_size, disk_size: bytes.
+    entries: members of the tar. implied: paths of directories that the tar omits, whose metadata is the lower layer's."""
+
+    diff_id: Digest
+    kind: str
+    tar_size: int
+    disk_size: int
+    entries: int
+    implied: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class IngestResult:
+    """What came in. blob_digest, blob_size: of the bytes as they came; equal to diff_id and tar_size for a plain tar."""
+
+    diff_id: Digest
+    blob_digest: Digest
+    blob_size: int
+    tar_size: int
+
+
+class LayerMismatch(InvalidInput):
+    """The layer that arrived is not the one that was announced; it was not stored. what: `diff ID` or `digest`."""
+
+    def __init__(self, what: str, expected: Digest, found: Digest) -> None:
+        super().__init__(f"layer has another {what}: expected {expected}, got {found}")
+        self.what = what
+        self.expected = expected
+        self.found = found
+
+
+class Ingestion:
+    """One layer on its way in: `feed` what arrives, then `finish`. Leaving the context without it undoes everything.
+
+    Memory is a socket buffer here and a few MiB in the worker, and `feed` waits when the worker is slower than the network.
+    """
+
+    def __init__(self, store: LayerStore, workers: WorkerPool, arguments: dict[str, Any]) -> None:
+        self._store = store
+        self._workers = workers
+        self._arguments = arguments
+        self._channel: socket.socket | None = None
+        self._job: JobHandle | None = None
+
+    async def __aenter__(self) -> Ingestion:
+        ours, theirs = socket.socketpair()
+        self._channel = ours
+        try:
+            ours.setblocking(False)
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+            self._job = await self._workers.begin(
+                "ketchd.layers.ingest:ingest", self._arguments, [theirs.fileno()]
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._channel is not None:
+            self._channel.close()
+        if self._job is not None:
+            job, self._job = self._job, None
+            await job.cancel()
+            await asyncio.to_thread(self._remove)
+
+    def _remove(self) -> None:
+        remove_staged(self._arguments["place"]["path"])
+        if self._arguments["blob"] is not None:
+            remove_staged(self._arguments["blob"])
+
+    async def feed(self, chunk: bytes | memoryview) -> None:
+        """The blob's next bytes. Raises InvalidInput (no layer), EngineFailure (no space) as soon as it shows."""
+        assert self._channel is not None
+        try:
+            await asyncio.get_running_loop().sock_sendall(self._channel, chunk)
+        except (BrokenPipeError, ConnectionResetError):
+            await self._outcome()
+            raise EngineFailure("a layer worker ended its job too early") from None
+
+    async def finish(
+        self, expected_diff_id: Digest | None = None, *, expected_blob: Digest | None = None
+    ) -> IngestResult:
+        """Everything was fed: publish the layer. The blob, if it was to be kept, lies synced where the caller wanted it.
+
+        Raises LayerMismatch, InvalidInput, EngineFailure; then nothing stays. Cancelled: nothing stays, or the whole layer.
+        """
+        assert self._channel is not None
+        self._channel.close()
+        facts = await self._outcome()
+        try:
+            return await self._store.publish(facts, expected_diff_id, expected_blob)
+        except BaseException:
+            await asyncio.to_thread(self._remove)
+            raise
+
+    async def _outcome(self) -> dict[str, Any]:
+        assert self._job is not None
+        job, self._job = self._job, None
+        try:
+            return await job.result()
+        except BaseException:
+            await asyncio.to_thread(self._remove)
+            raise
+
+
+class LayerStore:
+    """`layers/sha256/HEX` below the data root, each recorded in the catalogue's `layers`.
+
+    A layer is made below `stage/` by a worker, synced, renamed into place, recorded: published last, never changed, removed
+    record first. It is named by the sha256 of its tar (diff ID), so any number of images share it, whatever lies below it.
+    kind: what new layers become and how files are mounted, as `probe` found it: `erofs` (file-backed), `erofs-loop`,
+    `directory`. Layers of the other kind stay readable where the kernel can mount them.
+    """
+
+    def __init__(self, root: Path, catalogue: Catalogue, workers: WorkerPool, kind: str) -> None:
+        self._root = root
+        self._catalogue = catalogue
+        self._workers = workers
+        self.kind = kind
+        self._directory = root / "layers" / "sha256"
+        self._stage = root / "stage"
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o710)
+        self._stage.mkdir(exist_ok=True, mode=0o710)
+        self._chains = Chains(root / "init", self._stage, workers)
+        self._locks: weakref.WeakValueDictionary[Digest, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._remade: dict[Digest, tuple[Path, asyncio.TimerHandle]] = {}
+
+    # -- asking
+
+    def path(self, diff_id: Digest) -> Path:
+        """Where the layer lies or would lie."""
+        return self._directory / diff_id.hex
+
+    def has(self, diff_id: Digest) -> bool:
+        """Whether the layer is recorded and there."""
+        rows = self._catalogue.query("SELECT 1 FROM layers WHERE diff_id = ?", (str(diff_id),))
+        return bool(rows) and self.path(diff_id).exists()
+
+    def record(self, diff_id: Digest) -> LayerRecord:
+        """What is known of the layer. Raises NotFound."""
+        rows = self._catalogue.query("SELECT * FROM layers WHERE diff_id = ?", (str(diff_id),))
+        if not rows:
+            raise NotFound(f"no layer {diff_id}")
+        row = rows[0]
+        return LayerRecord(
+            diff_id, row["kind"], row["tar_size"], row["disk_size"], row["entries"],
+            tuple(msgpack.unpackb(row["implied"])),
+        )  # fmt: skip
+
+    def mounts(self, diff_ids: Sequence[Digest]) -> tuple[LayerMount, ...]:
+        """How to mount the chain: base first in, TOP FIRST out, as overlayfs lists them. Raises NotFound."""
+        rows = self._catalogue.query(
+            "SELECT diff_id, kind FROM layers WHERE diff_id IN (SELECT value FROM json_each(?))",
+            (json.dumps([str(diff_id) for diff_id in diff_ids]),),
+        )
+        kinds = {row["diff_id"]: row["kind"] for row in rows}
+        return tuple(self._mount(diff_id, kinds.get(str(diff_id))) for diff_id in reversed(diff_ids))
+
+    def _mount(self, diff_id: Digest, kind: str | None) -> LayerMount:
+        if kind is None:
+            raise NotFound(f"no layer {diff_id}")
+        if kind == DIRECTORY:
+            return LayerMount(DIRECTORY, str(self.path(diff_id) / "root"))
+        if self.kind == DIRECTORY:
+            raise EngineFailure(
+                f"layer {diff_id} is an EROFS file, which this kernel cannot mount: pull or build it again"
+            )
+        return LayerMount(self.kind, str(self.path(diff_id)))
+
+    # -- taking in
+
+    def ingest(self, compression: str | None = None, *, keep_blob: Path | None = None) -> Ingestion:
+        """A layer that arrives piece by piece: `async with` it, `feed`, `finish`.
+
+        compression: a media type or name; it is a hint only, the bytes themselves decide ("none": never decompress).
+        keep_blob: a free path on the same filesystem, for the bytes as they came; it is the caller's after `finish`.
+        """
+        return Ingestion(self, self._workers, self._arguments(compression, keep_blob))
+
+    async def ingest_file(
+        self,
+        path: Path,
+        compression: str | None = None,
+        *,
+        expected_diff_id: Digest | None = None,
+        keep_blob: Path | None = None,
+    ) -> IngestResult:
+        """The same for a file that is there. Raises as Ingestion.finish does; `path` is only read."""
+        arguments = self._arguments(compression, keep_blob) | {"source": str(path)}
+        return await self._make("ketchd.layers.ingest:ingest", arguments, expected_diff_id)
+
+    async def adopt_tar(self, path: Path, expected_diff_id: Digest | None = None) -> IngestResult:
+        """Make the plain tar at `path` a layer; the file is gone afterwards, also when it fails."""
+        try:
+            return await self.ingest_file(path, "none", expected_diff_id=expected_diff_id)
+        finally:
+            path.unlink(missing_ok=True)
+
+    async def from_upper(
+        self, upper: Path, lower: Sequence[Digest], *, clamp_mtime: int | None = None
+    ) -> Digest | None:
+        """The layer that makes `lower` (base first) look like an overlay of it and the writable directory `upper`.
+
+        None when nothing changed. clamp_mtime: seconds since the epoch; nothing in the layer is younger (SOURCE_DATE_EPOCH).
+        Nothing may write to `upper` meanwhile, or the layer holds some of both.
+        """
+        arguments = {
+            "place": self.new_place(),
+            "upper": str(upper),
+            "lower": wire_mounts(self.mounts(lower)),
+            "clamp_mtime": clamp_mtime,
+        }
+        facts = await self._run("ketchd.layers.diff:from_upper", arguments)
+        if facts.get("empty"):
+            return None
+        return (await self.adopt(facts)).diff_id
+
+    def new_place(self) -> dict[str, Any]:
+        """Where and what a worker's job is to make: the argument of `LayerFile`. Give what its `seal` returns to `adopt`."""
+        return {
+            "path": str(self._stage / uuid.uuid4().hex),
+            "kind": DIRECTORY if self.kind == DIRECTORY else FILE,
+        }
+
+    async def adopt(self, facts: dict[str, Any], expected_diff_id: Digest | None = None) -> IngestResult:
+        """Publish a layer that a job has sealed. Raises as Ingestion.finish does; then the staged layer is gone."""
+        try:
+            return await self.publish(facts, expected_diff_id)
+        except BaseException:
+            await asyncio.to_thread(remove_staged, facts["path"])
+            raise
+
+    def _arguments(self, compression: str | None, keep_blob: Path | None) -> dict[str, Any]:
+        blob = None if keep_blob is None else str(keep_blob)
+        return {"place": self.new_place(), "compression": compression, "blob": blob}
+
+    async def _make(self, job: str, arguments: dict[str, Any], expected: Digest | None) -> IngestResult:
+        return await self.adopt(await self._run(job, arguments), expected)
+
+    async def _run(self, job: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """A job that fills `arguments["place"]`, and nothing left of it when it fails or is cancelled."""
+        try:
+            return await self._workers.run(job, arguments)
+        except BaseException:
+            await asyncio.to_thread(remove_staged, arguments["place"]["path"])
+            if arguments.get("blob"):
+                await asyncio.to_thread(remove_staged, arguments["blob"])
+            raise
+
+    async def publish(
+        self,
+        facts: dict[str, Any],
+        expected_diff_id: Digest | None = None,
+        expected_blob: Digest | None = None,
+    ) -> IngestResult:
+        """Give a sealed layer its name and record it, if it is what was expected. Of two equal ones the second is dropped."""
+        diff_id = Digest(facts["diff_id"])
+        blob = Digest(facts.get("blob_digest", facts["diff_id"]))
+        tracepoint.reach("layer.staged")
+        for what, expected, found in (
+            ("digest", expected_blob, blob),
+            ("diff ID", expected_diff_id, diff_id),
+        ):
+            if expected is not None and expected != found:
+                raise LayerMismatch(what, expected, found)
+        await _to_the_end(self._publish(diff_id, facts))
+        return IngestResult(diff_id, blob, facts.get("blob_size", facts["tar_size"]), facts["tar_size"])
+
+    async def _publish(self, diff_id: Digest, facts: dict[str, Any]) -> None:
+        async with self._lock(diff_id):
+            if self.has(diff_id):
+                self.touch([diff_id])
+                await asyncio.to_thread(remove_staged, facts["path"])
+                return
+            await asyncio.to_thread(place, facts["path"], self.path(diff_id))
+            tracepoint.reach("layer.placed")
+            now = time.time_ns()
+            with self._catalogue.transaction() as connection:
+                connection.execute(
+                    "INSERT OR REPLACE INTO layers (diff_id, kind, tar_size, disk_size, entries, implied, created_ns, "
+                    "last_used_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        str(diff_id), facts["kind"], facts["tar_size"], facts["disk_size"], facts["entries"],
+                        msgpack.packb(facts["implied"]), now, now,
+                    ),
+                )  # fmt: skip
+            tracepoint.reach("layer.recorded")
+
+    def touch(self, diff_ids: Sequence[Digest]) -> None:
+        """Remember that the layers were used now."""
+        with self._catalogue.transaction() as connection:
+            connection.execute(
+                "UPDATE layers SET last_used_ns = ? WHERE diff_id IN (SELECT value FROM json_each(?))",
+                (time.time_ns(), json.dumps([str(diff_id) for diff_id in diff_ids])),
+            )
+
+    # -- using
+
+    async def compose(self, diff_ids: Sequence[Digest]) -> Path:
+        """The init layer of the chain (base first), made at the first call: the top lower directory of every container.
+
+        It holds what Docker promises in every root (/dev/pts, /etc/hosts, /.dockerenv, …) and gives directories that a tar
+        of the chain omits the metadata they have below. Raises NotFound, EngineFailure. Cancelled: nothing stays.
+        """
+        ready = self._chains.find(diff_ids)
+        if ready is not None:
+            return ready
+        implied = [list(self.record(diff_id).implied) for diff_id in reversed(diff_ids)]
+        return await self._chains.make(diff_ids, wire_mounts(self.mounts(diff_ids)), implied)
+
+    async def tar_range(self, diff_id: Digest) -> tuple[Path, int, int]:
+        """(file, offset, size) of the layer's tar, byte for byte. Open it within a minute: a directory's tar is remade into
+        the stage and goes again. Raises NotFound; EngineFailure when a directory no longer gives the layer's bytes."""
+        record = self.record(diff_id)
+        if record.kind != DIRECTORY:
+            return self.path(diff_id), HEAD, record.tar_size
+        async with self._lock(diff_id):
+            if diff_id in self._remade:
+                path, timer = self._remade[diff_id]
+                timer.cancel()
+            else:
+                path = self._stage / uuid.uuid4().hex
+                try:
+                    await self._workers.run(
+                        "ketchd.layers.directories:remake",
+                        {"layer": str(self.path(diff_id)), "into": str(path), "diff_id": str(diff_id)},
+                    )
+                except BaseException:
+                    await asyncio.to_thread(remove_staged, str(path))
+                    raise
+            timer = asyncio.get_running_loop().call_later(_REMADE_SECONDS, self._drop_remade, diff_id)
+            self._remade[diff_id] = (path, timer)
+        return path, 0, record.tar_size
+
+    def _drop_remade(self, diff_id: Digest) -> None:
+        path, timer = self._remade.pop(diff_id)
+        timer.cancel()
+        path.unlink(missing_ok=True)
+
+    async def compress(self, diff_id: Digest, into: Path) -> tuple[Digest, int]:
+        """The layer as gzip at the free path `into`, the same bytes for the same layer always: (digest, size).
+
+        Not synced: BlobStore.publish does. Raises NotFound, EngineFailure. Cancelled: the file is gone.
+        """
+        path, offset, size = await self.tar_range(diff_id)
+        arguments = {"path": str(path), "offset": offset, "size": size, "into": str(into)}
+        try:
+            result = await self._workers.run("ketchd.layers.compress:compress", arguments)
+        except BaseException:
+            into.unlink(missing_ok=True)
+            raise
+        return Digest(result["digest"]), result["size"]
+
+    async def verify(self, diff_id: Digest) -> bool:
+        """Whether the layer on the disk still is what its name says. Raises NotFound."""
+        record = self.record(diff_id)
+        arguments = {
+            "path": str(self.path(diff_id)), "kind": record.kind, "tar_size": record.tar_size, "diff_id": str(diff_id)
+        }  # fmt: skip
+        result = await self._workers.run("ketchd.layers.verify:verify", arguments)
+        return bool(result["sound"])
+
+    async def remove(self, diff_id: Digest) -> None:
+        """Forget the layer, then remove it and what was composed of it. May be called twice; who needs it is the caller's
+        question. Containers that have it mounted keep it until they end."""
+        async with self._lock(diff_id):
+            with self._catalogue.transaction() as connection:
+                connection.execute("DELETE FROM layers WHERE diff_id = ?", (str(diff_id),))
+            tracepoint.reach("layer.forgotten")
+            if diff_id in self._remade:
+                self._drop_remade(diff_id)
+            await asyncio.to_thread(self._chains.forget, diff_id)
+            try:
+                await asyncio.to_thread(remove_staged, str(self.path(diff_id)))
+            except OSError as error:
+                raise disk_fault(error, f"cannot remove layer {diff_id}") from error
+            tracepoint.reach("layer.removed")
+
+    async def close(self) -> None:
+        """Remove what was only made for the moment."""
+        for diff_id in list(self._remade):
+            self._drop_remade(diff_id)
+
+    def _lock(self, diff_id: Digest) -> asyncio.Lock:
+        lock = self._locks.get(diff_id)
+        if lock is None:
+            lock = self._locks[diff_id] = asyncio.Lock()
+        return lock
+
+
+def wire_mounts(mounts: Sequence[LayerMount]) -> list[dict[str, str]]:
+    """As a job's arguments carry them; `LayerMount(**one)` on the other side."""
+    return [{"kind": mount.kind, "path": mount.path} for mount in mounts]
+
+
+async def _to_the_end(work: Coroutine[Any, Any, _Result]) -> _Result:
+    """Await `work`; cancelled meanwhile, wait until it has ended and only then be cancelled: a rename is not undone."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()
+        raise
