@@ -93,13 +93,13 @@ def header(start: int, stop: int | None) -> str:
     return f"bytes={start}-{'' if stop is None else stop - 1}"
 
 
-def body_start(status: int, content_range: str | None, start: int, size: int) -> int:
-    """Where in the blob the body of an answer begins that was asked from `start`.
+def is_ranged(status: int, content_range: str | None, start: int, size: int) -> bool:
+    """Whether an answer holds what was asked for from `start` on; False when the server ignored it and sends everything.
 
-    A server may ignore the range (200: from 0). Raises EngineFailure when it says something else than was asked.
+    Raises EngineFailure when it says something else.
     """
     if status == 200:
-        return 0
+        return False
     match = _CONTENT_RANGE.fullmatch(content_range.strip()) if content_range else None
     if status != 206 or match is None:
         raise EngineFailure(f"the registry answers a range request with status {status} and no usable range")
@@ -107,4 +107,4 @@ def body_start(status: int, content_range: str | None, start: int, size: int) ->
         raise EngineFailure(f"the registry answers a request from byte {start} with bytes from {match[1]}")
     if match[3] != "*" and int(match[3]) != size:
         raise EngineFailure(f"the registry's blob has {match[3]} bytes, its manifest says {size}")
-    return start
+    return True

@@ -44,6 +44,14 @@ class Fetched:
     digest: Digest
 
 
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A blob's bytes as they come. ranged: they begin where was asked for, else at the blob's beginning."""
+
+    content: aiohttp.StreamReader
+    ranged: bool
+
+
 class Repository:
     """Made by `RegistryClient.repository`. Its endpoints are tried in order; one that answered is kept."""
 
@@ -119,32 +127,30 @@ class Repository:
         return await self._walk(ask)
 
     @contextlib.asynccontextmanager
-    async def blob(
-        self, digest: Digest, size: int, start: int, stop: int | None
-    ) -> AsyncIterator[tuple[int, aiohttp.StreamReader]]:
-        """Bytes of a blob from `start` on: (where in the blob the body begins, the body).
+    async def blob(self, digest: Digest, size: int, start: int, stop: int | None) -> AsyncIterator[Body]:
+        """Bytes of a blob from `start` on, up to `stop` or its end.
 
         The registry may ignore the range. The body may be longer or shorter than asked for: the caller counts.
         Raises Refused, Unreachable, EngineFailure. No retries: the caller knows what has arrived.
         """
-        ranged = {"Range": ranges.header(start, stop)} if start or stop is not None else {}
+        wanted = {"Range": ranges.header(start, stop)} if start or stop is not None else {}
         last: Exception | None = None
         for endpoint in list(self._endpoints):
-            request = self._request(endpoint, "GET", f"blobs/{digest}", ranged)
+            request = self._request(endpoint, "GET", f"blobs/{digest}", wanted)
             async with contextlib.AsyncExitStack() as stack:
                 try:
                     response = await stack.enter_async_context(
                         self._exchange.send(request, self._credentials)
                     )
                     told = response.headers.get("Content-Range")
-                    begins = ranges.body_start(response.status, told, start, size)
+                    ranged = ranges.is_ranged(response.status, told, start, size)
                 except (Refused, Unreachable, EngineFailure) as fault:
                     last = fault
                     if not self._give_up_on(endpoint, fault):
                         raise
                     continue
                 self._served[digest] = endpoint
-                yield begins, response.content
+                yield Body(response.content, ranged)
                 return
         raise last if last is not None else self._nowhere()
 
@@ -155,6 +161,14 @@ class Repository:
             return False
         self._endpoints.remove(endpoint)
         return True
+
+    def wait_after(self, fault: Refused | Unreachable, failures: int) -> float | None:
+        """Seconds until the next attempt of a transfer, or None when there should be none."""
+        return self._exchange.wait_after(fault, failures)
+
+    async def pause(self, seconds: float, tell: Tell | None) -> None:
+        """Wait before the next attempt, and say so."""
+        await self._exchange.pause(seconds, tell)
 
     async def tags(self) -> list[str]:
         """Every tag of the repository, as the registry lists them. Raises Refused, Unreachable, EngineFailure."""

@@ -1,0 +1,125 @@
+"""A blob that is not whole yet: `partial/HEX` and beside it `HEX.map`, the record of the ranges that arrived.
+
+Both stay when a download ends early, however it ends, and the next one goes on from there. The record is written after the
+bytes, piece by piece: a killed daemon loses the piece under way. What a power cut tears shows when the digest is checked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ketch_wire.faults import EngineFailure
+from ketchd.kernel.files import SYNC_FILE_RANGE_WRITE, sync_file_range
+from ketchd.model.digest import Digest
+from ketchd.registry import ranges
+
+PIECE = 1024 * 1024
+_WRITEBACK = 8 * PIECE  # begin to write to the disk early, or the sync at the end waits for all of it
+_RECORD_LIMIT = 16 * 1024 * 1024
+_VECTORS = 256
+
+
+class Partial:
+    """One download's file. `open` it, `write` what arrives, then `release` it or `discard` it. Used by one task group at a
+    time: whoever downloads a digest holds it alone."""
+
+    def __init__(self, path: Path, record: Path, fd: int, size: int, extents: ranges.Extents) -> None:
+        self.path = path
+        self.fd = fd
+        self.extents = extents
+        self.size = size
+        self._record_path = record
+        self._record = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._behind = 0
+
+    @staticmethod
+    async def open(directory: Path, digest: Digest, size: int) -> Partial:
+        """What is there of the blob, or an empty beginning. Raises EngineFailure."""
+        try:
+            return await asyncio.to_thread(_open, directory, digest, size)
+        except OSError as error:
+            raise _disk_fault(digest.short, error) from error
+
+    async def write(self, offset: int, pieces: Sequence[bytes | memoryview]) -> None:
+        """Store bytes that arrived; when it returns they are on record. Raises EngineFailure.
+
+        Cancelled: they are stored or not, never half recorded.
+        """
+        length = sum(len(piece) for piece in pieces)
+        writing = asyncio.ensure_future(asyncio.to_thread(self._write, offset, list(pieces), length))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait([writing])  # the thread uses our descriptors: they may be closed only after it
+            raise
+        except OSError as error:
+            raise _disk_fault(self.path.name[:12], error) from error
+        self.extents.add(offset, offset + length)
+
+    def restart(self) -> None:
+        """Forget what is there: it turned out to be false."""
+        self.extents.clear()
+        os.ftruncate(self._record, 0)
+
+    def release(self) -> None:
+        """Close the files; they stay. May be called twice."""
+        for descriptor in (self.fd, self._record):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.fd = self._record = -1
+
+    def forget_record(self) -> None:
+        """The blob is whole and has moved to its place."""
+        self.release()
+        self._record_path.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Close and remove."""
+        self.forget_record()
+        self.path.unlink(missing_ok=True)
+
+    def _write(self, offset: int, pieces: list[bytes | memoryview], length: int) -> None:
+        at = offset
+        while pieces:
+            batch, pieces = pieces[:_VECTORS], pieces[_VECTORS:]
+            left = sum(len(piece) for piece in batch)
+            written = os.pwritev(self.fd, batch, at)
+            at += written
+            if written < left:
+                rest = b"".join(batch)[written:]
+                pieces = [rest, *pieces]
+        os.write(self._record, ranges.line(offset, offset + length))
+        if at - self._behind >= _WRITEBACK:
+            sync_file_range(self.fd, self._behind, at - self._behind, SYNC_FILE_RANGE_WRITE, str(self.path))
+            self._behind = at
+
+
+def _open(directory: Path, digest: Digest, size: int) -> Partial:
+    directory.mkdir(exist_ok=True, mode=0o700)
+    path, record = directory / digest.hex, directory / f"{digest.hex}.map"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        extents = _read_record(record, min(size, os.fstat(fd).st_size))
+        if not extents.total:
+            os.ftruncate(fd, 0)
+            record.unlink(missing_ok=True)
+        return Partial(path, record, fd, size, extents)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _read_record(record: Path, size: int) -> ranges.Extents:
+    try:
+        if record.stat().st_size > _RECORD_LIMIT:
+            return ranges.Extents()
+        return ranges.read_lines(record.read_bytes(), size)
+    except FileNotFoundError:
+        return ranges.Extents()
+
+
+def _disk_fault(name: str, error: OSError) -> EngineFailure:
+    return EngineFailure(f"cannot store blob {name}: {(error.strerror or str(error)).lower()}")
