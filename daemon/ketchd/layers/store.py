@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import msgpack
 
@@ -116,6 +116,20 @@ class Ingestion:
         except (BrokenPipeError, ConnectionResetError):
             await self._outcome()
             raise EngineFailure("a layer worker ended its job too early") from None
+
+    async def feed_file(self, file: IO[bytes], offset: int, count: int) -> None:
+        """The blob's next bytes, from a file: sendfile(2), so they are not copied through this process. Raises as `feed`.
+
+        Nothing may change in that range until `finish` is over.
+        """
+        assert self._channel is not None
+        try:
+            sent = await asyncio.get_running_loop().sock_sendfile(self._channel, file, offset, count)
+        except (BrokenPipeError, ConnectionResetError):
+            await self._outcome()
+            raise EngineFailure("a layer worker ended its job too early") from None
+        if sent != count:
+            raise EngineFailure(f"a staged blob ended {count - sent} bytes early")
 
     async def finish(
         self, expected_diff_id: Digest | None = None, *, expected_blob: Digest | None = None
