@@ -1,13 +1,17 @@
 """A layer worker: a process of its own that runs one job at a time, off ketchd's GIL, in its own mount namespace.
 
-`python -m ketchd.layers.worker FD`: frames over the inherited socket. In: {"job": "module:function", "args": {…}, "fds": how many
-descriptors come with it}, then what the job asks for. Out: whatever the job sends, then {"result": {…}} or {"fault": class,
-"message": …}. It ends with its socket.
+`python -m ketchd.layers.worker FD` is the nursery: it imports what jobs need, has no threads, and for each byte that comes with a
+descriptor over the inherited socket forks a worker for that descriptor, whose pidfd it sends back. It ends with its socket.
+
+A worker's socket carries frames. In: {"job": "module:function", "args": {…}, "fds": how many descriptors come with it}, then what
+the job asks for. Out: whatever the job sends, then {"result": {…}} or {"fault": class, "message": …}. It ends with its socket.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import gc
 import importlib
 import os
 import signal
@@ -24,6 +28,9 @@ from ketchd.kernel.process import PR_SET_PDEATHSIG, prctl, set_name
 
 FD_LIMIT = 16
 _SCRATCH = "/proc/driver"
+_PRELOADED = (
+    "ketchd.layers.ingest", "ketchd.layers.snapshots", "ketchd.layers.diff", "isal.igzip_lib", "isal.isal_zlib", "concurrent.futures.thread",
+)  # fmt: skip
 _ALLOWED = (
     "ketchd.layers.",
     "ketchd.build.",
@@ -111,35 +118,77 @@ def run_job(name: str, arguments: dict[str, Any], port: JobPort) -> dict[str, An
     except Cancelled:
         return {"fault": "EngineFailure", "message": "cancelled"}
     except OSError as error:
+        what = f": {error.filename}" if error.filename else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return {"fault": "EngineFailure", "message": f"no space left on device: {error.filename or name}"}
-        return {"fault": "EngineFailure", "message": f"{error.strerror or error}: {error.filename or name}"}
+            return {"fault": "EngineFailure", "message": f"no space left on device{what}"}
+        return {
+            "fault": "EngineFailure",
+            "message": (error.strerror or str(error)).lower() + (what or f": {name}"),
+        }
     except EOFError:
         raise
     except Exception as error:  # a defect of the job is that job's fault, not the worker's end
         return {"fault": "EngineFailure", "message": f"{name}: {type(error).__name__}: {error}"}
 
 
-def main() -> int:
-    """Serve until ketchd is gone."""
+def serve(channel: socket.socket) -> None:
+    """A worker's life: one job after another, until ketchd is gone."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     set_name("ketch-worker")
-    channel = socket.socket(fileno=int(sys.argv[1]))
     if os.geteuid() == 0:
         unshare(CLONE_NEWNS)
         mount(None, "/", None, MS_REC | MS_PRIVATE)
     port = JobPort(channel)
-    try:
+    with contextlib.suppress(EOFError, ConnectionError):
         while True:
             frame = port.next_frame()
             if "job" in frame:
                 outcome = run_job(frame["job"], frame["args"], port)
                 port.end_job()
                 port.send(outcome)
-    except (EOFError, ConnectionError):
-        return 0
+
+
+def main() -> int:
+    """The nursery's life."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a worker: ketchd watches its pidfd
+    set_name("ketch-nursery")
+    control = socket.socket(fileno=int(sys.argv[1]))
+    for name in _PRELOADED:
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+    with contextlib.suppress(ConnectionError):
+        while True:
+            wanted, fds, _, _ = socket.recv_fds(control, 1, 1, socket.MSG_CMSG_CLOEXEC)
+            if not wanted:
+                break
+            pid = os.fork()
+            if pid == 0:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                control.close()
+                serve(socket.socket(fileno=fds[0]))
+                return 0
+            _send_pidfd(control, pid)
+            for fd in fds:
+                os.close(fd)
+    return 0
+
+
+def _send_pidfd(control: socket.socket, pid: int) -> None:
+    """The worker's pidfd, or nothing with the byte when it has ended already."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        control.send(b"-")
+        return
+    socket.send_fds(control, [b"+"], [pidfd])
+    os.close(pidfd)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # Jobs import this module by its name: the nursery must not hold a second one, with other classes, as __main__.
+    from ketchd.layers import worker
+
+    sys.exit(worker.main())

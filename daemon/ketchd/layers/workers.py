@@ -1,10 +1,11 @@
-"""WorkerPool: layer workers as ketchd sees them. Started when needed, kept a while, never forked from this process."""
+"""WorkerPool: layer workers as ketchd sees them. Forked by a nursery when needed, kept a while, never forked from this process."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -13,20 +14,30 @@ from typing import Any
 from ketch_wire import faults
 from ketch_wire.frames import FrameReader, pack
 
-IDLE_SECONDS = 20.0
+IDLE_SECONDS = 10.0
 
 
 class _Worker:
-    def __init__(self, process: asyncio.subprocess.Process, channel: socket.socket) -> None:
-        self.process = process
+    def __init__(self, pidfd: int, channel: socket.socket) -> None:
+        self.pidfd = pidfd
         self.channel = channel
         self.reader = FrameReader()
         self.frames: list[dict[str, Any]] = []
         self.idle_timer: asyncio.TimerHandle | None = None
+        self.ended = asyncio.Event()
+        asyncio.get_running_loop().add_reader(pidfd, self._note_end)
+
+    def _note_end(self) -> None:
+        asyncio.get_running_loop().remove_reader(self.pidfd)
+        os.close(self.pidfd)
+        self.ended.set()
 
     async def receive(self) -> dict[str, Any]:
         while not self.frames:
-            received = await asyncio.get_running_loop().sock_recv(self.channel, 1 << 20)
+            try:
+                received = await asyncio.get_running_loop().sock_recv(self.channel, 1 << 20)
+            except ConnectionResetError:
+                received = b""
             if not received:
                 raise faults.EngineFailure("a layer worker died")
             self.frames += self.reader.feed(received)
@@ -45,8 +56,9 @@ class _Worker:
         if self.idle_timer is not None:
             self.idle_timer.cancel()
         self.channel.close()
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
+        if not self.ended.is_set():
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
 
 class JobHandle:
@@ -69,14 +81,14 @@ class JobHandle:
         return message
 
     async def result(self) -> dict[str, Any]:
-        """The job's result. Raises its fault. Cancelled: the worker is ended, nothing of the job goes on."""
-        done = False
+        """The job's result. Raises its fault. Cancelled: the worker is killed and waited for, nothing of the job goes on."""
         try:
             while self._outcome is None:
                 await self.receive()
-            done = True
-        finally:
-            self._pool.give_back(self._worker, usable=done)
+        except BaseException:
+            await self.cancel()
+            raise
+        self._pool.give_back(self._worker, usable=True)
         if "fault" in self._outcome:
             raise getattr(faults, self._outcome["fault"], faults.EngineFailure)(self._outcome["message"])
         result: dict[str, Any] = self._outcome["result"]
@@ -85,37 +97,49 @@ class JobHandle:
     async def cancel(self) -> None:
         """End the job, whatever it does: the worker is killed and waited for."""
         self._pool.give_back(self._worker, usable=False)
-        await self._worker.process.wait()
+        await self._worker.ended.wait()
 
 
 class WorkerPool:
-    """At most `size` workers; a job beyond that waits. `close` ends them all."""
+    """At most `size` workers; a job beyond that waits. `close` ends them all.
 
-    def __init__(self, size: int = 0, log: Any = None) -> None:
-        self._limit = asyncio.Semaphore(size or max(4, (os.cpu_count() or 1) + 2))
+    The nursery (see `worker`) has everything imported and forks a worker in a millisecond; a fresh interpreter takes fifty,
+    and a pull wants several at once. It is started by `start`, in the background of the daemon's own start, or by the first
+    job. Many jobs only wait for a slow client, so `size` is no limit on processor time: that is the journeys' to set.
+    """
+
+    def __init__(self, size: int = 64, log: Any = None) -> None:
+        self._limit = asyncio.Semaphore(size)
         self._idle: list[_Worker] = []
         self._all: set[_Worker] = set()
         self._log = log
+        self._nursery: asyncio.subprocess.Process | None = None
+        self._control: socket.socket | None = None
+        self._forking = asyncio.Lock()
 
     async def start(self) -> None:
-        """Nothing to do before the first job."""
+        """Start the nursery; its imports go on while this returns."""
+        async with self._forking:
+            if self._control is None:
+                await self._start_nursery()
 
     async def close(self) -> None:
-        """End every worker."""
+        """End every worker, and the nursery."""
         workers = list(self._all)
+        self._all.clear()
+        self._idle.clear()
         for worker in workers:
             worker.end()
         for worker in workers:
-            await worker.process.wait()
-        self._all.clear()
-        self._idle.clear()
+            await worker.ended.wait()
+        await self._end_nursery()
 
     async def begin(self, job: str, arguments: dict[str, Any], fds: Sequence[int] = ()) -> JobHandle:
         """Start `job` ("module:function") on a free worker; it gets duplicates of `fds`. Raises EngineFailure."""
         await self._limit.acquire()
         worker: _Worker | None = None
         try:
-            worker = self._take() or await self._spawn()
+            worker = self._take() or await self._fork()
             await worker.send({"job": job, "args": arguments, "fds": len(fds)}, fds)
         except BaseException:
             if worker is not None:
@@ -133,7 +157,7 @@ class WorkerPool:
     def give_back(self, worker: _Worker, *, usable: bool) -> None:
         """The job is over. Called by JobHandle, once."""
         self._limit.release()
-        if not usable or worker.process.returncode is not None:
+        if not usable or worker.ended.is_set() or worker not in self._all:
             self._all.discard(worker)
             worker.end()
             return
@@ -145,7 +169,7 @@ class WorkerPool:
             worker = self._idle.pop()
             if worker.idle_timer is not None:
                 worker.idle_timer.cancel()
-            if worker.process.returncode is None:
+            if not worker.ended.is_set():
                 return worker
             self._all.discard(worker)
             worker.end()
@@ -157,11 +181,71 @@ class WorkerPool:
             self._all.discard(worker)
             worker.end()
 
-    async def _spawn(self) -> _Worker:
+    async def _fork(self) -> _Worker:
+        """A new worker. A nursery that died is replaced, once."""
+        async with self._forking:
+            for last_try in (False, True):
+                if self._control is None:
+                    await self._start_nursery()
+                ours, theirs = socket.socketpair()
+                try:
+                    ours.setblocking(False)
+                    pidfd = await self._ask(theirs)
+                except OSError as error:
+                    ours.close()
+                    await self._end_nursery()
+                    if last_try:
+                        raise faults.EngineFailure(f"cannot start a layer worker: {error}") from error
+                    continue
+                except BaseException:
+                    # The answer is still to come and would be taken for the next one's.
+                    ours.close()
+                    await self._end_nursery()
+                    raise
+                finally:
+                    theirs.close()
+                worker = _Worker(pidfd, ours)
+                self._all.add(worker)
+                return worker
+        raise AssertionError
+
+    async def _ask(self, channel: socket.socket) -> int:
+        """Have a worker forked that serves `channel`; its pidfd."""
+        control = self._control
+        assert control is not None
+        socket.send_fds(control, [b"f"], [channel.fileno()])
+        loop = asyncio.get_running_loop()
+        answered = loop.create_future()
+
+        def receive() -> None:
+            loop.remove_reader(control)
+            try:
+                _, fds, _, _ = socket.recv_fds(control, 1, 1, socket.MSG_CMSG_CLOEXEC)
+            except OSError as error:
+                fds, failure = [], error
+            else:
+                failure = ConnectionError("the nursery could not fork")
+            if answered.done():
+                for fd in fds:
+                    os.close(fd)
+            elif fds:
+                answered.set_result(fds[0])
+            else:
+                answered.set_exception(failure)
+
+        loop.add_reader(control, receive)
+        try:
+            pidfd: int = await answered
+        finally:
+            if self._control is control:
+                loop.remove_reader(control)
+        return pidfd
+
+    async def _start_nursery(self) -> None:
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         try:
-            process = await asyncio.create_subprocess_exec(
+            self._nursery = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "ketchd.layers.worker", str(theirs.fileno()),
                 pass_fds=[theirs.fileno()], stdin=asyncio.subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
@@ -170,6 +254,14 @@ class WorkerPool:
             raise
         finally:
             theirs.close()
-        worker = _Worker(process, ours)
-        self._all.add(worker)
-        return worker
+        self._control = ours
+
+    async def _end_nursery(self) -> None:
+        nursery, control = self._nursery, self._control
+        self._nursery = self._control = None
+        if control is not None:
+            control.close()
+        if nursery is not None:
+            with contextlib.suppress(ProcessLookupError):
+                nursery.kill()
+            await nursery.wait()
