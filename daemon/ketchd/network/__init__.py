@@ -1,0 +1,1 @@
+"""Networks: addresses, published ports, names and the bridges that carry them."""

@@ -1,0 +1,90 @@
+"""Which subnet a network gets, and which address a container gets in it. Pure.
+
+Source: moby libnetwork/ipamutils (the default pools) and ipam (next-fit allocation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from ipaddress import IPv4Address, IPv4Network
+
+from ketch_wire.faults import InvalidInput, Unavailable
+
+
+def default_pools() -> Iterator[IPv4Network]:
+    """172.17.0.0/16 … 172.31.0.0/16, then 192.168.0.0/20 … 192.168.240.0/20."""
+    for second in range(17, 32):
+        yield IPv4Network(f"172.{second}.0.0/16")
+    yield from IPv4Network("192.168.0.0/16").subnets(new_prefix=20)
+
+
+def choose_subnet(taken: Iterable[IPv4Network], pools: Iterable[IPv4Network] | None = None) -> IPv4Network:
+    """The first pool that touches nothing in `taken` (routes, addresses, networks). Raises Unavailable.
+
+    A default route (0.0.0.0/0) says nothing about what is in use and is left out.
+    """
+    used = [one for one in taken if one.prefixlen > 0]
+    for pool in default_pools() if pools is None else pools:
+        if not any(pool.overlaps(one) for one in used):
+            return pool
+    raise Unavailable(
+        "could not find an available, non-overlapping IPv4 address pool among the defaults to assign to the network"
+    )
+
+
+def overlapping(subnet: IPv4Network, taken: Iterable[IPv4Network]) -> IPv4Network | None:
+    """The first of `taken` that shares an address with `subnet`; default routes are left out."""
+    return next((one for one in taken if one.prefixlen > 0 and one.overlaps(subnet)), None)
+
+
+def first_usable(subnet: IPv4Network) -> IPv4Address:
+    """The gateway's address unless somebody chose one."""
+    return subnet.network_address + (1 if subnet.prefixlen < 31 else 0)
+
+
+def choose_address(
+    subnet: IPv4Network, taken: Collection[int], after: int, span: IPv4Network | None = None
+) -> IPv4Address:
+    """A free host address of `span` (the whole subnet by default): the next one behind `after`, round the end.
+
+    taken, after: addresses as integers. So an address that was just given back is the last to be given again, and a peer's
+    connections to its former owner do not meet the new one. Raises Unavailable when none is free.
+    """
+    low, high = _host_bounds(subnet)
+    if span is not None:
+        low = max(low, int(span.network_address))
+        high = min(high, int(span.broadcast_address))
+    size = high - low + 1
+    begin = after + 1 if low <= after < high else low
+    for step in range(size):
+        candidate = low + (begin - low + step) % size
+        if candidate not in taken:
+            return IPv4Address(candidate)
+    raise Unavailable(f"no available IPv4 addresses on this network's address pools: {subnet}")
+
+
+def check_address(subnet: IPv4Network, taken: Collection[int], wanted: str) -> IPv4Address:
+    """`wanted`, when the subnet has it and it is free. Raises InvalidInput, Unavailable."""
+    try:
+        address = IPv4Address(wanted)
+    except ValueError:
+        raise InvalidInput(f"invalid IPv4 address: {wanted[:60]}") from None
+    low, high = _host_bounds(subnet)
+    if not low <= int(address) <= high:
+        raise InvalidInput(f"no configured subnet contains IP address {address}")
+    if int(address) in taken:
+        raise Unavailable("Address already in use")
+    return address
+
+
+def _host_bounds(subnet: IPv4Network) -> tuple[int, int]:
+    first, last = int(subnet.network_address), int(subnet.broadcast_address)
+    return (first + 1, last - 1) if subnet.prefixlen < 31 else (first, last)
+
+
+def mac_of(address: IPv4Address) -> str:
+    """`02:42:` and the address.
+
+    Made from it and not at random, so that whoever still has the address in its neighbour table reaches the new owner.
+    """
+    return "02:42:" + address.packed.hex(":")

@@ -1,0 +1,145 @@
+"""The bridge of each network on the host: made, found again, swept, taken away. Blocking: called on the network thread only.
+
+A bridge of ours carries the alias `ketch:DEFAULT-BRIDGE` (the default one) or `ketch:DEFAULT-BRIDGE:NETWORK`; whatever has
+no such alias was there before us, is used as it is and never deleted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Any
+
+from ketch_wire.faults import EngineFailure
+from ketchd.network import links
+from ketchd.network.addresses import choose_subnet, first_usable, overlapping
+from ketchd.network.definition import Network
+from ketchd.network.rtnetlink import Link
+
+_VETH = re.compile(r"veth[0-9a-f]{7}")
+_IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
+
+
+def alias_of(instance: str, network: Network) -> str:
+    """The alias of the network's bridge. instance: the default bridge's name."""
+    return f"ketch:{instance}" if network.is_predefined else f"ketch:{instance}:{network.id[:12]}"
+
+
+def ensure(network: Network, instance: str, others: Sequence[IPv4Network], in_use: bool, log: Any) -> Network:
+    """The network's bridge, up and with its address; the network as it is then.
+
+    others: subnets of our other networks. in_use: containers have addresses of its subnet, which must not change then.
+    Raises EngineFailure.
+    """
+    try:
+        found = next((one for one in links.links() if one.name == network.link), None)
+        alias = alias_of(instance, network)
+        if found is not None and found.kind != "bridge":
+            raise EngineFailure(f"cannot use {network.link} for the network {network.name}: it is no bridge")
+        if found is not None and found.alias != alias:
+            network = _adopt(network, found, log)
+        else:
+            network = _own(network, found, alias, others, in_use, log)
+        links.allow_loopback(network.link)
+    except OSError as error:
+        raise EngineFailure(
+            f"cannot set up the bridge {network.link} of the network {network.name}: {error.strerror}: {error.filename}"
+        ) from error
+    return network
+
+
+def _own(
+    network: Network, found: Link | None, alias: str, others: Sequence[IPv4Network], in_use: bool, log: Any
+) -> Network:  # fmt: skip
+    with links.subnet_lock():
+        taken = [*links.subnets_in_use(found.index if found is not None else 0), *others]
+        if network.subnet and (clash := overlapping(network.network, taken)) is not None:
+            if in_use or network.chosen:
+                log.warning(
+                    "a network overlaps with a route of this host",
+                    network=network.name,
+                    subnet=network.subnet,
+                    route=str(clash),
+                )
+            else:
+                network = replace(network, subnet="", gateway="")
+        if not network.subnet:
+            subnet = choose_subnet(taken)
+            network = replace(network, subnet=str(subnet), gateway=str(first_usable(subnet)))
+        link = found or links.make_bridge(network.link, alias, network.mtu)
+        wanted = network.gateway_interface
+        present = [interface for index, interface in links.addresses() if index == link.index]
+        if wanted not in present:
+            links.add_address(link, wanted)
+        for interface in present:
+            if interface != wanted:
+                links.delete_address(link, interface)
+        links.set_up(link)
+    return network
+
+
+def _adopt(network: Network, found: Link, log: Any) -> Network:
+    present = [interface for index, interface in links.addresses() if index == found.index]
+    if not present:
+        raise EngineFailure(f"the bridge {network.link} was not made by ketch and has no IPv4 address to use")
+    if network.chosen and network.gateway_interface in present:
+        return network
+    log.info("a bridge that was there is used as it is", bridge=network.link, address=str(present[0]))
+    links.set_up(found)
+    return replace(network, subnet=str(present[0].network), gateway=str(present[0].ip))
+
+
+def sweep(instance: str, networks: Sequence[Network], veths: Collection[str]) -> list[str]:
+    """Delete bridges of ours that no network owns, and veths in our bridges that no container owns; their names."""
+    gone: list[str] = []
+    known = {alias_of(instance, one) for one in networks}
+    every = links.links()
+    bridges = {one.index for one in every if one.alias in known}
+    for one in every:
+        stray = one.kind == "bridge" and one.alias.startswith(f"ketch:{instance}:") and one.alias not in known
+        lost = (
+            one.kind == "veth"
+            and one.master in bridges
+            and _VETH.fullmatch(one.name)
+            and one.name not in veths
+        )
+        if stray or lost:
+            links.delete(one)
+            gone.append(one.name)
+    return gone
+
+
+def remove(instance: str, networks: Sequence[Network]) -> None:
+    """Delete the bridges of `networks` that are ours. May be called twice."""
+    aliases = {alias_of(instance, one) for one in networks}
+    for link in links.links():
+        if link.alias in aliases and link.kind == "bridge":
+            links.delete(link)
+
+
+def delete_leftover(names: Collection[str]) -> None:
+    """Delete veths that outlived their container: something else still holds its network namespace."""
+    for name in names:
+        if links.exists(name):
+            links.delete_named(name)
+
+
+def forward_packets(log: Any) -> None:
+    """net.ipv4.ip_forward=1, which containers need to reach anything but the host."""
+    try:
+        if _IP_FORWARD.read_text().strip() == "0":
+            _IP_FORWARD.write_text("1")
+            log.info("net.ipv4.ip_forward was off and is on now: this host forwards packets")
+    except OSError as error:
+        log.warning("net.ipv4.ip_forward cannot be set", reason=error.strerror)
+
+
+def check_free(subnet: IPv4Network, others: Sequence[IPv4Network]) -> IPv4Network | None:
+    """A route, address or network that `subnet` overlaps with. Raises EngineFailure."""
+    try:
+        return overlapping(subnet, [*links.subnets_in_use(), *others])
+    except OSError as error:
+        raise EngineFailure(f"cannot read the routing table: {error.strerror}") from error

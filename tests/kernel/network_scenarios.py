@@ -1,0 +1,341 @@
+"""What test_network.py has happen in a network namespace of its own: real bridges, real rules, guests as containers."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from ketch_testing.netns import Guest, ask_udp, get
+from ketchd.catalogue.database import Catalogue
+from ketchd.network.leases import EndpointLease
+from ketchd.network.networks import Networks
+
+BRIDGE = "ktt-weird.0"
+LOG = structlog.get_logger()
+
+
+@asynccontextmanager
+async def networks(path: Path | None = None, **given: Any) -> AsyncIterator[Networks]:
+    """Started networks over a catalogue, ended afterwards."""
+    with tempfile.TemporaryDirectory() as directory:
+        catalogue = Catalogue(path or Path(directory) / "catalogue.sqlite")
+        made = Networks(catalogue, bridge=BRIDGE, log=LOG, **given)
+        try:
+            await made.start()
+            await made.restore([])
+            yield made
+        finally:
+            await made.close()
+            catalogue.close()
+
+
+class Container:
+    """A guest with an endpoint."""
+
+    def __init__(self, guest: Guest, lease: EndpointLease, records: list[dict[str, Any]]) -> None:
+        self.guest = guest
+        self.lease = lease
+        self.records = records
+        self.sockets: list[socket.socket] = []
+
+
+async def contain(
+    rooms: Networks, name: str, *published: tuple[str, str, int], proto: str = "tcp", **given: Any
+) -> Container:
+    """A guest called `name` on a network, with published ports (host ip, host port, container port)."""
+    guest = await Guest.start()
+    lease = rooms.reserve(name, **given)
+    bindings = [
+        {"proto": proto, "host_ip": ip, "host_port": port, "container_port": inner}
+        for ip, port, inner in published
+    ]
+    reserved = (
+        rooms.reserve_ports(bindings, endpoint_name=name, endpoint_id=lease.endpoint_id) if bindings else []
+    )
+    records = [one.to_record() for one in reserved]
+    await rooms.connect(lease, guest.pid)
+    if records:
+        await rooms.publish(lease, records)
+    await guest.configure(rooms.netlink_messages(lease))
+    made = Container(guest, lease, records)
+    made.sockets = [one.socket for one in reserved]
+    return made
+
+
+def output(*command: str) -> str:
+    """What a program prints."""
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+def left() -> list[str]:
+    """Links but the loopback, and nft tables."""
+    links = [line.split()[0] for line in output("ip", "-br", "link").splitlines()]
+    return [one for one in links if one != "lo"] + output("nft", "list", "tables").splitlines()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait for what the kernel or a watcher is about to do."""
+    while not holds():  # noqa: ASYNC110  (nothing tells us)
+        await asyncio.sleep(0.01)
+
+
+def rules_are_there(port: str) -> bool:
+    """Whether the chains have their rules and `port` is published."""
+    table = ("inet", f"ketch-{BRIDGE}")
+    published = output("nft", "list", "map", *table, "ports")
+    return port in published and "jump publish" in output("nft", "list", "chain", *table, "prerouting")
+
+
+async def connects() -> None:
+    """An endpoint reaches its gateway, its neighbour and the outside; everything is gone at the end."""
+    async with networks() as rooms:
+        first, second = await contain(rooms, "a"), await contain(rooms, "b")
+        assert first.lease.address != second.lease.address
+        await second.guest.ask("serve", port=80, name="b")
+        assert await first.guest.ask("get", host=second.lease.address, port=80) == f"b {first.lease.address}"
+        assert get(second.lease.address, 80) == f"b {second.lease.gateway}"
+        shown = await first.guest.ask("run", command=["ip", "-br", "addr"])
+        assert "eth0" in shown and first.lease.address in shown and "fe80" not in shown, shown
+        assert first.lease.mac in await first.guest.ask("run", command=["ip", "link"])
+        assert f"default via {first.lease.gateway}" in await first.guest.ask("run", command=["ip", "route"])
+        for one in (first, second):
+            await one.guest.close()
+            await rooms.release(one.lease.container_id)
+            await rooms.release(one.lease.container_id)
+    assert left() == [], left()
+
+
+async def publishes() -> None:
+    """A published port is reached from loopback, by every host address, from outside, from containers, from itself."""
+    async with networks() as rooms:
+        web = await contain(rooms, "web", ("", "8080", 80), ("127.0.0.1", "8081", 80))
+        other = await contain(rooms, "other")
+        outside = await _outside()
+        await web.guest.ask("serve", port=80, name="web")
+        gateway = web.lease.gateway
+        assert get("127.0.0.1", 8080) == f"web {gateway}"
+        assert get("127.0.0.1", 8081) == f"web {gateway}"
+        assert get("10.99.0.1", 8080) == "web 10.99.0.1"
+        assert get(gateway, 8080) == f"web {gateway}"
+        assert await outside.ask("get", host="10.99.0.1", port=8080) == "web 10.99.0.2"
+        assert await other.guest.ask("get", host=gateway, port=8080) == f"web {gateway}"
+        assert await web.guest.ask("get", host=gateway, port=8080) == f"web {gateway}"
+        assert (await outside.ask("get", host="10.99.0.1", port=8081, timeout=0.5)).startswith("error")
+        await outside.ask("run", command=["ip", "route", "add", "172.16.0.0/12", "via", "10.99.0.1"])
+        assert (await outside.ask("get", host=web.lease.address, port=80, timeout=0.5)).startswith("error")
+        await outside.ask("serve", port=90, name="outside")
+        assert await web.guest.ask("get", host="10.99.0.2", port=90) == "outside 10.99.0.1"
+        shown = [(one["host_ip"], one["host_port"]) for one in web.records]
+        assert shown == [("0.0.0.0", 8080), ("::", 8080), ("127.0.0.1", 8081)], shown
+        begun = time.monotonic()
+        assert "refused" in get("::1", 8080) and time.monotonic() - begun < 1
+        await rooms.release("web")
+        for one in web.sockets:
+            one.close()
+        assert get("127.0.0.1", 8080).startswith("error")
+        await rooms.release("other")
+
+
+async def _outside() -> Guest:
+    """A neighbour of the host at 10.99.0.2."""
+    guest = await Guest.start()
+    output("ip", "link", "add", "up0", "type", "veth", "peer", "name", "eth0", "netns", str(guest.pid))
+    output("ip", "addr", "add", "10.99.0.1/24", "dev", "up0")
+    output("ip", "link", "set", "up0", "up")
+    for command in ("ip link set lo up", "ip addr add 10.99.0.2/24 dev eth0", "ip link set eth0 up"):
+        await guest.ask("run", command=command.split())
+    return guest
+
+
+async def publishes_udp() -> None:
+    """Datagrams find their way, and back from the address they were sent to."""
+    async with networks() as rooms:
+        server = await contain(rooms, "dns", ("", "5300", 53), proto="udp")
+        await server.guest.ask("serve_udp", port=53, name="dns")
+        assert ask_udp("127.0.0.1", 5300) == f"dns {server.lease.gateway}".encode()
+        await rooms.release("dns")
+
+
+async def reapplies() -> None:
+    """Rules that somebody flushes come back, published ports with them."""
+    async with networks() as rooms:
+        web = await contain(rooms, "web", ("127.0.0.1", "8080", 80))
+        await web.guest.ask("serve", port=80, name="web")
+        for command in (["flush", "ruleset"], ["flush", "table", "inet", f"ketch-{BRIDGE}"]):
+            output("nft", *command)
+            await until(lambda: rules_are_there("8080"))
+            assert get("127.0.0.1", 8080).startswith("web"), command
+        output("nft", "flush", "ruleset")
+        second = await contain(rooms, "second", ("127.0.0.1", "8082", 80))
+        await second.guest.ask("serve", port=80, name="second")
+        assert get("127.0.0.1", 8082).startswith("second")
+        await rooms.release("web")
+        await rooms.release("second")
+
+
+async def restores() -> None:
+    """A ketchd that was killed finds its bridge, its endpoints and its ports again, and takes away what belongs to nobody."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "catalogue.sqlite"
+        catalogue = Catalogue(path)
+        killed = Networks(catalogue, bridge=BRIDGE, log=LOG)
+        await killed.start()
+        await killed.restore([])
+        web = await contain(killed, "web", ("127.0.0.1", "8080", 80))
+        lost = await contain(killed, "lost")
+        await web.guest.ask("serve", port=80, name="web")
+        killed._watch.close()  # as the kernel does at a kill -9
+        killed._instance_lock.close()
+        catalogue.close()
+        catalogue = Catalogue(path)
+        again = Networks(catalogue, bridge=BRIDGE, log=LOG)
+        await again.start()
+        assert get("127.0.0.1", 8080).startswith("web")  # before restore as well
+        await again.restore(
+            [{"container_id": "web", "endpoint": web.lease.to_record(), "published": web.records}]
+        )
+        assert get("127.0.0.1", 8080).startswith("web")
+        links = output("ip", "-br", "link")
+        assert web.lease.link in links and lost.lease.link not in links, links
+        third = await contain(again, "third")
+        assert third.lease.address not in (web.lease.address, lost.lease.address)
+        await again.close()
+        assert any(BRIDGE in one for one in left())  # a container runs: all of it stays
+        catalogue.close()
+        catalogue = Catalogue(path)
+        last = Networks(catalogue, bridge=BRIDGE, log=LOG)
+        await last.start()
+        await last.restore([])
+        await last.close()
+        catalogue.close()
+        assert left() == [], left()
+        killed._thread.shutdown()
+
+
+async def one_a_bridge() -> None:
+    """Two ketchd with one bridge: the second says so; with another bridge it lives beside the first, on another subnet."""
+    from ketch_wire.faults import EngineFailure
+
+    with tempfile.TemporaryDirectory() as directory:
+        async with networks() as first:
+            catalogue = Catalogue(Path(directory) / "second.sqlite")
+            second = Networks(catalogue, bridge=BRIDGE, log=LOG)
+            try:
+                await second.start()
+                raise AssertionError("a second ketchd took the bridge")
+            except EngineFailure as fault:
+                assert BRIDGE in fault.message
+            await second.close()
+            beside = Networks(catalogue, bridge="ktt-other", log=LOG)
+            await beside.start()
+            await beside.restore([])
+            assert beside.gateway() and beside.gateway() != first.gateway()
+            await beside.close()
+            catalogue.close()
+            assert first.instance in output("nft", "list", "tables")
+    assert left() == [], left()
+
+
+async def lets_nobody_through_loopback() -> None:
+    """route_localnet on the bridge does not open the host's 127.0.0.1 to containers."""
+    async with networks() as rooms:
+        attacker = await contain(rooms, "attacker")
+        server = socket.create_server(("127.0.0.1", 7000))
+        try:
+            mac = Path(f"/sys/class/net/{BRIDGE}/address")
+            assert not mac.exists() or mac
+            for command in (
+                ["ip", "route", "del", "local", "127.0.0.0/8", "table", "local"],
+                ["ip", "addr", "del", "127.0.0.1/8", "dev", "lo"],
+                ["ip", "route", "add", "127.0.0.1/32", "via", attacker.lease.gateway, "dev", "eth0"],
+                ["sh", "-c", "echo 1 > /proc/sys/net/ipv4/conf/eth0/route_localnet"],
+            ):
+                await attacker.guest.ask("run", command=command)
+            assert (await attacker.guest.ask("get", host="127.0.0.1", port=7000, timeout=0.5)).startswith(
+                "error"
+            )
+        finally:
+            server.close()
+        await rooms.release("attacker")
+
+
+async def through_a_drop_policy() -> None:
+    """Another program's FORWARD chain that drops by default lets our containers through, and is as before at the end."""
+    output(
+        "nft",
+        "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority filter; policy drop; }",
+    )
+    async with networks() as rooms:
+        web = await contain(rooms, "web", ("", "8080", 80))
+        await web.guest.ask("serve", port=80, name="web")
+        outside = await _outside()
+        assert await outside.ask("get", host="10.99.0.1", port=8080) == "web 10.99.0.2"
+        await rooms.release("web")
+    assert "ketch" not in output("nft", "list", "chain", "ip", "filter", "FORWARD")
+
+
+async def speed() -> None:
+    """Not a test: figures. Connect, publish one, publish a thousand."""
+    async with networks() as rooms:
+        guests = [await Guest.start() for _ in range(20)]
+        times: dict[str, list[float]] = {
+            "reserve": [],
+            "connect": [],
+            "publish": [],
+            "configure": [],
+            "first byte": [],
+        }
+        for number, guest in enumerate(guests):
+            clock = [time.perf_counter()]
+            lease = rooms.reserve(f"c{number}")
+            clock.append(time.perf_counter())
+            await rooms.connect(lease, guest.pid)
+            clock.append(time.perf_counter())
+            record = {"proto": "tcp", "host_ip": "0.0.0.0", "host_port": 9000 + number, "container_port": 80}
+            await rooms.publish(lease, [record])
+            clock.append(time.perf_counter())
+            await guest.configure(rooms.netlink_messages(lease))
+            clock.append(time.perf_counter())
+            get(lease.address, 80)
+            clock.append(time.perf_counter())
+            for key, begin, end in zip(times, clock, clock[1:], strict=False):
+                times[key].append((end - begin) * 1000)
+        for key, found in times.items():
+            found.sort()
+            print(f"{key}: median {found[len(found) // 2]:.2f} ms, min {found[0]:.2f}, max {found[-1]:.2f}")
+        lease = rooms.leases("c0")[0]
+        records = [
+            {"proto": "tcp", "host_ip": "0.0.0.0", "host_port": 20000 + n, "container_port": 80}
+            for n in range(1000)
+        ]
+        begun = time.perf_counter()
+        await rooms.publish(lease, records)
+        print(f"publish 1000 ports: {(time.perf_counter() - begun) * 1000:.1f} ms")
+        lease = rooms.leases("c1")[0]
+        singles = []
+        for n in range(100):
+            begun = time.perf_counter()
+            await rooms.publish(
+                lease, [{"proto": "tcp", "host_ip": "0.0.0.0", "host_port": 30000 + n, "container_port": 80}]
+            )
+            singles.append((time.perf_counter() - begun) * 1000)
+        singles.sort()
+        print(f"publish one beside 1000: median {singles[50]:.2f} ms, max {singles[-1]:.2f}")
+        begun = time.perf_counter()
+        await rooms.release("c0")
+        print(f"release of 1000 ports: {(time.perf_counter() - begun) * 1000:.1f} ms")
+        for number in range(20):
+            await guests[number].close()
+        begun = time.perf_counter()
+        for number in range(1, 20):
+            await rooms.release(f"c{number}")
+        print(f"release each: {(time.perf_counter() - begun) * 1000 / 19:.2f} ms")

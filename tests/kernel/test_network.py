@@ -1,0 +1,29 @@
+"""Bridges, addresses and published ports for real, each scenario in a network namespace of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+from ketch_testing.netns import in_own_network
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="root is needed for network namespaces"),
+    pytest.mark.skipif(shutil.which("ip") is None, reason="ip is not installed (apt-get install iproute2)"),
+    pytest.mark.skipif(shutil.which("nft") is None, reason="nft is not installed (apt-get install nftables)"),
+]
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        "connects", "publishes", "publishes_udp", "reapplies", "restores", "one_a_bridge",
+        "lets_nobody_through_loopback", "through_a_drop_policy",
+    ],
+)  # fmt: skip
+def test_network(scenario: str) -> None:
+    """Each says in its first line what it shows (network_scenarios.py)."""
+    in_own_network(f"kernel.network_scenarios:{scenario}")
