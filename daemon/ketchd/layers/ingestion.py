@@ -6,7 +6,7 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 from ketch_wire.faults import EngineFailure, InvalidInput
 from ketchd.layers.placing import remove_staged
