@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import socket
+from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -77,6 +78,23 @@ class JsonStream:
         if (code := getattr(error, "code", None)) is not None:
             detail = {"code": code, **detail}
         await self.send({"errorDetail": detail, "error": error.message})
+
+
+async def send_chunks(
+    call: Call, chunks: AsyncIterator[bytes], headers: dict[str, str]
+) -> web.StreamResponse:
+    """A body of unknown length. A fault on the way cuts it off, so that the client sees that it is not whole."""
+    response = web.StreamResponse(headers=headers)
+    await response.prepare(call.request)
+    try:
+        async for chunk in chunks:
+            await response.write(chunk)
+    except Exception:
+        if call.request.transport is not None:
+            call.request.transport.abort()
+        raise
+    await response.write_eof()
+    return response
 
 
 class _Taken(web.StreamResponse):

@@ -1,0 +1,174 @@
+"""Looking at images: the list with its filters, one image whole, its history.
+
+The list is one pass over the catalogue: no blob is read, whatever the number of images.
+Source: Engine API 1.50, ImageList; moby's ImageService.Images has the order of the filters.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ketch_wire.faults import InvalidInput, NotFound
+from ketchd.content import imageviews
+from ketchd.content.images import ImageRecord
+from ketchd.content.imageviews import Version
+from ketchd.engine.rooms import Rooms
+from ketchd.model.digest import Digest
+from ketchd.model.pathmatch import pattern
+from ketchd.model.times import parse_timestamp
+
+Filters = Mapping[str, Sequence[str]]
+_FILTERS = frozenset({"before", "dangling", "label", "reference", "since", "until"})
+
+
+def check_keys(filters: Filters, allowed: frozenset[str]) -> None:
+    """Raises InvalidInput for a filter that the endpoint does not know."""
+    for key in filters:
+        if key not in allowed:
+            raise InvalidInput(f"invalid filter '{key[:80]}'")
+
+
+def filter_bool(filters: Filters, key: str) -> bool | None:
+    """A yes or no; None when it is not asked. Raises InvalidInput."""
+    values = filters.get(key)
+    if not values:
+        return None
+    meanings = {{"1": True, "true": True, "0": False, "false": False}.get(value) for value in values}
+    if len(meanings) != 1 or None in meanings:
+        raise InvalidInput(f"invalid filter '{key}=[{' '.join(values)[:80]}]'")
+    return meanings.pop()
+
+
+def has_labels(labels: Mapping[str, str], wanted: Iterable[str]) -> bool:
+    """Whether every `k` or `k=v` holds."""
+    for item in wanted:
+        key, sign, value = item.partition("=")
+        if key not in labels or (sign and labels[key] != value):
+            return False
+    return True
+
+
+def list_images(
+    rooms: Rooms, filters: Filters, version: Version, *, everything: bool = False, shared_size: bool = False
+) -> list[dict[str, Any]]:
+    """The rows, newest first. Raises InvalidInput, NotFound (an image named by before or since)."""
+    check_keys(filters, _FILTERS)
+    dangling = filter_bool(filters, "dangling")
+    before = _earliest(rooms, filters)
+    since = max((_created(rooms, name) for name in filters.get("since", ())), default=None)
+    labels = filters.get("label", ())
+    patterns = [pattern(text) for text in filters.get("reference", ())]
+    parents: set[Digest] | None = None
+    rows = []
+    records = rooms.images.all(layers=shared_size)
+    for record in records:
+        if before is not None and (record.created_ns is None or record.created_ns >= before):
+            continue
+        if since is not None and (record.created_ns is None or record.created_ns <= since):
+            continue
+        if labels and not has_labels(record.labels or {}, labels):
+            continue
+        names = [
+            (name, name.familiar())
+            for name in record.references
+            if not patterns or any(one.fullmatch(text) for text in (name.familiar(), name.familiar_name()) for one in patterns)
+        ]  # fmt: skip
+        tags = [text for name, text in names if name.digest is None]
+        if not names:
+            if patterns or dangling is False:
+                continue
+            if not everything or dangling:
+                parents = rooms.images.parents() if parents is None else parents
+                if record.id in parents:
+                    continue
+        elif dangling and tags:
+            continue
+        digests = [text for name, text in names if name.digest is not None]
+        rows.append(imageviews.summary(record, version, tags=tags, digests=digests))
+    if shared_size:
+        fill_shared_sizes(rooms, rows, records)
+    return rows
+
+
+def fill_shared_sizes(rooms: Rooms, rows: Sequence[dict[str, Any]], records: Sequence[ImageRecord]) -> None:
+    """SharedSize of `rows`: bytes of the layers that more than one of `records` (every image) has."""
+    users = Counter(layer for record in records for layer in set(record.layers))
+    sizes = layer_sizes(rooms)
+    by_id = {record.id.text: record for record in records}
+    for row in rows:
+        shared = {layer for layer in by_id[row["Id"]].layers if users[layer] > 1}
+        row["SharedSize"] = sum(sizes.get(layer, 0) for layer in shared)
+
+
+def layer_sizes(rooms: Rooms, among: Iterable[Digest] | None = None) -> dict[Digest, int]:
+    """Bytes on disk of the given layers, or of all."""
+    if among is not None:
+        return {
+            layer: rooms.layers.record(layer).disk_size for layer in set(among) if rooms.layers.has(layer)
+        }
+    rows = rooms.catalogue.query("SELECT diff_id, disk_size FROM layers")
+    return {Digest(row["diff_id"]): row["disk_size"] for row in rows}
+
+
+def _created(rooms: Rooms, name: str) -> int:
+    return rooms.images.get(rooms.images.resolve(name)).created_ns or 0
+
+
+def _earliest(rooms: Rooms, filters: Filters) -> int | None:
+    moments = [_created(rooms, name) for name in filters.get("before", ())]
+    moments += [parse_timestamp(text, time.time_ns()) for text in filters.get("until", ())]
+    return min(moments, default=None)
+
+
+def inspect_image(rooms: Rooms, name: str, version: Version) -> dict[str, Any]:
+    """One image. Raises NotFound, InvalidInput, EngineFailure (damaged)."""
+    record = rooms.images.get(rooms.images.resolve(name))
+    manifest = rooms.images.manifest_of(record.id)
+    descriptor = None
+    if manifest is not None:
+        digest, media_type = manifest
+        descriptor = {"mediaType": media_type, "digest": digest.text, "size": rooms.blobs.size(digest)}
+    return imageviews.inspect(record, version, descriptor)
+
+
+def image_history(rooms: Rooms, name: str) -> list[dict[str, Any]]:
+    """Rows, newest first; the image itself and the parents that are here are named. Raises NotFound, InvalidInput."""
+    record: ImageRecord | None = rooms.images.get(rooms.images.resolve(name))
+    assert record is not None
+    rows = imageviews.history(record.config.history, record.layers, layer_sizes(rooms, record.layers))
+    for row in rows:
+        if record is None:
+            break
+        row["Id"], row["Tags"] = record.id.text, record.repo_tags or None
+        record = _parent(rooms, record)
+    return rows
+
+
+def _parent(rooms: Rooms, record: ImageRecord) -> ImageRecord | None:
+    if record.parent is None:
+        return None
+    try:
+        return rooms.images.get(record.parent)
+    except NotFound:
+        return None
+
+
+def check_platform(record: ImageRecord, name: str, wanted: Mapping[str, Any]) -> None:
+    """Raises NotFound when the image is not of the platform `{"os", "architecture", "variant"?}`, InvalidInput for half a platform."""
+    if not wanted:
+        return
+    system, architecture = str(wanted.get("os", "")), str(wanted.get("architecture", ""))
+    if not system or not architecture:
+        raise InvalidInput("both OS and Architecture must be provided")
+    variant = str(wanted.get("variant", ""))
+    same = (record.os, record.architecture) == (system, architecture)
+    if not same or (variant and record.variant and variant != record.variant):
+        shown = "/".join(part for part in (system, architecture, variant) if part)
+        actual = "/".join(part for part in (record.os, record.architecture, record.variant) if part)
+        raise NotFound(
+            f"image with reference {name} was found but does not provide the specified platform ({shown}), "
+            f"it is {actual}"
+        )

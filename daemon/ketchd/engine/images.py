@@ -1,0 +1,227 @@
+"""Naming and removing images: tag, delete and prune, with Docker's rules and its Untagged and Deleted report.
+
+A name goes first, the image when nothing names it, then the layers and blobs that nothing needs any more. Killed
+between, the next sweep takes the rest. Source: Engine API 1.50, ImageTag, ImageDelete, ImagePrune; moby's image_delete.go.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from ketch_wire.faults import Conflict, Fault, InvalidInput
+from ketchd import tracepoint
+from ketchd.content.images import ImageRecord
+from ketchd.content.marking import Node
+from ketchd.engine.imagelist import Filters, check_keys, filter_bool, has_labels
+from ketchd.engine.rooms import Rooms
+from ketchd.model.digest import Digest, chain_id
+from ketchd.model.reference import Reference
+from ketchd.model.times import parse_timestamp
+
+tracepoint.declare("rmi.untagged", "rmi.forgotten", "rmi.swept")
+
+Report = list[dict[str, str]]
+_PRUNE_FILTERS = frozenset({"dangling", "label", "label!", "until"})
+
+
+def announce(rooms: Rooms, image_id: Digest, action: str, name: str = "") -> None:
+    """An image event: the image's labels, and the name that it is about (else its ID)."""
+    labels: Mapping[str, str] = {}
+    if rooms.images.has(image_id):
+        labels = rooms.images.get(image_id).labels or {}
+    rooms.events.append("image", action, image_id.text, {**labels, "name": name or image_id.text})
+
+
+def parse_target(repository: str, tag: str) -> Reference:
+    """`repo` and `tag` of a request as one tagged name. Raises InvalidInput."""
+    reference = Reference.parse(repository)
+    if reference.digest is not None:
+        raise InvalidInput("cannot import digest reference")
+    reference = reference.with_tag(tag) if tag else reference.with_default_tag()
+    if reference.familiar_name() == "sha256":
+        raise InvalidInput("refusing to create an ambiguous tag using digest algorithm as name")
+    return reference
+
+
+def tag_image(rooms: Rooms, image_id: Digest, target: Reference) -> None:
+    """Give the image a name, which moves if another had it. Raises NotFound."""
+    rooms.images.tag(target, image_id)
+    announce(rooms, image_id, "tag", target.familiar())
+
+
+async def delete_image(rooms: Rooms, name: str, *, force: bool = False, prune_parents: bool = True) -> Report:
+    """Take the name away and, when it was the last, the image with its nameless parents.
+
+    Raises NotFound, InvalidInput, Conflict in dockerd's words. Cancelled: what is reported as gone is gone, the rest stays.
+    """
+    image_id = rooms.images.resolve(name)
+    references = list(rooms.images.get(image_id).references)
+    report: Report = []
+    named = False
+    if not _is_id_prefix(image_id, name):
+        if not force and is_single(references):
+            for record in rooms.supervisor.users_of_image(image_id.text):
+                raise Conflict(
+                    f'conflict: unable to remove repository reference "{name}" (must force) - container '
+                    f"{record.short} is using its referenced image {image_id.short}"
+                )
+        left = _untag(rooms, image_id, Reference.parse(name).with_default_tag(), report)
+        tracepoint.reach("rmi.untagged")
+        if left:
+            return report
+        named = True
+    elif is_single(references):
+        if (conflict := _conflict(rooms, image_id, force=force, references=False)) is not None:
+            raise conflict
+        for reference in references:
+            _take_name(rooms, image_id, reference, report)
+    await _remove(rooms, image_id, report, force=force, prune_parents=prune_parents, quiet=named)
+    return report
+
+
+def is_single(references: list[Reference]) -> bool:
+    """Whether all names are of one repository with at most one tag among them. False for none."""
+    tags = [reference for reference in references if reference.digest is None]
+    repositories = {reference.repository for reference in references}
+    return len(tags) <= 1 and len(repositories) == 1
+
+
+def _is_id_prefix(image_id: Digest, name: str) -> bool:
+    return image_id.text.startswith(name) or image_id.hex.startswith(name)
+
+
+def _take_name(rooms: Rooms, image_id: Digest, reference: Reference, report: Report) -> None:
+    rooms.images.untag(reference)
+    announce(rooms, image_id, "untag")
+    report.append({"Untagged": reference.familiar()})
+
+
+def _untag(rooms: Rooms, image_id: Digest, reference: Reference, report: Report) -> list[Reference]:
+    """Take `reference`; with a repository's last tag its digest names go too. Returns the names that are left."""
+    if reference.digest is not None:
+        reference = reference.without_tag()
+    _take_name(rooms, image_id, reference, report)
+    left = list(rooms.images.get(image_id).references)
+    own = [one for one in left if one.repository == reference.repository]
+    if reference.digest is None and all(one.digest is not None for one in own):
+        for one in own:
+            _take_name(rooms, image_id, one, report)
+            left.remove(one)
+    return left
+
+
+def _conflict(
+    rooms: Rooms, image_id: Digest, *, force: bool, references: bool = True
+) -> _ImageConflict | None:
+    """Why the image must not go; the reasons that `force` overrides are left out with it."""
+    users = rooms.supervisor.users_of_image(image_id.text)
+    if rooms.images.children(image_id):
+        return _ImageConflict(image_id, "image has dependent child images", hard=True)
+    for record in users:
+        if record.is_running:
+            why = f"image is being used by running container {record.short}"
+            return _ImageConflict(image_id, why, hard=True, used=True)
+    if force:
+        return None
+    if references and rooms.images.get(image_id).references:
+        return _ImageConflict(image_id, "image is referenced in multiple repositories")
+    for record in users:
+        why = f"image is being used by stopped container {record.short}"
+        return _ImageConflict(image_id, why, used=True)
+    return None
+
+
+class _ImageConflict(Conflict):
+    """used: a container is the reason."""
+
+    def __init__(self, image_id: Digest, why: str, *, hard: bool = False, used: bool = False) -> None:
+        forcing = "cannot be forced" if hard else "must be forced"
+        super().__init__(f"conflict: unable to delete {image_id.short} ({forcing}) - {why}")
+        self.used = used
+
+
+async def _remove(
+    rooms: Rooms, image_id: Digest, report: Report, *, force: bool, prune_parents: bool, quiet: bool
+) -> None:
+    if (conflict := _conflict(rooms, image_id, force=force)) is not None:
+        record = rooms.images.get(image_id)
+        dangling = not record.references and not rooms.images.children(image_id)
+        if quiet and (not dangling or conflict.used):
+            return
+        raise conflict
+    record = rooms.images.get(image_id)
+    for reference in record.references:
+        _take_name(rooms, image_id, reference, report)
+    nodes = _content(rooms, record)
+    labels = record.labels or {}
+    rooms.images.remove(image_id)
+    tracepoint.reach("rmi.forgotten")
+    rooms.events.append("image", "delete", image_id.text, {**labels, "name": image_id.text})
+    report.append({"Deleted": image_id.text})
+    gone = {item.key for item in await rooms.garbage.sweep(nodes) if item.kind == "layer"}
+    tracepoint.reach("rmi.swept")
+    for length in range(len(record.layers), 0, -1):
+        if record.layers[length - 1].text in gone:
+            report.append({"Deleted": chain_id(record.layers[:length]).text})
+    if prune_parents and record.parent is not None and rooms.images.has(record.parent):
+        await _remove(rooms, record.parent, report, force=False, prune_parents=True, quiet=True)
+
+
+def _content(rooms: Rooms, record: ImageRecord) -> list[Node]:
+    """What the image keeps alive, to be swept when it is gone."""
+    manifests = rooms.catalogue.query("SELECT digest FROM manifests WHERE image_id = ?", (record.id.text,))
+    return [
+        *(("layer", layer.text) for layer in record.layers),
+        *(("blob", row["digest"]) for row in manifests),
+        ("blob", record.id.text),
+    ]
+
+
+async def prune_images(rooms: Rooms, filters: Filters) -> tuple[Report, int]:
+    """Remove the images that no container uses and nothing names (`dangling=false`: named ones too): (report, bytes won back).
+
+    Raises InvalidInput. An image that cannot go is left out. Source: Engine API 1.50, ImagePrune.
+    """
+    check_keys(filters, _PRUNE_FILTERS)
+    dangling_only = filter_bool(filters, "dangling") is not False
+    untils = filters.get("until", ())
+    if len(untils) > 1:
+        raise InvalidInput("more than one until filter specified")
+    until = parse_timestamp(untils[0], time.time_ns()) if untils else None
+    before = _stored_bytes(rooms)
+    report: Report = []
+    for record in rooms.images.all():
+        if not _prunable(rooms, record, filters, until, dangling_only):
+            continue
+        names = [reference.canonical() for reference in record.references] or [record.id.hex]
+        for name in names:
+            try:
+                report += await delete_image(rooms, name)
+            except Fault:
+                continue
+    reclaimed = max(0, before - _stored_bytes(rooms)) if report else 0
+    rooms.events.append("image", "prune", "", {"reclaimed": str(reclaimed)})
+    return report, reclaimed
+
+
+def _prunable(
+    rooms: Rooms, record: ImageRecord, filters: Filters, until: int | None, dangling_only: bool
+) -> bool:
+    if not rooms.images.has(record.id) or rooms.supervisor.users_of_image(record.id.text):
+        return False  # gone with a child meanwhile, or in use
+    if dangling_only and record.tags:
+        return False
+    if not record.references and rooms.images.children(record.id):
+        return False
+    if until is not None and (record.created_ns is None or record.created_ns > until):
+        return False
+    labels = record.labels or {}
+    unwanted = any(has_labels(labels, [item]) for item in filters.get("label!", ()))
+    return not unwanted and has_labels(labels, filters.get("label", ()))
+
+
+def _stored_bytes(rooms: Rooms) -> int:
+    query = rooms.catalogue.query
+    layers = query("SELECT coalesce(sum(disk_size), 0) FROM layers")[0][0]
+    return int(layers) + int(query("SELECT coalesce(sum(size), 0) FROM blobs")[0][0])
