@@ -1,23 +1,21 @@
-"""Image archives as tar files: writing one as a stream, and taking a received one apart safely.
+"""Image archives as tar files: writing one as a stream, and looking through a received one.
 
-Knows tar, not images: what the entries mean is `engine.image_archives`' business.
+Knows tar, not images: what the entries mean is the business of `engine.save` and `engine.load`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
+import mmap
 import os
 import posixpath
 import tarfile
-import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 from ketch_wire.faults import EngineFailure, InvalidInput
-from ketchd.content.compression import READ_FAULTS, open_decompressed
+from ketchd.layers.tarheaders import HARDLINK, REGULAR, SYMLINK, Entry, entries
 
 _CHUNK = 1024 * 1024
 MEMBER_LIMIT = 200_000
@@ -41,13 +39,13 @@ class Member:
     size: int = 0
 
 
-async def stream(members: Sequence[Member]) -> AsyncIterator[bytes]:
-    """The tar file, in pieces of at most 1 MiB.
+async def stream(members: AsyncIterable[Member]) -> AsyncIterator[bytes]:
+    """The tar file, in pieces of at most 1 MiB. A member's source is opened before the next member is asked for.
 
     Raises EngineFailure when a source is shorter than promised.
     """
     written = 0
-    for member in members:
+    async for member in members:
         header = _header(member)
         yield header
         written += len(header)
@@ -55,7 +53,7 @@ async def stream(members: Sequence[Member]) -> AsyncIterator[bytes]:
             yield member.content
             size = len(member.content)
         elif member.source is not None:
-            with await asyncio.to_thread(member.source.open, "rb") as file:
+            with await asyncio.to_thread(member.source.open, "rb", 0) as file:
                 left, position = member.size, member.offset
                 while left:
                     chunk = await asyncio.to_thread(os.pread, file.fileno(), min(_CHUNK, left), position)
@@ -84,22 +82,30 @@ def _header(member: Member) -> bytes:
     return entry.tobuf(tarfile.PAX_FORMAT)
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A member's content: `size` bytes of the archive from `offset`."""
+
+    offset: int
+    size: int
+
+
 @dataclass(slots=True)
-class Unpacked:
-    """A received archive.
+class Contents:
+    """A received archive, looked through and left where it is: no name of theirs ever becomes a path.
 
-    Its regular files lie below one directory under names of ours, so no name of theirs is a path.
-
-    links: symbolic and hard links, by normalised name; old archives share layers by them.
+    path: the plain tar. files: the last of a name counts. links: symbolic and hard links, by normalised name; old archives
+    share layers by them.
     """
 
-    files: dict[str, Path] = field(default_factory=dict)
+    path: Path
+    files: dict[str, Piece] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
 
     def __contains__(self, name: str) -> bool:
         return self._find(name) is not None
 
-    def path(self, name: str) -> Path:
+    def piece(self, name: str) -> Piece:
         """Where the content of `name` lies; links are followed inside the archive. Raises InvalidInput."""
         found = self._find(name)
         if found is None:
@@ -108,12 +114,13 @@ class Unpacked:
 
     def read(self, name: str) -> bytes:
         """A small document. Raises InvalidInput."""
-        path = self.path(name)
-        if path.stat().st_size > DOCUMENT_LIMIT:
+        piece = self.piece(name)
+        if piece.size > DOCUMENT_LIMIT:
             raise InvalidInput(f"{name[:200]} is larger than {DOCUMENT_LIMIT} bytes")
-        return path.read_bytes()
+        with self.path.open("rb", 0) as file:
+            return os.pread(file.fileno(), piece.size, piece.offset)
 
-    def _find(self, name: str) -> Path | None:
+    def _find(self, name: str) -> Piece | None:
         wanted = normalise(name)
         for _ in range(16):
             if wanted is None:
@@ -130,68 +137,36 @@ def normalise(name: str) -> str | None:
     return None if clean == ".." or clean.startswith("../") else clean
 
 
-def unpack(source: Path, into: Path, stop: threading.Event) -> Unpacked:
-    """Take the (compressed) archive apart into the new directory `into`.
-
-    For a thread: returns soon after `stop` is set.
-
-    Raises InvalidInput (not a tar, damaged), EngineFailure (disk).
-    """
-    into.mkdir(mode=0o700)
-    unpacked = Unpacked()
-    try:
-        with (
-            open_decompressed(source) as plain,
-            tarfile.open(fileobj=plain, mode="r|", bufsize=_CHUNK) as archive,
-        ):
-            for number, member in enumerate(archive):
-                if stop.is_set():
-                    return unpacked
+def look_through(path: Path) -> Contents:
+    """The members of the plain tar at `path`. For a thread. Raises InvalidInput (not a tar, damaged)."""
+    contents = Contents(path)
+    with path.open("rb", 0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if not size:
+            return contents
+        with mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as view:
+            for number, entry in enumerate(entries(view, size)):
                 if number >= MEMBER_LIMIT:
                     raise InvalidInput(f"the archive has more than {MEMBER_LIMIT} entries")
-                _take(archive, member, into / str(number), unpacked, stop)
-    except (tarfile.TarError, *READ_FAULTS) as error:
-        raise InvalidInput(f"the archive is damaged: {str(error)[:200] or type(error).__name__}") from error
-    except OSError as error:
-        if isinstance(error, READ_FAULTS) or error.errno is None:
-            raise InvalidInput(f"the archive is damaged: {str(error)[:200]}") from error
-        why = "no space left on device" if error.errno == errno.ENOSPC else (error.strerror or "").lower()
-        raise EngineFailure(f"cannot unpack the archive: {why}") from error
-    return unpacked
+                _take(entry, contents)
+    return contents
 
 
-def _take(
-    archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path, unpacked: Unpacked, stop: threading.Event
-) -> None:
-    name = normalise(member.name)
+def _take(entry: Entry, contents: Contents) -> None:
+    text = os.fsdecode(entry.name)
+    name, target = normalise(text), os.fsdecode(entry.link)
     if name is None:
-        raise InvalidInput(f"the archive's entry {member.name[:200]!r} leads out of it")
-    if member.issym():
-        linked = normalise(posixpath.join(posixpath.dirname(name), member.linkname))
-    elif member.islnk():
-        linked = normalise(member.linkname)
-    elif member.isreg():
-        content = archive.extractfile(member)
-        assert content is not None
-        with target.open("xb", buffering=0) as file:
-            _copy(content, file, member.size, stop)
-        unpacked.files[name] = target
-        unpacked.links.pop(name, None)
+        raise InvalidInput(f"the archive's entry {text[:200]!r} leads out of it")
+    if entry.type == SYMLINK:
+        linked = normalise(posixpath.join(posixpath.dirname(name), target))
+    elif entry.type == HARDLINK:
+        linked = normalise(target)
+    elif entry.type == REGULAR and entry.sparse is None:
+        contents.files[name] = Piece(entry.offset, entry.stored)
+        contents.links.pop(name, None)
         return
     else:
         return
     if linked is not None:
-        unpacked.links[name] = linked
-        unpacked.files.pop(name, None)
-
-
-def _copy(content: IO[bytes], file: IO[bytes], size: int, stop: threading.Event) -> None:
-    left = size
-    while left and not stop.is_set():
-        chunk = content.read(min(_CHUNK, left))
-        if not chunk:
-            raise InvalidInput("the archive is damaged: unexpected end of data")
-        view = memoryview(chunk)
-        while view:
-            view = view[file.write(view) :]
-        left -= len(chunk)
+        contents.links[name] = linked
+        contents.files.pop(name, None)

@@ -1,0 +1,171 @@
+"""The save journey: images as one tar that is a docker archive and an OCI layout at once, streamed in constant memory.
+
+The layers go out as plain tars, cut from where they lie, under their diff IDs; the manifests are made for the archive.
+Source: Engine API 1.50, ImageSave; moby's image/tarexport/save.go; image-spec image-layout.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from ketch_wire.faults import EngineFailure, InvalidInput, NotFound
+from ketchd.content.archives import Member, stream
+from ketchd.content.images import ImageRecord
+from ketchd.engine.imagelist import check_platform
+from ketchd.engine.images import announce
+from ketchd.engine.rooms import Rooms
+from ketchd.model.digest import Digest
+from ketchd.model.manifest import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Descriptor, compose
+from ketchd.model.reference import Reference
+
+NAME_ANNOTATION = "io.containerd.image.name"
+REF_ANNOTATION = "org.opencontainers.image.ref.name"
+_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
+
+
+@dataclass(slots=True)
+class _Chosen:
+    """One image to save, by which of its names."""
+
+    record: ImageRecord
+    names: list[Reference] = field(default_factory=list)
+
+
+@asynccontextmanager
+async def saving(
+    rooms: Rooms, names: Sequence[str], platform: Mapping[str, Any]
+) -> AsyncIterator[AsyncIterator[bytes]]:
+    """The archive of `names`, to be read in the body. A name without tag means all tags of it.
+
+    Raises NotFound, InvalidInput, EngineFailure before the first byte. What is saved cannot be collected meanwhile.
+    """
+    if not names:
+        raise InvalidInput("no image names given")
+    chosen = _choose(rooms, names)
+    async with rooms.leases.hold() as lease:
+        for item in chosen:
+            for name in names:
+                check_platform(item.record, name, platform)
+            if not item.record.layers:
+                raise EngineFailure("empty export - not implemented")
+            lease.add("blob", item.record.id)
+            for layer in item.record.layers:
+                lease.add("layer", layer)
+        yield stream(_members(rooms, chosen))
+        for item in chosen:
+            announce(rooms, item.record.id, "save")
+
+
+def _choose(rooms: Rooms, names: Sequence[str]) -> list[_Chosen]:
+    """Images in the order of their first name; one entry for each image, whatever its names."""
+    found: dict[Digest, _Chosen] = {}
+
+    def add(image_id: Digest, reference: Reference | None) -> None:
+        item = found.get(image_id)
+        if item is None:
+            item = found[image_id] = _Chosen(rooms.images.get(image_id))
+        if reference is not None and reference.digest is None and reference not in item.names:
+            item.names.append(reference)
+
+    for name in names:
+        try:
+            reference = Reference.parse(name)
+        except InvalidInput:
+            add(rooms.images.resolve(name), None)
+            continue
+        tags = rooms.images.tags_of(reference.repository) if reference.is_name_only else []
+        for tag, image_id in tags:
+            add(image_id, tag)
+        if tags:
+            continue
+        named = None if reference.is_name_only else rooms.images.find_name(reference)
+        if named is not None:
+            add(named, reference)
+        elif reference.is_name_only or name.startswith("sha256:"):
+            add(rooms.images.resolve(name), None)
+        else:
+            raise NotFound(f"No such image: {reference.familiar()}")
+    return list(found.values())
+
+
+async def _members(rooms: Rooms, chosen: Sequence[_Chosen]) -> AsyncIterator[Member]:
+    """Every entry, in the order of their names. A layer's place is asked for when its turn comes."""
+    blobs: dict[str, bytes | Digest] = {}
+    times: dict[str, int] = {}
+    rows: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
+    for item in chosen:
+        config = rooms.blobs.read(item.record.id)
+        sizes = {layer: rooms.layers.record(layer).tar_size for layer in item.record.layers}
+        manifest = compose(
+            Descriptor(OCI_CONFIG, item.record.id, len(config)),
+            [Descriptor(OCI_LAYER, layer, sizes[layer]) for layer in item.record.layers],
+            oci=True,
+        )
+        digest = Digest.of(manifest.content)
+        when = max(0, (item.record.created_ns or 0) // 1_000_000_000)
+        added: dict[Digest, bytes | Digest] = {item.record.id: config, digest: manifest.content}
+        added |= {layer: layer for layer in item.record.layers}
+        for key, content in added.items():
+            blobs.setdefault(key.hex, content)
+            times.setdefault(key.hex, when)
+        rows.append(_row(item, sizes))
+        entries += _entries(item, Descriptor(OCI_MANIFEST, digest, len(manifest.content)))
+    yield Member("blobs/", max(times.values()))
+    yield Member("blobs/sha256/", max(times.values()))
+    for hexdigits in sorted(blobs):
+        name, content = f"blobs/sha256/{hexdigits}", blobs[hexdigits]
+        if isinstance(content, bytes):
+            yield Member(name, times[hexdigits], content=content)
+        else:
+            path, offset, size = await rooms.layers.tar_range(content)
+            yield Member(name, times[hexdigits], source=path, offset=offset, size=size)
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
+    yield Member("index.json", 0, content=_json(index))
+    yield Member("manifest.json", 0, content=_json(rows))
+    yield Member("oci-layout", 0, content=_LAYOUT)
+    if repositories := _repositories(chosen):
+        yield Member("repositories", 0, content=_json(repositories))
+
+
+def _row(item: _Chosen, sizes: Mapping[Digest, int]) -> dict[str, Any]:
+    """The image's entry of manifest.json."""
+    return {
+        "Config": f"blobs/sha256/{item.record.id.hex}",
+        "RepoTags": [name.familiar() for name in item.names] or None,
+        "Layers": [f"blobs/sha256/{layer.hex}" for layer in item.record.layers],
+        "LayerSources": {
+            layer.text: {"mediaType": OCI_LAYER, "size": size, "digest": layer.text}
+            for layer, size in sizes.items()
+        },
+    }
+
+
+def _entries(item: _Chosen, manifest: Descriptor) -> list[dict[str, Any]]:
+    """The image's entries of index.json: one for each name, one without a name for none."""
+    platform = {"architecture": item.record.architecture, "os": item.record.os}
+    if item.record.variant:
+        platform["variant"] = item.record.variant
+    row = {**manifest.to_json(), "platform": platform}
+    if not item.names:
+        return [row]
+    return [
+        {**row, "annotations": {NAME_ANNOTATION: name.canonical(), REF_ANNOTATION: name.tag}}
+        for name in item.names
+    ]
+
+
+def _repositories(chosen: Iterable[_Chosen]) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for item in chosen:
+        for name in item.names:
+            found.setdefault(name.familiar_name(), {})[name.tag or "latest"] = item.record.layers[-1].hex
+    return found
+
+
+def _json(document: Any) -> bytes:
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
