@@ -155,7 +155,7 @@ def mount_plans(
         if plan.target not in covered
     ]  # fmt: skip
     for point in points:
-        if point.type == "tmpfs":
+        if point.type == "tmpfs" or point.tmpfs_options:  # a volume of the local driver may be a tmpfs
             plans.append(MountPlan(point.destination, "tmpfs", "tmpfs", point.tmpfs_options))
             continue
         options = ("rbind", point.propagation or "rprivate", *(() if point.rw else ("ro",)))

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ketch_wire.faults import InvalidInput, NotFound
+from ketch_wire.faults import EngineFailure, InvalidInput, NotFound
 from ketchd import tracepoint
 from ketchd.containers import mountpoints, settings
 from ketchd.containers.mountpoints import MountPoint
@@ -172,11 +172,22 @@ async def _place_volume(rooms: Rooms, point: MountPoint, layers: list[Digest], m
         return point
     existed = bool(point.name) and rooms.volumes.exists(point.name)
     volume = await rooms.volumes.create(
-        point.name, driver=point.driver or "local", options=point.driver_options, labels=point.labels
+        point.name, driver=point.driver or "local", options=point.driver_options, labels=point.labels or None
     )
     if not existed:
         made.append(volume.name)
+    point = replace(point, name=volume.name)
     source = str(volume.mountpoint)
+    if volume.mount is not None:
+        if volume.mount.kind == "tmpfs":
+            return replace(point, source=source, tmpfs_options=volume.mount.options)
+        source = volume.mount.source
+        if not os.path.isdir(source):
+            raise EngineFailure(
+                f"error while mounting volume '{volume.mountpoint}': failed to mount local volume: mount "
+                f"{source}:{volume.mountpoint}: no such file or directory"
+            )
+        point = replace(point, rw=point.rw and "ro" not in volume.mount.options)
     if not point.no_copy and not os.listdir(source):
         await rooms.workers.run(
             "ketchd.containers.copyup:copy_up",
@@ -188,7 +199,7 @@ async def _place_volume(rooms: Rooms, point: MountPoint, layers: list[Digest], m
         )
     if point.subpath:
         source = str(_subpath(Path(source), point.subpath))
-    return replace(point, name=volume.name, source=source)
+    return replace(point, source=source)
 
 
 def _subpath(volume: Path, subpath: str) -> Path:

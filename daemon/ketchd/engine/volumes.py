@@ -1,0 +1,272 @@
+"""Volumes: named directories that outlive containers. On disk `volumes/NAME/_data`; the catalogue's table `volumes` owns them.
+
+Made as `stage/volume-…`, renamed, then recorded; removed in the opposite order. A volume of the local driver with `type`, `o`
+and `device` is mounted by each container in its own mount namespace: never in the host's.
+Source: Engine API 1.50, tag Volume; moby volume/local.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ketch_wire.faults import Conflict, EngineFailure, InvalidInput, NotFound, Unsupported
+from ketchd import tracepoint
+from ketchd.catalogue.database import Catalogue
+from ketchd.catalogue.events import EventJournal
+from ketchd.model.times import rfc3339
+
+tracepoint.declare("volume.placed", "volume.recorded", "volume.forgotten")
+
+ANONYMOUS_LABEL = "com.docker.volume.anonymous"
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
+_OPTIONS = ("type", "o", "device")
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeMount:
+    """What a container mounts instead of the volume's directory. kind: `bind` of source, or `tmpfs`. options: mount(8)'s."""
+
+    kind: str
+    source: str
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """One volume. mountpoint: its directory on the host. anonymous: made for a container without being asked for by name."""
+
+    name: str
+    driver: str
+    mountpoint: Path
+    created_ns: int
+    labels: dict[str, str] | None
+    options: dict[str, str]
+    anonymous: bool
+
+    @property
+    def mount(self) -> VolumeMount | None:
+        """What containers mount; None for the directory itself."""
+        return parse_mount(self.options)
+
+    def show(self) -> dict[str, Any]:
+        """As the Engine API shows it."""
+        return {
+            "CreatedAt": rfc3339(self.created_ns // 10**9 * 10**9),
+            "Driver": self.driver,
+            "Labels": self.labels,
+            "Mountpoint": str(self.mountpoint),
+            "Name": self.name,
+            "Options": self.options or None,
+            "Scope": "local",
+        }
+
+
+def check_name(name: str) -> str:
+    """`name`, if a local volume may be called that. Raises InvalidInput."""
+    if len(name) == 1:
+        raise InvalidInput(
+            f"create {name}: volume name is too short, names should be at least two alphanumeric characters"
+        )
+    if not _NAME.fullmatch(name) or len(name) > 255:
+        raise InvalidInput(
+            f'create {name[:260]}: "{name[:260]}" includes invalid characters for a local volume name, only '
+            '"[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, use absolute path'
+        )
+    return name
+
+
+def parse_mount(options: Mapping[str, str]) -> VolumeMount | None:
+    """The local driver's options as a mount; None without. Raises InvalidInput, Unsupported.
+
+    A bind (`type=none,o=bind,device=/dir`) and a tmpfs can be mounted by the container itself. A tmpfs is a fresh one in each
+    container. Network and block device filesystems would have to be mounted once and shared, in the host's mount namespace.
+    """
+    for key in options:
+        if key not in _OPTIONS:
+            raise InvalidInput(f'invalid option: "{key[:60]}"')
+    if not options:
+        return None
+    kind, device = options.get("type", ""), options.get("device", "")
+    flags = [flag for flag in options.get("o", "").split(",") if flag]
+    binds = [flag for flag in flags if flag in ("bind", "rbind")]
+    if not device:
+        raise InvalidInput('missing required option: "device"')
+    if kind == "tmpfs":
+        return VolumeMount("tmpfs", "tmpfs", tuple(flags) or ("rw",))
+    if not kind and not binds:
+        raise InvalidInput('missing required option: "type"')
+    if kind not in ("", "none", "bind") or not binds:
+        raise Unsupported(
+            f"a volume of type {kind or 'none'!r} is not supported: bind (type=none,o=bind) and tmpfs are, since nothing is ever "
+            "mounted on the host; mount it there yourself and bind it"
+        )
+    if not os.path.isabs(device):
+        raise InvalidInput(f"invalid volume device: {device[:200]!r} is not an absolute path")
+    return VolumeMount(
+        "bind", os.path.normpath(device), tuple(flag for flag in flags if flag not in ("bind", "rbind"))
+    )
+
+
+class Volumes:
+    """Every volume of one data root. in_use: the containers that mount a volume, by its name.
+
+    A volume is there while its record is; its directory was there before and is deleted after.
+    """
+
+    def __init__(
+        self, data_root: Path, catalogue: Catalogue, events: EventJournal, in_use: Callable[[str], list[str]]
+    ) -> None:
+        self._root = data_root / "volumes"
+        self._stage = data_root / "stage"
+        self._catalogue = catalogue
+        self._events = events
+        self.in_use = in_use
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a volume of that name."""
+        return bool(self._catalogue.query("SELECT 1 FROM volumes WHERE name = ?", (name,)))
+
+    def get(self, name: str) -> Volume:
+        """By its exact name. Raises NotFound."""
+        rows = self._catalogue.query("SELECT * FROM volumes WHERE name = ?", (name,))
+        if not rows:
+            raise NotFound(f"get {name[:260]}: no such volume")
+        return self._volume(rows[0])
+
+    def list(self) -> list[Volume]:
+        """Every volume by name."""
+        return [self._volume(row) for row in self._catalogue.query("SELECT * FROM volumes ORDER BY name")]
+
+    def inspect(self, name: str) -> dict[str, Any]:
+        """As the Engine API shows it. Raises NotFound."""
+        return self.get(name).show()
+
+    def _volume(self, row: Any) -> Volume:
+        return Volume(
+            name=row["name"],
+            driver=row["driver"],
+            mountpoint=self._root / row["name"] / "_data",
+            created_ns=row["created_ns"],
+            labels=json.loads(row["labels"]),
+            options=json.loads(row["options"]),
+            anonymous=bool(row["anonymous"]),
+        )
+
+    async def create(
+        self, name: str, driver: str = "local", options: Mapping[str, str] | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Volume:  # fmt: skip
+        """The volume `name`, made unless it is there; without a name a new anonymous one.
+
+        Raises InvalidInput, NotFound (driver), Conflict (another driver or other options), Unsupported (type), EngineFailure.
+        """
+        anonymous = not name
+        name = check_name(name) if name else secrets.token_hex(32)
+        if driver not in ("", "local"):
+            raise NotFound(
+                f'create {name}: error looking up volume plugin {driver}: plugin "{driver}" not found'
+            )
+        wanted = dict(options or {})
+        parse_mount(wanted)
+        if self.exists(name):
+            found = self.get(name)
+            if wanted and wanted != found.options:
+                raise Conflict(f'create {name}: volume name "{name}" already exists with other options')
+            return found
+        kept = dict(labels) if labels is not None else None
+        if anonymous:
+            kept = {**(kept or {}), ANONYMOUS_LABEL: ""}
+        self._place(name)
+        tracepoint.reach("volume.placed")
+        with self._catalogue.transaction(durable=not anonymous) as connection:
+            connection.execute(
+                "INSERT INTO volumes (name, driver, created_ns, labels, options, anonymous) VALUES (?, ?, ?, ?, ?, ?)",
+                (name, "local", time.time_ns(), json.dumps(kept), json.dumps(wanted), int(anonymous)),
+            )
+        tracepoint.reach("volume.recorded")
+        self._events.append("volume", "create", name, {"driver": "local"})
+        return self.get(name)
+
+    def _place(self, name: str) -> None:
+        final, stage = self._root / name, self._stage / f"volume-{secrets.token_hex(8)}"
+        try:
+            self._root.mkdir(mode=0o701, exist_ok=True)
+            (stage / "_data").mkdir(parents=True)
+            stage.chmod(0o701)
+            (stage / "_data").chmod(0o755)
+            if final.is_dir() and not any((final / "_data").glob("*")):
+                shutil.rmtree(final)
+            stage.rename(final)
+        except OSError as error:
+            shutil.rmtree(stage, ignore_errors=True)
+            raise EngineFailure(f"create {name}: {error.strerror}: {error.filename}") from error
+
+    async def remove(self, name: str, force: bool = False) -> None:
+        """Remove the volume and what is in it. force: none is as good. Raises NotFound, Conflict."""
+        if force and not self.exists(name):
+            return
+        volume = self.get(name)
+        if users := self.in_use(name):
+            raise Conflict(f"remove {name}: volume is in use - [{', '.join(users)}]")
+        aside = self._stage / f"removed-volume-{secrets.token_hex(8)}"
+        with self._catalogue.transaction(durable=True) as connection:
+            connection.execute("DELETE FROM volumes WHERE name = ?", (name,))
+        tracepoint.reach("volume.forgotten")
+        try:
+            self._stage.mkdir(exist_ok=True)
+            (self._root / name).rename(aside)
+        except FileNotFoundError:
+            pass
+        self._events.append("volume", "destroy", name, {"driver": volume.driver})
+        await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(_delete, aside)))
+
+    async def size(self, name: str) -> int:
+        """Bytes of the files in it. Raises NotFound."""
+        return await asyncio.to_thread(directory_size, self.get(name).mountpoint)
+
+    async def prune(self, accept: Callable[[Volume], bool]) -> tuple[list[str], int]:  # type: ignore[valid-type]
+        """Remove every volume that nobody mounts and that `accept` accepts: (names, bytes won back)."""
+        removed, won = [], 0
+        for volume in self.list():
+            if self.in_use(volume.name) or not accept(volume):
+                continue
+            size = await self.size(volume.name)
+            try:
+                await self.remove(volume.name)
+            except (Conflict, NotFound):
+                continue
+            removed.append(volume.name)
+            won += size
+        self._events.append("volume", "prune", "", {"reclaimed": str(won)})
+        return removed, won
+
+
+def directory_size(path: Path) -> int:
+    """Bytes of the regular files below `path`, a hard-linked one counted once."""
+    total, seen = 0, set()
+    for directory, _, names in os.walk(path):
+        for name in names:
+            try:
+                info = os.lstat(os.path.join(directory, name))
+            except FileNotFoundError:
+                continue
+            if (info.st_mode & 0o170000) == 0o100000 and (info.st_dev, info.st_ino) not in seen:
+                if info.st_nlink > 1:
+                    seen.add((info.st_dev, info.st_ino))
+                total += info.st_size
+    return total
+
+
+def _delete(path: Path) -> None:
+    if path.exists():
+        shutil.rmtree(path)
