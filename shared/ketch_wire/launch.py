@@ -110,7 +110,8 @@ class LaunchPlan:
     netlink: raw rtnetlink messages that the child sends inside its own network namespace after the gate opened
     (loopback up, address, routes), in order.
     state_dir: durable, holds `exit` (msgpack: code, oom, finished_ns) when it has ended.
-    run_dir: holds `shim.sock` (0600)."""
+    run_dir: holds `shim.sock` (0600).
+    transient: it ends with the ketchd that started it (a build step)."""
 
     id: str
     root: RootPlan
@@ -127,6 +128,8 @@ class LaunchPlan:
     sysctls: dict[str, str] = field(default_factory=dict)
     cgroup: CgroupPlan = field(default_factory=CgroupPlan)
     log: LogPlan = field(default_factory=LogPlan)
+    netlink: tuple[bytes, ...] = ()
+    transient: bool = False
     version: int = PLAN_VERSION
 
     def to_wire(self) -> dict[str, Any]:
@@ -157,6 +160,8 @@ class LaunchPlan:
             sysctls=dict(wire["sysctls"]),
             cgroup=_build(CgroupPlan, wire["cgroup"]),
             log=_build(LogPlan, wire["log"]),
+            netlink=tuple(wire.get("netlink", ())),
+            transient=wire.get("transient", False),
             version=wire["version"],
         )
 

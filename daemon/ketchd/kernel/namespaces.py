@@ -1,6 +1,8 @@
-"""unshare(2) and setns(2)."""
+"""unshare(2), setns(2), and the names of a uts namespace."""
 
 from __future__ import annotations
+
+import os
 
 from ketchd.kernel.syscalls import check, libc
 
@@ -16,3 +18,15 @@ def unshare(flags: int) -> None:
 def setns(fd: int, flags: int) -> None:
     """setns(2)."""
     check(libc.setns(fd, flags), f"setns {flags:#x}")
+
+
+def set_hostname(name: str) -> None:
+    """sethostname(2) in the caller's uts namespace."""
+    encoded = os.fsencode(name)
+    check(libc.sethostname(encoded, len(encoded)), f"sethostname {name}")
+
+
+def set_domainname(name: str) -> None:
+    """setdomainname(2) in the caller's uts namespace."""
+    encoded = os.fsencode(name)
+    check(libc.setdomainname(encoded, len(encoded)), f"setdomainname {name}")

@@ -1,0 +1,160 @@
+"""What the child of a shim does between fork and execve, step by step from its plan.
+
+`become_container` makes a new contained process, `become_exec` one more in a container that runs. Neither returns. A
+failure goes home through the Report as a typed message; success is that the Report's socket closed with execve.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ketchd.kernel import lockdown, signals
+from ketchd.kernel.namespaces import (
+    CLONE_NEWCGROUP,
+    CLONE_NEWIPC,
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    CLONE_NEWUTS,
+    set_domainname,
+    set_hostname,
+    setns,
+    unshare,
+)
+from ketchd.sandbox import enterdevices, enterprocess, enterroot, init
+from ketchd.sandbox.failures import LaunchError, as_launch_error, reason
+from ketchd.sandbox.netlinkmessages import send_messages
+from ketchd.sandbox.report import Report
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from ketch_wire.launch import LaunchPlan, ProcessPlan
+
+_KINDS = {
+    "network": CLONE_NEWNET, "uts": CLONE_NEWUTS, "ipc": CLONE_NEWIPC, "cgroup": CLONE_NEWCGROUP,
+}  # fmt: skip
+_ALL = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWCGROUP
+Stdio = tuple[int, int, int]
+
+
+def become_container(plan: LaunchPlan, stdio: Stdio | None, report: Report) -> NoReturn:
+    """Be `plan`'s process. stdio: the shim's pipes, None for a terminal (then its master goes to the shim).
+
+    The caller is the first process of its pid namespace, if that is new.
+    """
+    try:
+        keep = set(stdio or ()) | {report.fileno()}
+        _start_clean(keep)
+        _container(plan, stdio, report)
+    except BaseException as error:
+        report.failed(as_launch_error(error, "error during container init"))
+        os._exit(1)
+
+
+def become_exec(
+    process: ProcessPlan, cgroups: tuple[str, ...], container: int, stdio: Stdio | None, report: Report
+) -> NoReturn:
+    """Be one more process beside the one that the pidfd `container` names."""
+    try:
+        _start_clean({container, report.fileno(), *(stdio or ())})
+        enterprocess.set_oom_score(process.oom_score_adj, report)
+        enterprocess.join_cgroups(cgroups)
+        setns(container, _ALL)
+        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        who = enterprocess.identity(root, process)
+        if stdio is None:
+            master, slave = enterdevices.open_terminal_inside(root)
+            report.say({"terminal": True}, master)
+            os.close(master)
+            stdio = (slave, slave, slave)
+        else:
+            stdio = enterdevices.with_null(root, stdio)
+        enterprocess.take_stdio(stdio, who, process.tty)
+        enterprocess.execute(root, process, who, report)
+    except BaseException as error:
+        report.failed(as_launch_error(error, "error executing setns process"))
+        os._exit(1)
+
+
+def _start_clean(keep: set[int]) -> None:
+    """Nothing of the shim: its session, its open files, its signals."""
+    enterprocess.die_with_parent()
+    lockdown.close_all_but({fd for fd in keep if fd >= 0} | {0, 1, 2})
+    signals.reset_all()
+    os.setsid()
+    os.umask(0o022)
+
+
+def _container(plan: LaunchPlan, stdio: Stdio | None, report: Report) -> NoReturn:
+    process = plan.process
+    enterprocess.set_oom_score(process.oom_score_adj, report)
+    enterprocess.join_cgroups(plan.cgroup.join)
+    _enter_namespaces(plan)
+    report.say({"namespaces": True})
+    try:
+        lockdown.new_session_keyring(f"_ses.{plan.id}")
+    except OSError:
+        pass  # no keyrings in this kernel, or none left: then the process keeps the daemon's empty one
+    root = enterroot.build(plan)
+    if plan.namespaces.get("uts") == "new":
+        if plan.hostname:
+            set_hostname(plan.hostname)
+        if plan.domainname:
+            set_domainname(plan.domainname)
+    who = enterprocess.identity(root.fd, process)
+    enterprocess.make_working_directory(root.fd, process.cwd)
+    if stdio is None:
+        master, slave = enterdevices.open_terminal(root.devpts)
+        report.say({"terminal": True}, master)
+        os.close(master)
+        enterdevices.bind_console(root.fd, slave)
+        stdio = (slave, slave, slave)
+    else:
+        stdio = enterdevices.with_null(root.fd, stdio)
+    report.wait_for_go()
+    try:
+        send_messages(plan.netlink)
+    except OSError as error:
+        raise as_launch_error(error, "failed to set up container networking") from error
+    enterroot.write_sysctls(root, plan)
+    enterroot.restrict(root, plan)
+    enterroot.pivot(root)
+    enterprocess.take_stdio(stdio, who, process.tty)
+    if process.init:
+        signals.block_all()
+        child = os.fork()
+        if child:
+            init.serve(child)
+        os.setpgid(0, 0)
+        if process.tty:
+            os.tcsetpgrp(0, os.getpgrp())  # while SIGTTOU is still blocked: it would stop us
+        signals.unblock_all()
+    enterprocess.execute(root.fd, process, who, report)
+
+
+def _enter_namespaces(plan: LaunchPlan) -> None:
+    """Join what is another's, then make the rest in one call. The pid namespace was chosen by the shim before the fork."""
+    new = CLONE_NEWNS
+    for kind, flag in _KINDS.items():
+        wanted = plan.namespaces.get(kind, "host")
+        if wanted == "new":
+            new |= flag
+        elif wanted.startswith("pid:"):
+            join_namespaces(int(wanted[4:]), flag, kind)
+    try:
+        unshare(new)
+    except OSError as error:
+        raise as_launch_error(error, "error creating namespaces") from error
+
+
+def join_namespaces(pid: int, flags: int, kind: str) -> None:
+    """Join namespaces of the process `pid`. Raises LaunchError."""
+    try:
+        donor = os.pidfd_open(pid)
+        try:
+            setns(donor, flags)
+        finally:
+            os.close(donor)
+    except OSError as error:
+        raise LaunchError(f"cannot join the {kind} namespace of process {pid}: {reason(error)}") from error

@@ -1,0 +1,75 @@
+"""A container's cgroup directories as the shim deals with them: made before the fork, asked about OOM, emptied at the end."""
+
+from __future__ import annotations
+
+import os
+
+from ketchd.kernel import signals
+from ketchd.sandbox.failures import LaunchError, reason
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ketch_wire.launch import CgroupPlan
+
+_OOM_FILES = ("memory.oom_control", "memory.events")
+
+
+def make(plan: CgroupPlan) -> None:
+    """Make every directory and write every setting, in order. Raises LaunchError."""
+    for directory in plan.join:
+        try:
+            os.makedirs(directory, 0o755, exist_ok=True)
+        except OSError as error:
+            raise _failure(f"failed to make {directory}", error) from error
+    for path, value in plan.writes:
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, value.encode())
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise _failure(f'failed to write "{value}" to {path}', error) from error
+
+
+def _failure(what: str, error: OSError) -> LaunchError:
+    return LaunchError(f"unable to apply cgroup configuration: {what}: {reason(error)}")
+
+
+def oom_kills(plan: CgroupPlan) -> int:
+    """How many processes the kernel's OOM killer took in it."""
+    for directory in plan.join:
+        for name in _OOM_FILES:
+            try:
+                with open(f"{directory}/{name}", "rb") as counters:
+                    for line in counters:
+                        if line.startswith(b"oom_kill "):
+                            return int(line.split()[1])
+            except OSError:
+                continue
+    return 0
+
+
+def kill_all(plan: CgroupPlan) -> None:
+    """SIGKILL to everything in it: what a container that shares a pid namespace leaves behind."""
+    for directory in plan.join:
+        try:
+            with open(f"{directory}/cgroup.kill", "wb", buffering=0) as kill:
+                kill.write(b"1")
+            return
+        except OSError:
+            pass
+    for directory in plan.join[:1]:
+        for _ in range(16):  # a process may fork while its siblings are killed
+            try:
+                with open(f"{directory}/cgroup.procs", "rb") as members:
+                    pids = [int(line) for line in members]
+            except OSError:
+                return
+            if not pids:
+                return
+            for pid in pids:
+                try:
+                    os.kill(pid, signals.SIGKILL)
+                except ProcessLookupError:
+                    continue

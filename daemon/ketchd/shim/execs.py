@@ -1,0 +1,146 @@
+"""The execs of one container: more processes beside its first, each with streams of its own."""
+
+from __future__ import annotations
+
+from ketchd.sandbox import enter
+from ketchd.sandbox.failures import LaunchError
+from ketchd.shim.contained import Contained
+from ketchd.shim.loop import Loop, Timer
+from ketchd.shim.plans import process_plan, version_two_cgroup
+from ketchd.shim.spawn import spawn
+from ketchd.shim.streams import Streams
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+    from ketchd.sandbox.report import Report
+    from ketchd.shim.spawn import Stdio
+
+# How long a client's stream may stay open for ketchd to say that it knows the exec's end.
+SEEN_SECONDS = 2.0
+
+
+class Exec:
+    """One exec."""
+
+    def __init__(self, streams: Streams) -> None:
+        self.streams = streams
+        self.process: Contained | None = None
+        self.unseen: Timer | None = None
+
+
+class Execs:
+    """By id. `say` sends a message to ketchd and tells whether there is one."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        cgroups: tuple[str, ...],
+        spill_directory: int,
+        say: Callable[[dict[str, Any]], bool],
+    ) -> None:
+        self._loop = loop
+        self._cgroups = cgroups
+        self._spill_directory = spill_directory
+        self._say = say
+        self._execs: dict[str, Exec] = {}
+
+    def running(self) -> dict[str, int]:
+        """Pids by exec id."""
+        return {
+            key: one.process.pid
+            for key, one in self._execs.items()
+            if one.process is not None and one.process.started and one.process.is_running
+        }
+
+    @property
+    def are_over(self) -> bool:
+        """Whether nothing of any exec is left to do."""
+        return not self._execs
+
+    def start(
+        self, container: int, wire: dict[str, Any], stream: dict[str, Any] | None, fd: int, sequence: int
+    ) -> None:
+        """Begin one beside the process that the pidfd `container` names; the answer to `sequence` follows.
+
+        fd: the client's socket, ours from now on, or -1. Raises LaunchError.
+        """
+        exec_id, process = wire["id"], process_plan(wire["process"])
+        streams = Streams(
+            self._loop, terminal=process.tty, stdin_once=True, log=None, spill_directory=self._spill_directory
+        )
+        one = Exec(streams)
+        wants = stream or {}
+
+        def become(stdio: Stdio | None, report: Report) -> NoReturn:
+            enter.become_exec(process, self._cgroups, container, stdio, report)
+
+        try:
+            spawned = spawn(
+                become, terminal=process.tty, stdin=process.open_stdin and stream is not None,
+                stdout=bool(wants.get("stdout")), stderr=bool(wants.get("stderr")),
+                cgroup=version_two_cgroup(self._cgroups),
+            )  # fmt: skip
+        except LaunchError:
+            if fd >= 0:
+                streams.attach(fd, wants)
+                streams.abandon()
+            raise
+        self._execs[exec_id] = one
+        contained = one.process = Contained(
+            self._loop, streams, spawned, (process.console_size[0], process.console_size[1])
+        )
+        if stream is not None and fd >= 0:
+            streams.attach(fd, stream)
+        contained.on_warning = lambda text: self._warn(text)
+        contained.on_started = lambda: self._started(exec_id, one, sequence)
+        contained.on_failed = lambda error: self._failed(exec_id, one, sequence, error)
+        contained.on_ended = lambda code: self._ended(exec_id, one, code)
+        streams.on_detach = lambda: self._detached(exec_id)
+        contained.connect()
+
+    def _warn(self, text: str) -> None:
+        self._say({"event": "warning", "message": text})
+
+    def _detached(self, exec_id: str) -> None:
+        self._say({"event": "detached", "exec": exec_id})
+
+    def _started(self, exec_id: str, one: Exec, sequence: int) -> None:
+        assert one.process is not None
+        self._say({"seq": sequence, "pid": one.process.pid})
+
+    def _failed(self, exec_id: str, one: Exec, sequence: int, error: LaunchError) -> None:
+        one.streams.abandon()
+        one.streams.give_up_output()
+        one.streams.finish()
+        del self._execs[exec_id]
+        self._say({"seq": sequence, "failed": error.to_wire()})
+
+    def _ended(self, exec_id: str, one: Exec, code: int) -> None:
+        """Its end is told first, and its clients' streams close when ketchd knows it."""
+        if self._say({"event": "exec_exit", "id": exec_id, "code": code}):
+            one.unseen = self._loop.later(SEEN_SECONDS, lambda: self.seen(exec_id))
+        else:
+            self.seen(exec_id)
+
+    def seen(self, exec_id: str) -> None:
+        """ketchd knows the end of `exec_id`."""
+        one = self._execs.pop(exec_id, None)
+        if one is not None:
+            if one.unseen is not None:
+                one.unseen.cancel()
+            one.streams.finish()
+
+    def all_seen(self) -> None:
+        """ketchd is gone: nobody will say so any more."""
+        for exec_id in [key for key, one in self._execs.items() if one.unseen is not None]:
+            self.seen(exec_id)
+
+    def find(self, exec_id: str) -> Contained:
+        """The process of `exec_id`. Raises LaunchError when there is none."""
+        one = self._execs.get(exec_id)
+        if one is None or one.process is None or not one.process.is_running:
+            raise LaunchError(f"exec {exec_id} is not running", status=409)
+        return one.process

@@ -1,0 +1,55 @@
+"""The exit record: STATE_DIR/exit, written by the shim before it ends, read by a ketchd that was not there. msgpack.
+
+Visible by one rename, then synced, file and directory: a reader finds all of it or nothing.
+"""
+
+from __future__ import annotations
+
+import os
+
+import msgpack
+
+from ketch_wire.shim import EXIT_NAME
+
+_TEMPORARY = ".exit.new"
+
+
+def write_exit(directory: int, code: int, oom: bool, finished_ns: int) -> None:
+    """Make the record visible in the directory fd. `sync_exit` makes it last. Raises OSError."""
+    record: bytes = msgpack.packb({"code": code, "oom": oom, "finished_ns": finished_ns})
+    fd = os.open(
+        _TEMPORARY,
+        os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC,
+        0o600,
+        dir_fd=directory,
+    )
+    try:
+        os.write(fd, record)
+    finally:
+        os.close(fd)
+    os.rename(_TEMPORARY, EXIT_NAME, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def sync_exit(directory: int) -> None:
+    """Bring record and directory to the disk. Nothing is done when somebody removed it meanwhile."""
+    try:
+        fd = os.open(EXIT_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    except OSError:
+        return
+    try:
+        os.fsync(fd)
+        os.fsync(directory)
+    except OSError:
+        pass  # a disk that fails now: the record stays as visible as it is
+    finally:
+        os.close(fd)
+
+
+def read_exit_file(directory: str) -> tuple[int, bool, int] | None:
+    """(code, oom, finished_ns) as recorded in `directory`; None when there is no whole record."""
+    try:
+        with open(os.path.join(directory, EXIT_NAME), "rb") as record:
+            stored = msgpack.unpackb(record.read(4096))
+        return int(stored["code"]), bool(stored["oom"]), int(stored["finished_ns"])
+    except (OSError, ValueError, KeyError, TypeError, msgpack.UnpackException):
+        return None

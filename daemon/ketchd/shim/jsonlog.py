@@ -1,0 +1,169 @@
+"""The json-file log: lines in, entries out, rotated by size. Written by the shim alone, so ketchd may be away.
+
+On disk: PATH (newest), PATH.1 … older; one JSON object a line: {"log", "stream", "time"}. A line longer than 16 KiB
+becomes several entries, of which the last alone ends with a newline. Bytes that are no UTF-8 are written as lone
+surrogates (\\udc80 … \\udcff), from which a reader gets the very bytes back. Source: Docker's json-file driver.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+LINE_LIMIT = 16 * 1024
+_PLAIN = bytes(byte for byte in range(0x20, 0x80) if byte not in b'"\\') + b"\n"
+_ESCAPES = {byte: b"\\u%04x" % byte for byte in range(0x20)} | {
+    0x08: b"\\b", 0x09: b"\\t", 0x0C: b"\\f", 0x0D: b"\\r", 0x22: b'\\"', 0x5C: b"\\\\",
+}  # fmt: skip
+del _ESCAPES[0x0A]
+_HEAD = b'{"log":"'
+
+
+def escape(text: bytes) -> bytes:
+    """`text` as the inside of a JSON string, but for newlines, which stay."""
+    special = text.translate(None, _PLAIN)
+    if not special:
+        return text
+    kinds = set(special)
+    if 0x5C in kinds:  # first: the other escapes bring backslashes of their own
+        text = text.replace(b"\\", b"\\\\")
+        kinds.discard(0x5C)
+    for kind in kinds:
+        if kind < 0x80:
+            text = text.replace(bytes((kind,)), _ESCAPES[kind])
+    if not special.isascii():
+        try:
+            text.decode("utf-8")
+        except UnicodeDecodeError:
+            text = text.decode("utf-8", "surrogateescape").encode("utf-8", "backslashreplace")
+    return text
+
+
+def encode_lines(lines: bytes, stream: bytes, stamp: bytes) -> bytes:
+    """Entries of whole lines: `lines` ends with a newline and is not empty."""
+    tail = b'\\n","stream":"' + stream + b'","time":"' + stamp + b'"}\n'
+    return _HEAD + escape(lines)[:-1].replace(b"\n", tail + _HEAD) + tail
+
+
+def encode_piece(piece: bytes, stream: bytes, stamp: bytes) -> bytes:
+    """The entry of a piece without a newline."""
+    return _HEAD + escape(piece) + b'","stream":"' + stream + b'","time":"' + stamp + b'"}\n'
+
+
+def has_long_line(lines: bytes) -> bool:
+    """Whether a line of `lines` (which ends with a newline) is over the limit. Looks at few places, not at every line."""
+    start, end = 0, len(lines)
+    while end - start > LINE_LIMIT:
+        newline = lines.rfind(b"\n", start, start + LINE_LIMIT + 1)
+        if newline < 0:
+            return True
+        start = newline + 1
+    return False
+
+
+def cut_lines(lines: bytes, stream: bytes, stamp: bytes) -> bytes:
+    """`encode_lines` for lines of any length."""
+    if not has_long_line(lines):
+        return encode_lines(lines, stream, stamp)
+    entries = []
+    for line in lines[:-1].split(b"\n"):
+        start = 0
+        while len(line) - start >= LINE_LIMIT:
+            entries.append(encode_piece(line[start : start + LINE_LIMIT], stream, stamp))
+            start += LINE_LIMIT
+        entries.append(encode_lines(line[start:] + b"\n", stream, stamp))
+    return b"".join(entries)
+
+
+class JsonLog:
+    """One container's log. Appends; a failing disk loses lines, never the container."""
+
+    def __init__(self, path: str, max_size: int, max_files: int) -> None:
+        self._path = path
+        self._max_size = max_size
+        self._max_files = max(1, max_files)
+        self._rest: dict[bytes, bytes] = {}
+        self._second = -1
+        self._stamp = ""
+        self._fd = -1
+        self._size = 0
+        self._open()
+
+    def _open(self) -> None:
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        self._size = os.fstat(self._fd).st_size
+        if self._size and os.pread(self._fd, 1, self._size - 1) != b"\n":
+            self._size += os.write(self._fd, b"\n")  # a crash cut the last entry: it must not spoil the next
+
+    def now(self) -> bytes:
+        """RFC 3339 with nanoseconds."""
+        seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+        if seconds != self._second:
+            self._second = seconds
+            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+        return b"%s.%09dZ" % (self._stamp.encode(), nanoseconds)
+
+    def write(self, stream: bytes, chunk: bytes) -> None:
+        """Log what complete lines `chunk` brings; the rest waits for its newline."""
+        rest = self._rest.get(stream)
+        if rest:
+            chunk = rest + chunk
+        cut = chunk.rfind(b"\n") + 1
+        stamp = self.now()
+        if cut:
+            self._append(cut_lines(chunk[:cut] if cut < len(chunk) else chunk, stream, stamp))
+            chunk = chunk[cut:]
+        while len(chunk) >= LINE_LIMIT:
+            self._append(encode_piece(chunk[:LINE_LIMIT], stream, stamp))
+            chunk = chunk[LINE_LIMIT:]
+        self._rest[stream] = chunk
+
+    def finish(self, stream: bytes) -> None:
+        """The stream has ended: its last line has no newline."""
+        rest = self._rest.pop(stream, b"")
+        if rest:
+            self._append(encode_piece(rest, stream, self.now()))
+
+    def close(self) -> None:
+        """Finish both streams. May be called twice."""
+        for stream in list(self._rest):
+            self.finish(stream)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _append(self, entries: bytes) -> None:
+        try:
+            while self._max_size and self._size + len(entries) > self._max_size:
+                room = self._max_size - self._size
+                cut = entries.find(b"\n", max(0, room - 1)) + 1 if room > 0 else 0
+                if cut == len(entries):
+                    break
+                self._write(entries[:cut])
+                entries = entries[cut:]
+                self._rotate()
+            self._write(entries)
+        except OSError:
+            return  # no space, or the directory is gone: the container must go on
+
+    def _write(self, entries: bytes) -> None:
+        view = memoryview(entries)
+        while view:
+            written = os.write(self._fd, view)
+            self._size += written
+            view = view[written:]
+
+    def _rotate(self) -> None:
+        """PATH becomes PATH.1 and so on; a reader that follows sees another inode at PATH."""
+        os.close(self._fd)
+        if self._max_files == 1:
+            os.unlink(self._path)
+        else:
+            for number in range(self._max_files - 1, 1, -1):
+                try:
+                    os.rename(f"{self._path}.{number - 1}", f"{self._path}.{number}")
+                except FileNotFoundError:
+                    continue
+            os.rename(self._path, f"{self._path}.1")
+        self._fd = -1
+        self._open()

@@ -1,0 +1,107 @@
+"""The launcher as ketchd holds it: started before the event loop, and again whenever it has died."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import msgpack
+
+import ketch_wire
+import ketchd
+
+# No site module, no environment, no bytecode written: what the interpreter needs is told in full. The path stands in the
+# argument list last, so that `ps` shows whose launcher it is.
+_PROGRAM = (
+    "import sys; sys.path[:0] = sys.argv[2].split(chr(58)); "
+    "from ketchd.shim.program import main; main(int(sys.argv[1]))"
+)
+
+
+class Launcher:
+    """Hands sockets to the launcher process. `close` ends it; its shims run on."""
+
+    def __init__(self, exec_root: Path) -> None:
+        self._exec_root = exec_root
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._start()
+
+    @property
+    def pid(self) -> int:
+        """The launcher's process."""
+        assert self._process is not None
+        return self._process.pid
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [
+                    sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, str(theirs.fileno()), os.pathsep.join(_import_path()),
+                    str(self._exec_root),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                cwd="/",
+                env={"LANG": "C.UTF-8"},
+            )  # fmt: skip
+        self._control = ours
+
+    def launch(self) -> socket.socket:
+        """A new shim: our end of its connection. Respawns a launcher that has died. Raises OSError. Thread-safe."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            try:
+                with self._lock:
+                    self._hand_over(theirs.fileno())
+            except BaseException:
+                ours.close()
+                raise
+        return ours
+
+    def _hand_over(self, fd: int) -> None:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+        for last in (False, True):
+            try:
+                if self._control is None:
+                    self._start()
+                assert self._control is not None
+                self._control.sendmsg([b"s"], rights)
+                return
+            except (BrokenPipeError, ConnectionError):
+                self.close()
+                if last:
+                    raise
+
+    def close(self) -> None:
+        """End the launcher process. May be called twice."""
+        control, self._control = self._control, None
+        process, self._process = self._process, None
+        if control is not None:
+            control.close()
+        if process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(2)
+                return
+            process.kill()
+            process.wait()
+
+
+def start_launcher(exec_root: Path) -> Launcher:
+    """Start the launcher process. Call it while this process has one thread."""
+    return Launcher(exec_root)
+
+
+def _import_path() -> list[str]:
+    """Where the launcher's few packages lie."""
+    roots = [Path(package.__path__[0]).parent for package in (ketchd, ketch_wire, msgpack)]
+    return list(dict.fromkeys(str(root) for root in roots))

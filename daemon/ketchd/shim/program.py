@@ -1,0 +1,73 @@
+"""The launcher: a process with everything imported that a shim needs, which forks one whenever it is handed a socket.
+
+Single-threaded; it reads no plan and keeps no state, so there is little that can go wrong in it. A packet on its
+control socket is one descriptor: the new shim's connection to ketchd. It ends with the control socket.
+"""
+
+from __future__ import annotations
+
+import _socket
+import gc
+import os
+
+from ketchd.kernel import lockdown, signals
+from ketchd.kernel.process import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, prctl, set_name
+from ketchd.sandbox import enter, init  # noqa: F401  (imported before the fork, for all shims at once)
+from ketchd.shim.shim import Shim
+
+
+def main(control: int) -> None:
+    """Serve the control socket until ketchd is gone."""
+    channel = _socket.socket(fileno=control)
+    prctl(PR_SET_DUMPABLE, 0)  # nothing of a shim is reachable by way of /proc from inside (CVE-2019-5736)
+    set_name("ketch-launcher")
+    signals.ignore(signals.SIGCHLD)  # shims are not waited for
+    signals.ignore(signals.SIGHUP)
+    signals.ignore(signals.SIGINT)
+    os.setsid()
+    os.chdir("/")
+    gc.collect()
+    gc.freeze()
+    while (handed := _receive(channel)) is not None:
+        if handed < 0:
+            continue
+        try:
+            pid = os.fork()
+        except OSError:
+            pid = -1  # no process can be made: ketchd sees it by the end of its connection
+        if pid == 0:
+            channel.close()
+            _shim(handed)
+        os.close(handed)
+
+
+def _receive(channel: _socket.socket) -> int | None:
+    """The next shim's socket, -1 for a packet without one, None at the end."""
+    data, ancillary, _, _ = channel.recvmsg(16, _socket.CMSG_SPACE(4), _socket.MSG_CMSG_CLOEXEC)
+    for level, kind, payload in ancillary:
+        if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
+            return int.from_bytes(payload[:4], "little")
+    return -1 if data else None
+
+
+def _shim(fd: int) -> None:
+    """Be a shim; never returns."""
+    try:
+        os.setsid()
+        set_name("ketch-shim")
+        signals.default(signals.SIGCHLD)
+        prctl(PR_SET_CHILD_SUBREAPER, 1)
+        lockdown.close_all_but({0, 1, 2, fd})
+        Shim(_socket.socket(fileno=fd)).run()
+        os._exit(0)
+    except BaseException as error:
+        _complain(error)
+    finally:
+        os._exit(1)
+
+
+def _complain(error: BaseException) -> None:
+    """A shim's defect goes to the daemon's standard error, with its place."""
+    import traceback
+
+    os.write(2, ("ketch-shim: " + "".join(traceback.format_exception(error))).encode())

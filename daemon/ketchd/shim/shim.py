@@ -1,0 +1,292 @@
+"""The shim: one small process for one container, its parent and the owner of its streams, log and exit record.
+
+Born from the launcher with a socket to ketchd; it outlives ketchd, and a later one finds it at RUN_DIR/shim.sock. Life:
+starting (half-born child), running, ended (exit recorded, slow clients still served), gone. See `ketch_wire.shim`.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import time
+
+from ketch_wire.shim import PROTOCOL_VERSION
+from ketchd.kernel.namespaces import CLONE_NEWPID, unshare
+from ketchd.kernel.process import start_time
+from ketchd.sandbox import enter
+from ketchd.sandbox.failures import LaunchError, as_launch_error, reason
+from ketchd.shim import cgroups, exits
+from ketchd.shim.contained import Contained
+from ketchd.shim.execs import Execs
+from ketchd.shim.jsonlog import JsonLog
+from ketchd.shim.link import Link
+from ketchd.shim.listening import Listener
+from ketchd.shim.loop import Loop
+from ketchd.shim.plans import launch_plan, version_two_cgroup
+from ketchd.shim.spawn import spawn
+from ketchd.shim.streams import Streams
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+    from ketch_wire.launch import LaunchPlan
+    from ketchd.sandbox.report import Report
+    from ketchd.shim.spawn import Stdio
+
+Message = dict[str, object]
+
+
+class Shim:
+    """`run` returns when nothing is left to do."""
+
+    def __init__(self, channel: _socket.socket) -> None:
+        self._loop = Loop()
+        self._link: Link | None = Link(self._loop, channel, self._asked, self._link_lost)
+        self._plan: LaunchPlan | None = None
+        self._listener: Listener | None = None
+        self._main: Contained | None = None
+        self._streams: Streams | None = None
+        self._execs: Execs | None = None
+        self._log: JsonLog | None = None
+        self._state_fd = -1
+        self._state = "starting"
+        self._gone = False
+        self._oom_before = 0
+        self._start_time = 0
+        self._ports: list[int] = []
+        self._exit: dict[str, Any] = {}
+
+    def run(self) -> None:
+        """Until the container and everybody attached to it are done."""
+        self._loop.run()
+
+    # ketchd
+
+    def _say(self, message: dict[str, Any]) -> bool:
+        if self._link is not None:
+            self._link.send(message)
+        return self._link is not None
+
+    def _link_lost(self, link: Link) -> None:
+        if link is not self._link:
+            return
+        self._link = None
+        plan = self._plan
+        if plan is None:
+            self._loop.stop()
+            return
+        if self._execs is not None:
+            self._execs.all_seen()
+        if self._main is not None and (plan.transient or (self._state == "starting" and not self._gone)):
+            self._main.kill()
+
+    def _connected(self, channel: _socket.socket) -> None:
+        """Another ketchd: it takes the place of the last."""
+        if self._link is not None:
+            self._link.close()
+        self._link = Link(self._loop, channel, self._asked, self._link_lost)
+        self._say(self._hello())
+
+    def _hello(self) -> dict[str, Any]:
+        assert self._plan is not None
+        return {
+            "event": "hello", "version": PROTOCOL_VERSION, "id": self._plan.id, "state_dir": self._plan.state_dir,
+            "state": self._state, "pid": self._main.pid if self._main is not None else 0,
+            "start_time": self._start_time, "execs": self._execs.running() if self._execs is not None else {},
+            "exit": self._exit,
+        }  # fmt: skip
+
+    def _asked(self, message: dict[str, Any], fds: list[int]) -> None:
+        operation, sequence = message.get("op"), message.get("seq", 0)
+        try:
+            answer = getattr(self, f"_do_{operation}", self._do_unknown)(message, fds)
+        except LaunchError as error:
+            self._say({"seq": sequence, "failed": error.to_wire()})
+        except OSError as error:
+            self._say({"seq": sequence, "failed": LaunchError(reason(error)).to_wire()})
+        else:
+            if answer is not None:
+                self._say({"seq": sequence, **answer})
+
+    def _do_unknown(self, message: dict[str, Any], fds: list[int]) -> None:
+        for fd in fds:
+            os.close(fd)
+        raise LaunchError(
+            f"this shim (protocol {PROTOCOL_VERSION}) does not know {message.get('op')!r}", status=501
+        )
+
+    def _do_start(self, message: dict[str, Any], fds: list[int]) -> None:
+        streams = message["streams"]
+        self._ports = fds[len(streams) :]
+        try:
+            self._start(launch_plan(message["plan"]), list(zip(fds, streams, strict=False)))
+        except (LaunchError, OSError) as error:
+            self._fail(as_launch_error(error, "error preparing the container"))
+
+    def _do_go(self, message: dict[str, Any], fds: list[int]) -> None:
+        self._gone = True
+        if self._main is not None:
+            self._main.go()
+
+    def _do_abort(self, message: dict[str, Any], fds: list[int]) -> None:
+        if self._main is not None:
+            self._main.kill()
+
+    def _do_signal(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        try:
+            self._running().signal(message["number"])
+        except ProcessLookupError:
+            pass  # its end is on its way to ketchd
+        return {}
+
+    def _do_attach(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        assert self._streams is not None
+        self._streams.attach(fds[0], message["stream"])
+        return {}
+
+    def _do_resize(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        self._running().streams.resize(message["height"], message["width"])
+        return {}
+
+    def _do_exec(self, message: dict[str, Any], fds: list[int]) -> None:
+        main = self._running()
+        if self._execs is None or self._state != "running" or not main.is_running:
+            for fd in fds:
+                os.close(fd)
+            raise LaunchError("the container is not running", status=409, kind="plain")
+        self._execs.start(
+            main.pidfd, message["exec"], message["stream"], fds[0] if fds else -1, message["seq"]
+        )
+
+    def _do_exec_resize(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        assert self._execs is not None
+        self._execs.find(message["id"]).streams.resize(message["height"], message["width"])
+        return {}
+
+    def _do_exec_signal(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        assert self._execs is not None
+        self._execs.find(message["id"]).signal(message["number"])
+        return {}
+
+    def _do_exec_seen(self, message: dict[str, Any], fds: list[int]) -> None:
+        if self._execs is not None:
+            self._execs.seen(message["id"])
+
+    def _running(self) -> Contained:
+        if self._main is None:
+            raise LaunchError("the container has no process")
+        return self._main
+
+    # the container
+
+    def _start(self, plan: LaunchPlan, clients: list[tuple[int, dict[str, Any]]]) -> None:
+        self._plan = plan
+        process = plan.process
+        self._state_fd = os.open(plan.state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if plan.log.driver == "json-file":
+            self._log = JsonLog(plan.log.path, plan.log.max_size, plan.log.max_files)
+        streams = self._streams = Streams(
+            self._loop, terminal=process.tty, stdin_once=process.stdin_once, log=self._log,
+            spill_directory=self._state_fd,
+        )  # fmt: skip
+        for fd, spec in clients:
+            streams.attach(fd, spec)
+        self._listener = Listener(self._loop, plan.run_dir, self._connected)
+        cgroups.make(plan.cgroup)
+        self._oom_before = cgroups.oom_kills(plan.cgroup)
+        self._execs = Execs(self._loop, plan.cgroup.join, self._state_fd, self._say)
+        self._choose_pid_namespace(plan.namespaces.get("pid", "host"))
+
+        def become(stdio: Stdio | None, report: Report) -> NoReturn:
+            enter.become_container(plan, stdio, report)
+
+        spawned = spawn(
+            become, terminal=process.tty, stdin=process.open_stdin, stdout=True, stderr=True,
+            cgroup=version_two_cgroup(plan.cgroup.join),
+        )  # fmt: skip
+        main = self._main = Contained(
+            self._loop, streams, spawned, (process.console_size[0], process.console_size[1])
+        )
+        main.on_namespaces = lambda: self._announce_child()
+        main.on_started = self._started
+        main.on_failed = self._fail
+        main.on_warning = lambda text: self._warn(text)
+        main.on_exit = self._main_exited
+        main.on_ended = self._ended
+        streams.on_detach = lambda: self._detached()
+        streams.on_clients_gone = self._clients_gone
+        main.connect()
+
+    def _warn(self, text: str) -> None:
+        self._say({"event": "warning", "message": text})
+
+    def _detached(self) -> None:
+        self._say({"event": "detached", "exec": ""})
+
+    def _announce_child(self) -> None:
+        assert self._main is not None
+        self._say({"event": "child", "pid": self._main.pid})
+
+    @staticmethod
+    def _choose_pid_namespace(kind: str) -> None:
+        """What follows from this is for our children only: the container's first process and its execs."""
+        try:
+            if kind == "new":
+                unshare(CLONE_NEWPID)
+        except OSError as error:
+            raise as_launch_error(error, "error creating namespaces") from error
+        if kind.startswith("pid:"):
+            enter.join_namespaces(int(kind[4:]), CLONE_NEWPID, "pid")
+
+    def _started(self) -> None:
+        assert self._main is not None
+        self._state = "running"
+        try:
+            self._start_time = start_time(self._main.pid)
+        except OSError:
+            self._start_time = 0  # it has ended already, and its end follows
+        self._say({"event": "started", "pid": self._main.pid, "start_time": self._start_time})
+
+    def _fail(self, error: LaunchError) -> None:
+        """Nothing of it may stay; ketchd sees by our end that this is so."""
+        if self._streams is not None:
+            self._streams.abandon()
+        if self._listener is not None:
+            self._listener.close()
+        self._say({"event": "failed", "failed": error.to_wire()})
+        self._loop.stop()
+
+    def _main_exited(self) -> None:
+        assert self._plan is not None
+        if self._plan.namespaces.get("pid") != "new":
+            cgroups.kill_all(self._plan.cgroup)
+
+    def _ended(self, code: int) -> None:
+        """Recorded, told, then made durable: the disk is not waited for by whoever waits for the container.
+
+        Nothing changes in the directory after ketchd was told, since ketchd may remove it at once.
+        """
+        assert self._plan is not None and self._streams is not None and self._listener is not None
+        self._state = "ended"
+        finished = time.time_ns()
+        oom = cgroups.oom_kills(self._plan.cgroup) > self._oom_before
+        if self._log is not None:
+            self._log.close()
+        try:
+            exits.write_exit(self._state_fd, code, oom, finished)
+        except OSError as error:
+            self._warn(f"the exit record could not be written: {reason(error)}")
+        self._exit = {"code": code, "oom": oom, "finished_ns": finished}
+        self._listener.close()
+        for fd in self._ports:
+            os.close(fd)
+        self._ports = []
+        self._say({"event": "exit", **self._exit})
+        exits.sync_exit(self._state_fd)
+        self._streams.finish()
+        self._clients_gone()
+
+    def _clients_gone(self) -> None:
+        if self._state == "ended" and self._streams is not None and not self._streams.has_clients:
+            self._loop.stop()

@@ -1,0 +1,127 @@
+"""Forking the child that becomes a contained process, with its streams and its way home."""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import os
+
+from ketchd.kernel.clone import fork_into_cgroup, is_too_old
+from ketchd.sandbox.failures import LaunchError, reason
+from ketchd.sandbox.report import Report
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import NoReturn
+
+    Stdio = tuple[int, int, int]
+
+
+class Spawned:
+    """The parent's side. pidfd: of the child. channel: its reports. sink, outputs: see Streams.connect_pipes."""
+
+    __slots__ = ("channel", "outputs", "pid", "pidfd", "sink")
+
+    def __init__(self, pid: int, channel: _socket.socket, sink: int, outputs: dict[int, int]) -> None:
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+        self.channel = channel
+        self.sink = sink
+        self.outputs = outputs
+
+
+def spawn(
+    become: Callable[[Stdio | None, Report], NoReturn],
+    *,
+    terminal: bool,
+    stdin: bool,
+    stdout: bool,
+    stderr: bool,
+    cgroup: str,
+) -> Spawned:
+    """Fork; `become` runs in the child and never returns. cgroup: a version 2 directory to be born in, or "".
+
+    A stream that is not wanted is the container's /dev/null. Raises LaunchError.
+    """
+    ours, theirs = _pair()
+    child_ends, sink, outputs = _pipes(
+        stdin and not terminal, stdout and not terminal, stderr and not terminal
+    )
+    try:
+        pid = _fork(cgroup)
+    except OSError as error:
+        for fd in (*filter(lambda fd: fd >= 0, (*child_ends, sink)), *outputs):
+            os.close(fd)
+        ours.close()
+        theirs.close()
+        raise LaunchError(_why_no_fork(error)) from error
+    if pid == 0:
+        try:
+            ours.close()
+            become(None if terminal else child_ends, Report(theirs))
+        finally:
+            os._exit(1)
+    theirs.close()
+    for fd in child_ends:
+        if fd >= 0:
+            os.close(fd)
+    return Spawned(pid, ours, sink, outputs)
+
+
+def _pair() -> tuple[_socket.socket, _socket.socket]:
+    kind = _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC
+    return _socket.socketpair(_socket.AF_UNIX, kind, 0)
+
+
+def _pipes(stdin: bool, stdout: bool, stderr: bool) -> tuple[Stdio, int, dict[int, int]]:
+    sink = source = -1
+    if stdin:
+        source, sink = os.pipe2(os.O_CLOEXEC)
+    outputs: dict[int, int] = {}
+    ends = [source, -1, -1]
+    for number, wanted in ((1, stdout), (2, stderr)):
+        if wanted:
+            reader, ends[number] = os.pipe2(os.O_CLOEXEC)
+            outputs[reader] = number
+    return (ends[0], ends[1], ends[2]), sink, outputs
+
+
+def _fork(cgroup: str) -> int:
+    if not cgroup:
+        return os.fork()
+    directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return fork_into_cgroup(directory)
+    except OSError as error:
+        if not is_too_old(error):
+            raise
+        return _fork_and_move(cgroup)
+    finally:
+        os.close(directory)
+
+
+def _fork_and_move(cgroup: str) -> int:
+    """Before Linux 5.7: the child waits until it was moved."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        os.close(writer)
+        if os.read(reader, 1) != b"1":
+            os._exit(1)
+        os.close(reader)
+        return 0
+    os.close(reader)
+    try:
+        with open(f"{cgroup}/cgroup.procs", "wb", buffering=0) as members:
+            members.write(str(pid).encode())
+        os.write(writer, b"1")
+    finally:
+        os.close(writer)
+    return pid
+
+
+def _why_no_fork(error: OSError) -> str:
+    if error.errno == errno.ENOMEM:
+        return "cannot fork: the container's pid namespace has ended"
+    return f"cannot fork: {reason(error)}"
