@@ -14,11 +14,14 @@ from ketchd.content.blobs import BlobStore
 from ketchd.content.garbage import Garbage
 from ketchd.content.images import ImageStore
 from ketchd.content.leases import Leases
+from ketchd.engine.transfers import Transfers
 from ketchd.engine.volumes import Volumes
 from ketchd.kernel.cgroups import Cgroups
 from ketchd.layers.store import LayerStore
 from ketchd.layers.workers import WorkerPool
 from ketchd.network.networks import Networks
+from ketchd.registry.client import RegistryClient
+from ketchd.registry.endpoints import Settings
 
 
 @dataclass(slots=True)
@@ -44,6 +47,11 @@ class Rooms:
     cgroup_parent: str = "/docker"
     default_log_options: dict[str, str] = field(default_factory=dict)
     init_path: str = ""
+    registry: RegistryClient = field(default_factory=lambda: RegistryClient(Settings()))
+    transfers: Transfers = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.transfers = Transfers(self.data_root, self.blobs, self.layers, self.registry.settings.downloads)
 
     def container_dir(self, container_id: str) -> Path:
         """The container's durable directory."""

@@ -46,7 +46,7 @@ _ATTESTATION = "vnd.docker.reference.type"
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """A pointer to content. size: bytes. platform: of an index' entries, None where it does not say."""
+    """A pointer to content. size: bytes. platform: of an index' entries, as written there; None where it does not say."""
 
     media_type: str
     digest: Digest
@@ -250,4 +250,4 @@ def _platform(raw: Any) -> Platform | None:
     words = [raw.get(key) or "" for key in ("os", "architecture", "variant")]
     if not all(isinstance(word, str) for word in words) or not words[1]:
         return None
-    return Platform.of(*words)
+    return Platform(*words)

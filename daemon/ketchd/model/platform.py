@@ -98,7 +98,22 @@ class Platform:
 
 
 _ARCHITECTURES = frozenset(
-    ["386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc64", "ppc64le", "riscv64", "s390x", "wasm"]
+    [
+        "386",
+        "amd64",
+        "arm",
+        "arm64",
+        "loong64",
+        "mips",
+        "mips64",
+        "mips64le",
+        "mipsle",
+        "ppc64",
+        "ppc64le",
+        "riscv64",
+        "s390x",
+        "wasm",
+    ]
 )
 
 
@@ -112,8 +127,11 @@ def choose(offers: Sequence[Platform | None], wanted: Platform) -> int | None:
 
     An offer of None says nothing about its platform: it is taken only when it is the only one.
     """
+    normal = [
+        None if offer is None else Platform.of(offer.os, offer.architecture, offer.variant)
+        for offer in offers
+    ]
     for accepted in wanted.accepts():
-        for position, offer in enumerate(offers):
-            if offer == accepted:
-                return position
+        if accepted in normal:
+            return normal.index(accepted)
     return 0 if len(offers) == 1 and offers[0] is None else None

@@ -1,0 +1,241 @@
+"""Layers on their way in: one download per blob however many pulls wait for it, unpacked while it arrives.
+
+registry ──ranges──▶ partial/HEX ──sendfile──▶ layer worker ──▶ layers/sha256/DIFFID
+                          └────────── at the end ──────────▶ blobs/sha256/HEX
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, cast
+
+from ketch_wire.faults import EngineFailure, Fault, InvalidInput
+from ketchd import tracepoint
+from ketchd.content.blobs import BlobStore
+from ketchd.layers.ingestion import Ingestion, IngestResult, LayerMismatch
+from ketchd.layers.store import LayerStore
+from ketchd.model.digest import Digest
+from ketchd.model.manifest import Descriptor
+from ketchd.registry.download import Download
+from ketchd.registry.partial import Partial
+from ketchd.registry.repository import Repository
+from ketchd.registry.together import together
+
+tracepoint.declare("pull.blob-downloaded", "pull.layer-published", "pull.blob-published", "pull.blob-related")
+
+# What is told of a transfer: a status of Docker's progress stream, and bytes (0, 0 where there is no bar).
+Report = Callable[[str, int, int], None]
+DOWNLOADING, EXTRACTING, WAITING = "Downloading", "Extracting", "Waiting"
+VERIFYING, DOWNLOADED = "Verifying Checksum", "Download complete"
+
+
+class _File:
+    """A descriptor as the file that sendfile wants; closing it is the partial's business."""
+
+    mode = "rb"
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def fileno(self) -> int:
+        return self._fd
+
+
+class _Shared:
+    """One transfer under way and those who wait for it. The last to leave ends it."""
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[Digest] | None = None
+        self.listeners: list[Report] = []
+        self.last: tuple[str, int, int] | None = None
+        self.ending = False
+        self.arrived = asyncio.Event()
+
+    def report(self, status: str, current: int = 0, total: int = 0) -> None:
+        self.last = (status, current, total)
+        for listener in self.listeners:
+            listener(status, current, total)
+
+    def tell(self, text: str) -> None:
+        self.report(text)
+
+
+class Transfers:
+    """The daemon's downloads of layers. `data_root` holds `partial/`; `limit`: downloads at once."""
+
+    def __init__(self, data_root: Path, blobs: BlobStore, layers: LayerStore, limit: int) -> None:
+        self._directory = data_root / "partial"
+        self._blobs = blobs
+        self._layers = layers
+        self._slots = asyncio.Semaphore(limit)
+        self._shared: dict[Digest, _Shared] = {}
+
+    async def layer(self, repository: Repository, descriptor: Descriptor, report: Report) -> Digest:
+        """Fetch a layer's blob and make it a layer; returns its diff ID. Blob and layer are published and related.
+
+        The caller holds a lease on the blob and on the layer that it expects. Raises EngineFailure (false bytes, disk),
+        InvalidInput (no layer), Refused, Unreachable. Cancelled: another waiter's download goes on; the last one's ends, and
+        what arrived is kept for the next.
+        """
+        while True:
+            shared = self._shared.get(descriptor.digest)
+            if shared is not None and shared.ending:
+                assert shared.task is not None
+                await asyncio.wait([shared.task])  # its files are free when it has ended
+                continue
+            joined = shared is not None
+            if shared is None:
+                shared = self._begin(repository, descriptor)
+            elif shared.last is not None:
+                report(*shared.last)
+            try:
+                return await self._wait(shared, report)
+            except Fault:
+                # What stopped another journey (its credentials, its mirror) need not stop this one.
+                if not joined:
+                    raise
+
+    def _begin(self, repository: Repository, descriptor: Descriptor) -> _Shared:
+        shared = self._shared[descriptor.digest] = _Shared()
+        shared.task = asyncio.create_task(self._run(shared, repository, descriptor))
+
+        def ended(_: asyncio.Task[Digest]) -> None:
+            if self._shared.get(descriptor.digest) is shared:
+                del self._shared[descriptor.digest]
+
+        shared.task.add_done_callback(ended)
+        return shared
+
+    async def _wait(self, shared: _Shared, report: Report) -> Digest:
+        assert shared.task is not None
+        shared.listeners.append(report)
+        try:
+            return await asyncio.shield(shared.task)
+        finally:
+            shared.listeners.remove(report)
+            if not shared.listeners and not shared.task.done():
+                shared.ending = True
+                shared.task.cancel()
+                await asyncio.wait([shared.task])
+
+    # -- one transfer
+
+    async def _run(self, shared: _Shared, repository: Repository, descriptor: Descriptor) -> Digest:
+        if self._blobs.has(descriptor.digest):
+            diff_id = await self._from_blob(shared, descriptor)
+            if diff_id is not None:
+                return diff_id
+        again = True
+        while True:
+            partial = await Partial.open(self._directory, descriptor.digest, descriptor.size)
+            resumed = partial.extents.total > 0
+            shared.arrived.clear()
+            try:
+                result = await self._fetch(shared, repository, descriptor, partial)
+            except LayerMismatch as fault:
+                partial.discard()
+                # Bytes of an earlier download, or of a mirror, may have been false: once more, from the beginning.
+                if again and (repository.blame(descriptor.digest) or resumed):
+                    again = False
+                    continue
+                raise EngineFailure(
+                    f"filesystem layer verification failed for digest {descriptor.digest}"
+                ) from fault
+            except InvalidInput:
+                partial.discard()  # the bytes are the right ones, and no layer
+                raise
+            finally:
+                partial.release()
+            return await self._publish(descriptor, partial, result)
+
+    async def _from_blob(self, shared: _Shared, descriptor: Descriptor) -> Digest | None:
+        """The layer made of a blob that is still here; None when the blob turns out to be damaged."""
+        shared.report(EXTRACTING, 0, descriptor.size)
+        path = self._blobs.path(descriptor.digest)
+        try:
+            result = await self._layers.ingest_file(path, descriptor.media_type)
+        except InvalidInput:
+            if await asyncio.to_thread(_hash, path) == descriptor.digest:
+                raise
+            result = None
+        if result is None or result.blob_digest != descriptor.digest:
+            self._blobs.remove(descriptor.digest)
+            return None
+        self._blobs.relate(result.diff_id, descriptor.digest, descriptor.media_type, descriptor.size)
+        shared.report(EXTRACTING, descriptor.size, descriptor.size)
+        return result.diff_id
+
+    async def _fetch(
+        self, shared: _Shared, repository: Repository, descriptor: Descriptor, partial: Partial
+    ) -> IngestResult:
+        """Download and unpack at once. Raises LayerMismatch when the bytes are not the blob's."""
+        download = Download(
+            repository, descriptor, partial,
+            on_progress=lambda here: shared.report(DOWNLOADING, here, descriptor.size), tell=shared.tell,
+        )  # fmt: skip
+        _, result = await together(
+            [self._download(shared, download), self._unpack(shared, descriptor, download, partial)]
+        )
+        assert result is not None
+        return result
+
+    async def _download(self, shared: _Shared, download: Download) -> None:
+        if self._slots.locked():
+            shared.report(WAITING)
+        async with self._slots:
+            await download.run()
+        shared.report(VERIFYING)
+        shared.report(DOWNLOADED)
+        shared.arrived.set()
+        tracepoint.reach("pull.blob-downloaded")
+
+    async def _unpack(
+        self, shared: _Shared, descriptor: Descriptor, download: Download, partial: Partial
+    ) -> IngestResult:
+        size = descriptor.size
+        if size:
+            await download.reached(0)
+        try:
+            async with self._layers.ingest(descriptor.media_type) as ingestion:
+                await self._feed(shared, ingestion, size, download, partial)
+                result = await ingestion.finish(expected_blob=descriptor.digest)
+        except LayerMismatch:
+            raise
+        except InvalidInput:
+            # The worker gave up in the middle: is the layer bad, or only what has arrived of it?
+            while download.frontier < size:
+                await download.reached(download.frontier)
+            if (found := await asyncio.to_thread(_hash, partial.path)) != descriptor.digest:
+                raise LayerMismatch("digest", descriptor.digest, found) from None
+            raise
+        tracepoint.reach("pull.layer-published")
+        return result
+
+    async def _feed(
+        self, shared: _Shared, ingestion: Ingestion, size: int, download: Download, partial: Partial
+    ) -> None:
+        fed, file = 0, cast(IO[bytes], _File(partial.fd))
+        while fed < size:
+            frontier = await download.reached(fed)
+            await ingestion.feed_file(file, fed, frontier - fed)
+            fed = frontier
+            if shared.arrived.is_set():
+                shared.report(EXTRACTING, fed, size)
+        await shared.arrived.wait()
+        shared.report(EXTRACTING, size, size)
+
+    async def _publish(self, descriptor: Descriptor, partial: Partial, result: IngestResult) -> Digest:
+        await self._blobs.publish(partial.path, descriptor.digest, descriptor.size, descriptor.media_type)
+        partial.forget_record()
+        tracepoint.reach("pull.blob-published")
+        self._blobs.relate(result.diff_id, descriptor.digest, descriptor.media_type, descriptor.size)
+        tracepoint.reach("pull.blob-related")
+        return result.diff_id
+
+
+def _hash(path: Path) -> Digest:
+    with path.open("rb") as file:
+        return Digest(f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}")
