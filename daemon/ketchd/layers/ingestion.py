@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -97,7 +98,16 @@ class Ingestion:
         """
         assert self._channel is not None
         try:
-            sent = await asyncio.get_running_loop().sock_sendfile(self._channel, file, offset, count)
+            sent = await asyncio.get_running_loop().sock_sendfile(
+                self._channel, file, offset, count, fallback=False
+            )
+        except asyncio.SendfileNotAvailableError:
+            sent = 0  # what a worker that is gone looks like, too: feeding tells which
+            while sent < count and (
+                piece := os.pread(file.fileno(), min(_SEND_BUFFER, count - sent), offset + sent)
+            ):
+                await self.feed(piece)
+                sent += len(piece)
         except (BrokenPipeError, ConnectionResetError):
             await self._outcome()
             raise EngineFailure("a layer worker ended its job too early") from None
