@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ketchd.catalogue.database import Catalogue
 from ketchd.model.digest import Digest, chain_id
+
+PARTIAL_LIFE_SECONDS = 7 * 24 * 3600
 
 
 @dataclass(slots=True)
@@ -35,12 +38,25 @@ def sweep_store(data_root: Path, catalogue: Catalogue) -> Report:
         connection.execute("DELETE FROM leases")
     for path in _entries(data_root / "stage"):
         _remove(path, data_root, report)
+    _sweep_partials(data_root, catalogue, report)
     _sweep_blobs(data_root, catalogue, report)
     _sweep_layers(data_root, catalogue, report)
     _sweep_init(data_root, catalogue, report)
     _sweep_containers(data_root, catalogue, report)
     _sweep_volumes(data_root, catalogue, report)
     return report
+
+
+def _sweep_partials(data_root: Path, catalogue: Catalogue, report: Report) -> None:
+    """Downloads that ended early stay, since a pull goes on from there, unless nobody came back for them."""
+    whole = {row["digest"] for row in catalogue.query("SELECT digest FROM blobs")}
+    oldest = time.time() - PARTIAL_LIFE_SECONDS
+    entries = {path.name: path for path in _entries(data_root / "partial")}
+    for name, path in entries.items():
+        digits = name.removesuffix(".map")
+        is_pair = digits in entries and f"{digits}.map" in entries
+        if not is_pair or f"sha256:{digits}" in whole or path.stat().st_mtime < oldest:
+            _remove(path, data_root, report)
 
 
 def _sweep_blobs(data_root: Path, catalogue: Catalogue, report: Report) -> None:
