@@ -11,6 +11,7 @@ from typing import Any
 from ketch_wire.defaults import API_VERSION, ENGINE_VERSION, KETCH_VERSION, MINIMUM_API_VERSION
 from ketchd.containers.lifecycle import State
 from ketchd.engine.rooms import Rooms
+from ketchd.kernel.cgroups import Cgroups
 from ketchd.model.times import rfc3339
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386", "riscv64": "riscv64"}
@@ -72,7 +73,11 @@ def information(rooms: Rooms, facts: Facts) -> dict[str, Any]:
         if "/" not in host
     }
     hub = {"Name": "docker.io", "Mirrors": facts.mirrors, "Secure": True, "Official": True}
-    supports = rooms.cgroups.supports
+    lacks = host_warnings(rooms.cgroups)
+
+    def supports(what: str) -> bool:
+        return not any(what in warning for warning in lacks)
+
     return {
         "ID": facts.engine_id,
         "Containers": len(states),
@@ -88,13 +93,13 @@ def information(rooms: Rooms, facts: Facts) -> dict[str, Any]:
             "Authorization": None,
             "Log": ["json-file", "none"],
         },
-        "MemoryLimit": supports("memory"),
-        "SwapLimit": supports("swap"),
-        "CpuCfsPeriod": supports("cpu"),
-        "CpuCfsQuota": supports("cpu"),
-        "CPUShares": supports("cpu"),
+        "MemoryLimit": supports("memory limit"),
+        "SwapLimit": supports("swap limit"),
+        "CpuCfsPeriod": supports("cpu cfs period"),
+        "CpuCfsQuota": supports("cpu cfs quota"),
+        "CPUShares": supports("cpu shares"),
         "CPUSet": supports("cpuset"),
-        "PidsLimit": supports("pids"),
+        "PidsLimit": supports("pids limit"),
         "IPv4Forwarding": _flag("/proc/sys/net/ipv4/ip_forward"),
         "Debug": facts.debug,
         "NFd": len(os.listdir("/proc/self/fd")),
@@ -152,6 +157,26 @@ def information(rooms: Rooms, facts: Facts) -> dict[str, Any]:
         "CDISpecDirs": [],
         "Warnings": facts.warnings or None,
     }
+
+
+_CONTROLS = (
+    ("memory limit", "memory/memory.limit_in_bytes", "memory.max"),
+    ("swap limit", "memory/memory.memsw.limit_in_bytes", "memory.swap.max"),
+    ("cpu cfs period", "cpu/cpu.cfs_period_us", "cpu.max"),
+    ("cpu cfs quota", "cpu/cpu.cfs_quota_us", "cpu.max"),
+    ("cpu shares", "cpu/cpu.shares", "cpu.weight"),
+    ("cpuset", "cpuset/cpuset.cpus", "cpuset.cpus"),
+    ("pids limit", "pids/pids.max", "pids.max"),
+)
+
+
+def host_warnings(cgroups: Cgroups) -> list[str]:
+    """dockerd's warnings for what this host's cgroups cannot limit."""
+    return [
+        f"WARNING: No {name} support"
+        for name, first, second in _CONTROLS
+        if not cgroups.has(first if cgroups.version == 1 else second)
+    ]
 
 
 def _os_release() -> dict[str, str]:

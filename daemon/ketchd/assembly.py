@@ -1,0 +1,201 @@
+"""The one place that knows every class: rooms are made bottom up, the catalogue is brought in line with the world, the door opens.
+
+Start: store swept, layers probed, network up, containers adopted or finished; only then does anybody listen. End: the door
+first, then the rooms top down; containers run on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import ssl
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ketch_wire.faults import Fault
+from ketchd.api.archives import ArchiveApi
+from ketchd.api.build import BuildApi
+from ketchd.api.containers import ContainerApi
+from ketchd.api.events import EventsApi
+from ketchd.api.execs import ExecApi
+from ketchd.api.images import ImageApi
+from ketchd.api.networks import NetworkApi
+from ketchd.api.registry import RegistryApi
+from ketchd.api.routing import Route
+from ketchd.api.server import ApiServer
+from ketchd.api.system import SystemApi
+from ketchd.api.usage import UsageApi
+from ketchd.api.volumes import VolumeApi
+from ketchd.catalogue.database import Catalogue
+from ketchd.catalogue.events import EventJournal
+from ketchd.config import Config
+from ketchd.containers.shims import Shims
+from ketchd.containers.supervisor import Supervisor
+from ketchd.content.blobs import BlobStore
+from ketchd.content.garbage import Garbage
+from ketchd.content.images import ImageStore
+from ketchd.content.leases import Leases
+from ketchd.content.recovery import sweep_store
+from ketchd.engine import restore, stop
+from ketchd.engine.execs import exec_ended
+from ketchd.engine.information import Facts, host_warnings
+from ketchd.engine.rooms import Rooms
+from ketchd.engine.volumes import Volumes
+from ketchd.kernel.cgroups import Cgroups
+from ketchd.layers.probe import probe
+from ketchd.layers.store import LayerStore
+from ketchd.layers.workers import WorkerPool
+from ketchd.network.networks import Networks
+from ketchd.registry.client import RegistryClient
+from ketchd.registry.endpoints import Settings
+from ketchd.shim.launcher import Launcher
+
+
+class Engine:
+    """Everything, assembled. `start`, `open`, `start_by_policy`, then `close`, which may be called at any point and twice."""
+
+    def __init__(
+        self, config: Config, data_root: Path, exec_root: Path, launcher: Launcher, log: Any
+    ) -> None:
+        self._config = config
+        self._data_root = data_root
+        self._exec_root = exec_root
+        self._launcher = launcher
+        self._log = log
+        self._rooms: Rooms | None = None
+        self._server: ApiServer | None = None
+        self._closing: list[Any] = []
+
+    async def start(self) -> None:
+        """Everything but the door. Raises EngineFailure."""
+        config, root, log = self._config, self._data_root, self._log
+        catalogue = Catalogue(root / "catalogue.sqlite")
+        self._closing.append(catalogue.close)
+        report = sweep_store(root, catalogue)
+        for line in (*report.missing, *report.unowned):
+            log.warning("store", finding=line)
+        if report.removed:
+            log.info("store swept", removed=len(report.removed))
+        workers = WorkerPool(log=log)
+        self._closing.append(workers.close)
+        await workers.start()
+        kind, reason = await probe(workers, root / "stage", config.storage_driver)
+        log.info("layers", kind=kind, reason=reason)
+        events = EventJournal(catalogue)
+        self._closing.append(events.close)
+        blobs = BlobStore(root, catalogue)
+        layers = LayerStore(root, catalogue, workers, kind)
+        self._closing.append(layers.close)
+        cgroups = Cgroups.detect(log)
+        self._closing.append(cgroups.close)
+        supervisor = Supervisor(catalogue, events)
+        networks = Networks(
+            catalogue, bridge=config.bridge, bip=config.bip or None, mtu=config.mtu, default_ip=config.ip,
+            ip_forward=config.ip_forward, masquerade=config.ip_masq, icc=config.icc, log=log,
+        )  # fmt: skip
+        self._closing.append(networks.close)
+        volumes = Volumes(root, catalogue, events, lambda name: _users_of(supervisor, name))
+
+        def on_exec_exit(container_id: str, exec_id: str, code: int) -> None:
+            with contextlib.suppress(Fault):
+                exec_ended(rooms, supervisor.find(container_id), exec_id, code)
+
+        shims = Shims(self._launcher, self._exec_root / "containers", log, on_exec_exit)
+        self._closing.append(shims.close)
+        rooms = self._rooms = Rooms(
+            data_root=root, exec_root=self._exec_root, catalogue=catalogue, events=events, blobs=blobs,
+            images=ImageStore(catalogue, blobs), leases=Leases(catalogue), garbage=Garbage(catalogue, blobs, layers),
+            layers=layers, workers=workers, networks=networks, volumes=volumes, shims=shims, supervisor=supervisor,
+            cgroups=cgroups, log=log, cgroup_parent=config.cgroup_parent or "/docker",
+            default_log_options=config.log_opts, registry=self._registry(),
+        )  # fmt: skip
+        await networks.start()
+        await restore.restore(rooms)
+        self._sweep_run_directories(supervisor)
+        self._server = ApiServer(self._routes(rooms, kind, reason), log)
+
+    def _registry(self) -> RegistryClient:
+        config = self._config
+        client = RegistryClient(
+            Settings(
+                insecure=tuple(config.insecure_registries), mirrors=tuple(config.registry_mirrors),
+                downloads=config.max_concurrent_downloads, uploads=config.max_concurrent_uploads,
+                attempts=config.max_download_attempts, environment=dict(os.environ),
+            )
+        )  # fmt: skip
+        self._closing.append(client.close)
+        return client
+
+    def _sweep_run_directories(self, supervisor: Supervisor) -> None:
+        """Run directories that no container owns: what a killed build step left."""
+        directory = self._exec_root / "containers"
+        owned = {box.record.id for box in supervisor}
+        for name in os.listdir(directory) if directory.is_dir() else []:
+            if name not in owned:
+                shutil.rmtree(directory / name, ignore_errors=True)
+
+    def _routes(self, rooms: Rooms, kind: str, reason: str) -> Iterable[Route]:
+        config = self._config
+        facts = Facts(
+            engine_id=_engine_id(self._data_root), layer_kind=kind, layer_reason=reason,
+            cgroup_driver=rooms.cgroups.driver, log_driver=config.log_driver, debug=config.debug,
+            live_restore=config.live_restore, labels=config.labels, insecure_registries=config.insecure_registries,
+            mirrors=config.registry_mirrors, security_options=["name=seccomp,profile=builtin"],
+            warnings=host_warnings(rooms.cgroups),
+        )  # fmt: skip
+        registry = RegistryApi(rooms)
+        apis = (
+            SystemApi(rooms, facts), EventsApi(rooms), ContainerApi(rooms), ExecApi(rooms), UsageApi(rooms), ArchiveApi(rooms),
+            registry, ImageApi(rooms, registry.create), BuildApi(rooms), NetworkApi(rooms), VolumeApi(rooms),
+        )  # fmt: skip
+        return [route for api in apis for route in api.routes()]
+
+    async def open(self, sockets: list[socket.socket], tls: ssl.SSLContext | None) -> None:
+        """Answer on the sockets."""
+        assert self._server is not None
+        await self._server.listen(sockets, tls)
+
+    async def start_by_policy(self) -> None:
+        """Start what its restart policy wants running."""
+        assert self._rooms is not None
+        await restore.start_by_policy(self._rooms)
+
+    async def close(self, *, stop_containers: bool = False) -> None:
+        """The end, in the opposite order. Containers run on unless `stop_containers`."""
+        server, self._server = self._server, None
+        if server is not None:
+            await server.close()
+        if stop_containers and self._rooms is not None:
+            rooms = self._rooms
+            await asyncio.gather(
+                *(stop.stop(rooms, box) for box in rooms.supervisor if box.record.is_running),
+                return_exceptions=True,
+            )
+        while self._closing:
+            ending = self._closing.pop()()
+            if asyncio.iscoroutine(ending):
+                await ending
+
+
+def _users_of(supervisor: Supervisor, volume: str) -> list[str]:
+    """Containers that mount the named volume."""
+    return [
+        box.record.id
+        for box in supervisor
+        if any(stored["type"] == "volume" and stored["name"] == volume for stored in box.record.mounts)
+    ]
+
+
+def _engine_id(data_root: Path) -> str:
+    """The engine's identity, made once."""
+    path = data_root / "engine-id"
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        path.write_text(made := str(uuid.uuid4()))
+        return made
