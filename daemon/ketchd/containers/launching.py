@@ -140,7 +140,11 @@ def rlimits(host: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def mount_plans(
-    record: ContainerRecord, container_dir: Path, donor_shm: str, cgroup_version: int
+    record: ContainerRecord,
+    container_dir: Path,
+    donor_shm: str,
+    cgroup_version: int,
+    cgroup_join: tuple[str, ...] = (),
 ) -> tuple[MountPlan, ...]:
     """Defaults, then the user's by depth, then the three network files unless the user covers them."""
     host = record.host_config
@@ -150,7 +154,7 @@ def mount_plans(
         plan
         for plan in defaults.default_mounts(
             privileged=host["Privileged"], shm_size=host["ShmSize"], ipc_mode=host["IpcMode"],
-            cgroup_version=cgroup_version, shm_source=donor_shm,
+            cgroup_version=cgroup_version, shm_source=donor_shm, cgroup_join=cgroup_join,
         )
         if plan.target not in covered
     ]  # fmt: skip
@@ -235,7 +239,7 @@ def plan(
         namespaces=namespaces(record, donor_pids),
         hostname=config["Hostname"],
         domainname=config["Domainname"],
-        mounts=mount_plans(record, container_dir, donor_shm, cgroup_version),
+        mounts=mount_plans(record, container_dir, donor_shm, cgroup_version, cgroup.join),
         devices=_devices(host),
         masked_paths=()
         if unconfined or host["Privileged"]

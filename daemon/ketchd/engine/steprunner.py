@@ -10,10 +10,11 @@ import asyncio
 import shutil
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ketch_wire.faults import InvalidInput
 from ketch_wire.launch import LaunchPlan, LayerMount, LogPlan, MountPlan, ProcessPlan, RootPlan
@@ -25,6 +26,7 @@ from ketchd.network.files import render_hostname, render_hosts, render_resolv_co
 from ketchd.sandbox import defaults, seccomp
 
 SHM_SIZE = 64 * 1024 * 1024
+Output = Callable[[int, bytes], Awaitable[None]]
 
 
 class StepRunner:
@@ -42,10 +44,14 @@ class StepRunner:
         process: ProcessPlan,
         network: str,
         extra_hosts: Sequence[str],
-        output: Callable[[int, bytes], None],
+        output: Output,
         mounts: Sequence[MountPlan] = (),
+        resources: Mapping[str, Any] | None = None,
+        shm_size: int = 0,
     ) -> int:
-        """Run `process` and return its exit code; `output(1|2, bytes)` gets what it writes.
+        """Run `process` and return its exit code; `output(1|2, bytes)` gets what it writes, and is waited for.
+
+        resources: HostConfig's names (Memory, CpuShares …). shm_size: bytes, 0 for Docker's default.
 
         Raises LaunchFailed, InvalidInput (network mode). Cancelled: the process is killed, its network released.
         """
@@ -79,6 +85,7 @@ class StepRunner:
                 (state_dir / name).write_text(content)
             init = await rooms.layers.compose(list(root_layers))
             undo.callback(rooms.cgroups.remove, step_id)
+            cgroup = rooms.cgroups.plan(step_id, rooms.cgroup_parent, {})
             plan = LaunchPlan(
                 id=step_id,
                 root=RootPlan(
@@ -95,8 +102,8 @@ class StepRunner:
                 hostname=hostname,
                 mounts=(
                     *defaults.default_mounts(
-                        privileged=False, shm_size=SHM_SIZE, ipc_mode="private",
-                        cgroup_version=rooms.cgroups.version, shm_source="",
+                        privileged=False, shm_size=shm_size or SHM_SIZE, ipc_mode="private",
+                        cgroup_version=rooms.cgroups.version, shm_source="", cgroup_join=cgroup.join,
                     ),
                     *(
                         MountPlan(f"/etc/{name}", "bind", str(state_dir / name), ("bind", "rprivate"))
@@ -107,13 +114,13 @@ class StepRunner:
                 devices=defaults.DEFAULT_DEVICES,
                 masked_paths=defaults.MASKED_PATHS,
                 readonly_paths=defaults.READONLY_PATHS,
-                cgroup=rooms.cgroups.plan(step_id, rooms.cgroup_parent, {}),
+                cgroup=rooms.cgroups.plan(step_id, rooms.cgroup_parent, resources or {}),
                 log=LogPlan(driver="none"),
                 netlink=tuple(rooms.networks.netlink_messages(lease)),
             )  # fmt: skip
             return await self._carry_out(plan, lease, output)
 
-    async def _carry_out(self, plan: LaunchPlan, lease: object, output: Callable[[int, bytes], None]) -> int:
+    async def _carry_out(self, plan: LaunchPlan, lease: object, output: Output) -> int:
         rooms = self._rooms
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
@@ -151,7 +158,7 @@ async def _kill(link: object) -> None:
     await link.wait()  # type: ignore[attr-defined]
 
 
-async def _read_frames(stream: socket.socket, output: Callable[[int, bytes], None]) -> None:
+async def _read_frames(stream: socket.socket, output: Output) -> None:
     """stdcopy frames until the shim closes its end."""
     loop = asyncio.get_running_loop()
     rest = bytearray()
@@ -161,5 +168,5 @@ async def _read_frames(stream: socket.socket, output: Callable[[int, bytes], Non
             length = int.from_bytes(rest[4:8], "big")
             if len(rest) < 8 + length:
                 break
-            output(rest[0], bytes(rest[8 : 8 + length]))
+            await output(rest[0], bytes(rest[8 : 8 + length]))
             del rest[: 8 + length]
