@@ -267,7 +267,9 @@ def run_helper(suffix: str, verb: str, said: str) -> str | None:
             check=False,
         )
     except FileNotFoundError as error:
-        raise CommandFailed(f'{failed}exec: "{program}": executable file not found in $PATH, out: ``') from error
+        raise CommandFailed(
+            f'{failed}exec: "{program}": executable file not found in $PATH, out: ``'
+        ) from error
     except subprocess.TimeoutExpired as error:
         raise CommandFailed(f"{failed}{program} does not answer, out: ``") from error
     except OSError as error:

@@ -191,7 +191,7 @@ def encode_query(query: Query | None) -> str:
         if value is None or value is False or value == "":
             continue
         if isinstance(value, dict):
-            pairs.append((key, json.dumps(value, separators=(",", ":"))))
+            pairs.append((key, json.dumps(value, separators=(",", ":"), sort_keys=True)))
         elif isinstance(value, Sequence) and not isinstance(value, str):
             pairs += [(key, str(item)) for item in value]
         else:

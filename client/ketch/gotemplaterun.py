@@ -10,7 +10,7 @@ from ketch.gotemplate import Action, Branch, Jump, Node, Operand, Pipe, Template
 
 # A key that is missing in one of these is no mistake: they are maps in Go, not structures.
 MAPS = frozenset(
-    (
+    [
         "Labels",
         "Ports",
         "PortBindings",
@@ -20,8 +20,13 @@ MAPS = frozenset(
         "Options",
         "DriverOpts",
         "Sysctls",
-    )
-    + ("Annotations", "Tmpfs", "StorageOpt", "Config", "Containers", "IPAMConfig")
+        "Annotations",
+        "Tmpfs",
+        "StorageOpt",
+        "Config",
+        "Containers",
+        "IPAMConfig",
+    ]
 )
 # Left out of answers when empty; nil in Go.
 OPTIONAL = frozenset(
@@ -157,9 +162,12 @@ class _Run:
         first = operands[0]
         if first.kind == "function":
             return self._call(str(first.value), operands[1:], piped)
+        value = self._value(first)
+        if callable(value):
+            return value(*[self._value(operand) for operand in operands[1:]], *piped)
         if len(operands) > 1 or piped:
             raise TemplateError("can't give argument to non-function")
-        return self._value(first)
+        return value
 
     def _call(self, name: str, operands: tuple[Operand, ...], piped: tuple[Any, ...]) -> Any:
         if name in ("and", "or"):
@@ -227,7 +235,9 @@ def _json(value: Any) -> str:
 
 
 def to_json(value: Any) -> str:
-    """A value on one line."""
+    """A value on one line. What a template may call (`.Label "x"`) is not part of it."""
+    if isinstance(value, dict):
+        value = {key: item for key, item in value.items() if not callable(item)}
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 

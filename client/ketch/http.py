@@ -65,6 +65,14 @@ class Answer:
         """All of the body."""
         return b"".join(self.parts())
 
+    def fileno(self) -> int:
+        """To wait for more of the body with poll; what was read ahead does not show there."""
+        return self._connection.fileno()
+
+    def is_ready(self) -> bool:
+        """Whether reading on would not wait."""
+        return bool(self._rest) or self._connection.is_readable()
+
     def take_over(self) -> tuple[socket.socket, bytes]:
         """The socket of an upgraded connection, and what was already read from it. The caller owns both."""
         return self._connection.release(), self._rest
@@ -116,6 +124,21 @@ class Connection:
         assert self._link is not None
         link, self._link = self._link, None
         return link
+
+    def fileno(self) -> int:
+        """The socket's."""
+        assert self._link is not None
+        return self._link.fileno()
+
+    def is_readable(self) -> bool:
+        """Whether bytes, or the end, have come."""
+        if self._link is None:
+            return True
+        import select
+
+        poll = select.poll()
+        poll.register(self._link, select.POLLIN)
+        return bool(poll.poll(0))
 
     def receive(self) -> bytes:
         """The next bytes, empty at the end. Raises what the streamed body raised."""

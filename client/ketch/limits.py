@@ -27,8 +27,9 @@ def parse_ulimit(text: str) -> dict[str, Any]:
         raise ValueError(f"too many limit value arguments - {values}, can only have up to two, `soft[:hard]`")
     numbers = [_limit(part) for part in parts]
     soft, hard = numbers[0], numbers[-1]
-    if soft > hard and hard != -1:
-        raise ValueError(f"ulimit soft limit must be less than or equal to hard limit: {soft} > {hard}")
+    if hard != -1 and (soft > hard or soft == -1):
+        shown = f"{soft} > {hard}" if soft != -1 else f"soft: -1 (unlimited), hard: {hard}"
+        raise ValueError(f"ulimit soft limit must be less than or equal to hard limit: {shown}")
     return {"Name": name, "Hard": hard, "Soft": soft}
 
 

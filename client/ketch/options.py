@@ -69,7 +69,9 @@ class Command(NamedTuple):
 class Given:
     """What was typed: option values by name, and the arguments."""
 
-    def __init__(self, flags: list[Flag], path: str, checks: Mapping[str, Check] = MappingProxyType({})) -> None:
+    def __init__(
+        self, flags: list[Flag], path: str, checks: Mapping[str, Check] = MappingProxyType({})
+    ) -> None:
         self._checks = checks
         self._values: dict[str, Any] = {flag.name: flag.default for flag in flags}
         self._given: set[str] = set()
@@ -90,6 +92,10 @@ class Given:
     def has(self, name: str) -> bool:
         """Whether it was typed at all."""
         return name in self._given
+
+    def knows(self, name: str) -> bool:
+        """Whether the command has this option."""
+        return name in self._values
 
     def on(self, name: str) -> bool:
         """The value of a switch."""
@@ -228,7 +234,7 @@ def convert(kind: str, value: str) -> Any:
     if kind == "strings":
         return [part.strip('"') for part in value.split(",")]
     if kind == "filter" and "=" not in value:
-        raise ValueError("invalid argument format of filter: expected name=value")
+        raise ValueError("bad format of filter (expected name=value)")
     if kind in ("bytes", "duration", "decimal"):
         from ketch import quantities
 
@@ -257,6 +263,8 @@ def _integer(value: str, function: str, *, signed: bool) -> int:
         number = int(digits, 8 if octal else 0)
     except ValueError:
         raise ValueError(f'strconv.{function}: parsing "{value}": invalid syntax') from None
+    if number >= (1 << 63 if signed else 1 << 64):
+        raise ValueError(f'strconv.{function}: parsing "{value}": value out of range')
     return -number if value.startswith("-") else number
 
 
@@ -286,7 +294,7 @@ def _count(command: Command, path: str, arguments: list[str]) -> None:
     program = path.split(" ")[0]
     raise UsageError(
         f"{program}: '{path}' {wants}\n\nUsage:  {path} {command.usage}".rstrip()
-        + f"\n\nRun '{path} --help' for more information"
+        + f"\n\n{'See' if most is None else 'Run'} '{path} --help' for more information"
     )
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from ketch.engine import Engine
+from ketch.faults import CommandFailed, EngineAway
 
 if TYPE_CHECKING:
     from ketch.credentials import ConfigFile
+
+Act = Callable[[str], "str | None"]
 
 
 class Session:
@@ -56,22 +60,59 @@ class Session:
         sys.stderr.buffer.flush()
 
 
-def each(session: Session, names: list[str], act: object) -> int:
-    """Do `act` for every name, print the name where it went well, every fault where not; 1 if any failed."""
-    from collections.abc import Callable
-    from typing import cast
+def each(session: Session, names: list[str], act: Act, *, together: bool = False) -> int:
+    """Do `act` for every name, print the name, or what `act` returns, where it went well, every fault where not.
 
-    from ketch.faults import CommandFailed, EngineAway
-
+    `together`: at once, at most 50; what is printed keeps the order of the names. Returns 1 if any failed.
+    """
+    outcomes = (
+        _all_at_once(names, act) if together and len(names) > 1 else map(lambda name: _one(name, act), names)
+    )
     failures = 0
-    for name in names:
-        try:
-            said = cast("Callable[[str], str | None]", act)(name)
-        except EngineAway:
-            raise
-        except CommandFailed as error:
-            session.warn(error.message)
+    for name, outcome in zip(names, outcomes, strict=True):
+        if isinstance(outcome, EngineAway):
+            raise outcome
+        if isinstance(outcome, CommandFailed):
+            session.warn(outcome.message)
             failures += 1
-        else:
-            session.say(name if said is None else said)
+        elif isinstance(outcome, BaseException):
+            raise outcome
+        elif outcome != "":
+            session.say(name if outcome is None else outcome)
     return 1 if failures else 0
+
+
+def _one(name: str, act: Act) -> str | BaseException | None:
+    try:
+        return act(name)
+    except BaseException as error:
+        return error
+
+
+def _all_at_once(names: list[str], act: Act) -> Iterator[str | BaseException | None]:
+    """The outcomes in the order of the names, as soon as each is there."""
+    import threading
+
+    outcomes: dict[int, str | BaseException | None] = {}
+    todo = list(enumerate(names))
+    todo.reverse()
+    done = threading.Condition()
+
+    def work() -> None:
+        while True:
+            with done:
+                if not todo:
+                    return
+                at, name = todo.pop()
+            outcome = _one(name, act)
+            with done:
+                outcomes[at] = outcome
+                done.notify()
+
+    for _ in range(min(len(names), 50)):
+        threading.Thread(target=work, daemon=True).start()
+    for at in range(len(names)):
+        with done:
+            while at not in outcomes:
+                done.wait()
+        yield outcomes[at]

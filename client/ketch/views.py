@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ketch.faults import CommandFailed
-from ketch.gotemplate import TemplateError
+from ketch.gotemplate import TemplateError, parse
 from ketch.gotemplaterun import render, to_json
+
+if TYPE_CHECKING:
+    from ketch.options import Given
+    from ketch.session import Session
 
 FORMAT_HELP = """
   |'table':            Print output in table format with column headers (default)
@@ -34,24 +38,44 @@ def columns(rows: Sequence[Sequence[str]], minimum: int = MINIMUM, padding: int 
     )
 
 
-def render_rows(form: str, rows: Sequence[Row], titles: Mapping[str, str], table: str) -> str:
+def render_rows(form: str, rows: Sequence[Row], titles: Mapping[str, Any], table: str) -> str:
     """`rows` as `--format` says: the default table, `table TEMPLATE`, `json`, or a template.
 
-    `titles`: the heading of every field. Raises CommandFailed with docker's words for a wrong template.
+    `titles`: the heading of every field, or how it is made of an argument. Raises CommandFailed with docker's words for a wrong template.
     """
     if form == "json":
         return "".join(to_json(dict(sorted(row.items()))) + "\n" for row in rows)
     is_table = form in ("", "table") or form.startswith("table ")
     body = table if form in ("", "table") else form[6:] if is_table else form
     body = body.strip().replace("\\t", "\t").replace("\\n", "\n")
+    check_template(body)
     try:
-        lines = [render(body, row) for row in rows]
+        lines = [render(body, dict(sorted(row.items()))) for row in rows]
         if not is_table:
             return "".join(line + "\n" for line in lines)
         heading = render(body, titles, header=True)
     except TemplateError as error:
-        raise parsing_failed(error) from error
+        raise CommandFailed(f"failed to execute template: {error}") from error
     return columns([line.split("\t") for text in [heading, *lines] for line in text.split("\n")])
+
+
+def check_template(form: str) -> None:
+    """Raises CommandFailed for a template that cannot be read: before anything is asked of the engine."""
+    try:
+        parse(form)
+    except TemplateError as error:
+        raise CommandFailed(f"failed to parse template: {error}") from error
+
+
+def chosen_format(session: Session, given: Given, setting: str) -> str:
+    """`--format`, or what the configuration says (`psFormat`, …); `--quiet` wins over both."""
+    quiet = given.on("quiet") if given.knows("quiet") else False
+    if given.text("format"):
+        check_template(given.text("format").removeprefix("table "))
+        if not quiet:
+            return given.text("format")
+        session.warn("WARNING: Ignoring custom format, because both --format and --quiet are set.")
+    return "" if quiet else session.config.setting(setting)
 
 
 def render_one(form: str, value: Any) -> str:
@@ -79,3 +103,18 @@ def shortened(text: str, length: int) -> str:
 def short_id(text: str) -> str:
     """The first twelve digits of an id or digest."""
     return text.partition(":")[2][:12] if ":" in text else text[:12]
+
+
+def label_of(labels: Mapping[str, str] | None) -> Callable[[str], str]:
+    """`.Label "name"` of a row."""
+    return lambda name: (labels or {}).get(name, "")
+
+
+def label_title(name: str) -> str:
+    """The heading of `.Label "name"`: its last part. Source: docker/cli formatter, SubHeaderContext."""
+    return name.rpartition(".")[2].replace("-", " ").replace("_", " ")
+
+
+def label_list(labels: Mapping[str, str] | None) -> str:
+    """`a=b,c=d`."""
+    return ",".join(sorted(f"{key}={value}" for key, value in (labels or {}).items()))
