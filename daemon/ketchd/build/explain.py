@@ -42,7 +42,7 @@ def why(past: Past | None, text: str, inputs: Inputs, *, any_past: bool, after_b
         return "its earlier result is no longer here"
     before = past.inputs
     for name, said in (
-        ("kind", "instruction changed"), ("command", "command changed"), ("script", "command changed"), ("comment", "command changed"),
+        ("kind", "instruction changed"), ("command", "command changed"), ("script", "command changed"), ("comment", "instruction changed"),
         ("sources", "sources changed"), ("destination", "destination changed"), ("path", "directory changed"),
         ("heredocs", "heredoc changed"), ("urls", "source URL changed"), ("chown", "owner changed"), ("chmod", "mode changed"),
         ("exclude", "excluded patterns changed"), ("platform", "platform changed"),

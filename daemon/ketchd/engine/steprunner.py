@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ketch_wire.faults import InvalidInput
+from ketch_wire.faults import EngineFailure, InvalidInput
 from ketch_wire.launch import LaunchPlan, LayerMount, LogPlan, MountPlan, ProcessPlan, RootPlan
 from ketchd.containers.record import new_id
 from ketchd.containers.shims import ClientStream
@@ -85,7 +85,7 @@ class StepRunner:
                 (state_dir / name).write_text(content)
             init = await rooms.layers.compose(list(root_layers))
             undo.callback(rooms.cgroups.remove, step_id)
-            cgroup = rooms.cgroups.plan(step_id, rooms.cgroup_parent, {})
+            cgroup = rooms.cgroups.plan(step_id, rooms.cgroup_parent, resources or {})
             plan = LaunchPlan(
                 id=step_id,
                 root=RootPlan(
@@ -114,7 +114,7 @@ class StepRunner:
                 devices=defaults.DEFAULT_DEVICES,
                 masked_paths=defaults.MASKED_PATHS,
                 readonly_paths=defaults.READONLY_PATHS,
-                cgroup=rooms.cgroups.plan(step_id, rooms.cgroup_parent, resources or {}),
+                cgroup=cgroup,
                 log=LogPlan(driver="none"),
                 netlink=tuple(rooms.networks.netlink_messages(lease)),
             )  # fmt: skip
@@ -145,6 +145,8 @@ class StepRunner:
             ended = await link.wait()
             link = None
             await reading
+            if ended is None:
+                raise EngineFailure("the shim of the build step is gone, and with it the exit code")
             return ended.code
         finally:
             reading.cancel()

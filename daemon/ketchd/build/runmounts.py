@@ -1,0 +1,156 @@
+"""RUN --mount: caches that stay, binds that are private copies, tmpfs; secrets and ssh, which only a session could bring.
+
+A bind is a copy in the stage, since no layer is ever mounted in the host's mount namespace; what is written to it is thrown away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import posixpath
+import shutil
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+from ketch_wire.faults import InvalidInput, Unsupported
+from ketch_wire.launch import MountPlan
+from ketchd.build import keys
+from ketchd.build.cache import BuildCache
+from ketchd.build.context import to_the_end
+from ketchd.build.lexer import Place
+from ketchd.build.ops import MountOp
+
+_ORIGIN = "trusted.overlay.origin"
+Extract = Callable[[MountOp, str], Awaitable[None]]
+
+
+class RunMounts:
+    """Makes the mounts of one step and takes them down again. extract(mount, directory) copies a bind's source."""
+
+    def __init__(self, cache: BuildCache, stage: Path, extract: Extract) -> None:
+        self._cache = cache
+        self._stage = stage
+        self._extract = extract
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    @asynccontextmanager
+    async def made(
+        self, mounts: Sequence[MountOp], script: str, argv0: str, place: Place
+    ) -> AsyncIterator[list[MountPlan]]:
+        """The plans of `mounts` for the body's time. script: a heredoc that is to be the file `argv0`.
+
+        Raises InvalidInput, Unsupported with the place. Failed or cancelled: nothing stays but the caches.
+        """
+        plans: list[MountPlan] = []
+        async with AsyncExitStack() as undo:
+            if script:
+                file = self._stage / uuid.uuid4().hex
+                undo.callback(file.unlink, True)
+                file.write_bytes(script.encode("utf-8", "surrogateescape"))
+                file.chmod(0o755)
+                plans.append(MountPlan(argv0, "bind", str(file), ("bind", "ro", "rprivate")))
+            for mount in mounts:
+                plan = await self._one(mount, place, undo)
+                if plan is not None:
+                    plans.append(plan)
+            yield plans
+
+    async def _one(self, mount: MountOp, place: Place, undo: AsyncExitStack) -> MountPlan | None:
+        if mount.type == "tmpfs":
+            size = (f"size={mount.size}",) if mount.size else ()
+            return MountPlan(mount.target, "tmpfs", "tmpfs", ("nosuid", "nodev", *size))
+        if mount.type == "cache":
+            return await self._cached(mount, place, undo)
+        if mount.type == "bind":
+            return await self._bound(mount, undo)
+        if mount.required:
+            what = (
+                f"secret {mount.id}: not found"
+                if mount.type == "secret"
+                else f'no SSH key "{mount.id}" forwarded from the client'
+            )
+            raise InvalidInput(place.locate(what))
+        return None
+
+    async def _cached(self, mount: MountOp, place: Place, undo: AsyncExitStack) -> MountPlan:
+        if mount.from_node is not None or mount.from_image:
+            raise Unsupported(place.locate("a cache mount with initial content (from) is not supported"))
+        key = keys.digest(["cachemount", mount.id, 0])
+        if mount.sharing == "locked":
+            await undo.enter_async_context(self._locks.setdefault(key, asyncio.Lock()))
+        elif mount.sharing == "private":
+            number = 0
+            while self._cache.is_mount_used(key):
+                number += 1
+                key = keys.digest(["cachemount", mount.id, number])
+        path, _ = self._cache.open_mount(
+            key, f"cached mount {mount.target}", mount.mode, mount.uid, mount.gid
+        )
+        undo.push_async_callback(self._close, key, path)
+        options = ("bind", "rprivate") if mount.writable else ("bind", "ro", "rprivate")
+        return MountPlan(mount.target, "bind", str(path), options)
+
+    async def _close(self, key: str, path: Path) -> None:
+        self._cache.close_mount(key, await to_the_end(partial(disk_usage, path)))
+
+    async def _bound(self, mount: MountOp, undo: AsyncExitStack) -> MountPlan:
+        directory = self._stage / uuid.uuid4().hex
+        undo.push_async_callback(remove_tree, directory)
+        await self._extract(mount, str(directory))
+        source = directory / "root"
+        name = posixpath.basename(mount.source)
+        if name and (source / "file" / name).exists():
+            source = source / "file" / name
+        else:
+            source = source / "directory"
+        options = ("bind", "rprivate") if mount.writable else ("bind", "ro", "rprivate")
+        return MountPlan(mount.target, "bind", str(source), options)
+
+
+async def remove_tree(path: Path) -> None:
+    """Remove a staged directory, in a thread. Gone already is fine."""
+    await to_the_end(partial(shutil.rmtree, path, ignore_errors=True))
+
+
+def disk_usage(path: Path) -> int:
+    """Bytes on disk of everything below."""
+    total = 0
+    for directory, _, files in os.walk(path):
+        for name in files:
+            try:
+                total += os.lstat(os.path.join(directory, name)).st_blocks * 512
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def strip_mount_points(upper: str, targets: Sequence[str]) -> None:
+    """Remove from a writable layer what was only made to mount on: empty directories and files that no lower layer has."""
+    for target in sorted(targets, key=len, reverse=True):
+        path = target.strip("/")
+        first = True
+        while path:
+            whole = os.path.join(upper, path)
+            if not _is_made(whole, leaf=first):
+                break
+            try:
+                os.unlink(whole) if os.path.isfile(whole) else os.rmdir(whole)
+            except OSError:
+                break
+            path, first = posixpath.dirname(path), False
+
+
+def _is_made(path: str, *, leaf: bool) -> bool:
+    """overlayfs marks what it copied up; what has no mark was new in this step."""
+    if os.path.islink(path) or not os.path.lexists(path):
+        return False
+    if os.path.isfile(path):
+        return leaf and os.path.getsize(path) == 0
+    try:
+        os.getxattr(path, _ORIGIN)
+    except OSError:
+        return not os.listdir(path)
+    return False
