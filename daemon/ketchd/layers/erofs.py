@@ -153,7 +153,7 @@ def index(root: Node, tar_length: int) -> Index:
             table, node.nid * SLOT,
             1 | (_INLINE if inline else _PLAIN) << 1,
             (len(xattrs) - _XATTR_HEADER) // 4 + 1 if xattrs else 0,
-            node.mode, 0, size, start, number + 1, node.uid, node.gid, seconds & 0xFFFFFFFFFFFFFFFF, nanoseconds, node.nlink,
+            node.mode, 0, size, start, number + 1, node.uid, node.gid, seconds, nanoseconds, node.nlink,
         )  # fmt: skip
         at = node.nid * SLOT + 64
         table[at : at + len(xattrs)] = xattrs

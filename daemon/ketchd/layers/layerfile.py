@@ -173,7 +173,7 @@ class LayerFile:
     def _write_index(self, index: erofs.Index) -> None:
         os.ftruncate(self._fd, index.size)
         for source, length, target in index.copies:
-            copy_within(self._fd, source, target, length)
+            copy_within(self._fd, HEAD + source, target, length)
         for offset, part in index.parts:
             write_all(self._fd, part, offset)
 

@@ -142,6 +142,8 @@ def entries(tar: bytes | memoryview, length: int) -> Iterator[Entry]:
         entry, position = _entry(tar, length, head, kind, size, data, records, long_name, long_link)
         local, long_name, long_link = {}, None, None
         yield entry
+    if local or long_name is not None or long_link is not None:
+        raise bad("cut short behind an extended header")
     if position < length and bytes(tar[position:length]).strip(b"\0"):
         raise bad("cut short inside a header")
 

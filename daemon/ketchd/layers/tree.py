@@ -118,11 +118,13 @@ def _directory(root: Node, parts: list[bytes], *, make: bool) -> Node | None:
 
 
 def _fill(node: Node, entry: Entry) -> None:
+    """What the header says. A directory that is there already keeps its attributes beside the new ones, as tar(1) has it."""
     node.mode = (node.mode & 0o170000) | entry.mode
     node.uid, node.gid, node.mtime_ns = entry.uid, entry.gid, entry.mtime_ns
-    node.xattrs = {
-        key: value for key, value in entry.xattrs.items() if not key.startswith(b"trusted.overlay.")
-    }
+    if entry.xattrs:
+        node.xattrs = node.xattrs | {
+            key: value for key, value in entry.xattrs.items() if not key.startswith(b"trusted.overlay.")
+        }
     node.implied = False
 
 

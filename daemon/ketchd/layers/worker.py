@@ -22,7 +22,7 @@ from typing import Any
 
 from ketch_wire import faults
 from ketch_wire.frames import FrameReader, pack
-from ketchd.kernel.mounts import MNT_DETACH, MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_REC, mount, umount
+from ketchd.kernel.mounts import MNT_DETACH, MS_NODEV, MS_NOSUID, MS_REC, MS_SLAVE, mount, umount
 from ketchd.kernel.namespaces import CLONE_NEWNS, unshare
 from ketchd.kernel.process import PR_SET_PDEATHSIG, prctl, set_name
 
@@ -137,7 +137,7 @@ def serve(channel: socket.socket) -> None:
     set_name("ketch-worker")
     if os.geteuid() == 0:
         unshare(CLONE_NEWNS)
-        mount(None, "/", None, MS_REC | MS_PRIVATE)
+        mount(None, "/", None, MS_REC | MS_SLAVE)  # what the host mounts later is seen, nothing goes back
     port = JobPort(channel)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
