@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
-from ketch_wire.faults import InvalidInput
+from ketch_wire.faults import Fault, InvalidInput
 from ketchd.api.routing import Call, Handler, Route, json_reply
 from ketchd.api.streams import JsonStream, send_chunks
 from ketchd.engine import imagelist, images
@@ -106,14 +106,16 @@ class ImageApi:
 
     async def load(self, call: Call) -> web.StreamResponse:
         """POST /images/load"""
+        wanted = platform(call, (1, 48))
         async with JsonStream(call) as stream:
-            await load(
-                self._rooms,
-                call.request.content.iter_any(),
-                quiet=call.query_bool("quiet", default=True),
-                platform=platform(call, (1, 48)),
-                send=stream.send,
-            )
+            try:
+                await load(
+                    self._rooms, call.request.content.iter_any(), quiet=call.query_bool("quiet", default=True),
+                    platform=wanted, send=stream.send,
+                )  # fmt: skip
+            except Fault:
+                await stream.open()  # clients of load look for its errors in the stream only
+                raise
         return stream.response
 
     async def create(self, call: Call) -> web.StreamResponse:

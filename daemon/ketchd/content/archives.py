@@ -10,7 +10,7 @@ import mmap
 import os
 import posixpath
 import tarfile
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class Member:
     size: int = 0
 
 
-async def stream(members: AsyncIterable[Member]) -> AsyncIterator[bytes]:
+async def stream(members: AsyncIterable[Member]) -> AsyncGenerator[bytes, None]:
     """The tar file, in pieces of at most 1 MiB. A member's source is opened before the next member is asked for.
 
     Raises EngineFailure when a source is shorter than promised.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,7 +55,8 @@ async def saving(
             lease.add("blob", item.record.id)
             for layer in item.record.layers:
                 lease.add("layer", layer)
-        yield stream(_members(rooms, chosen))
+        async with aclosing(stream(_members(rooms, chosen))) as archive:
+            yield archive
         for item in chosen:
             announce(rooms, item.record.id, "save")
 
