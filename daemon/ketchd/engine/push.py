@@ -47,6 +47,7 @@ async def push(rooms: Rooms, reference: Reference, credentials: Credentials, sen
         tell = lambda text: board.say(text, reference.tag or reference.familiar_name())  # noqa: E731
         try:
             repository = await rooms.registry.repository(reference, credentials, push=True, tell=tell)
+            await repository.settle()
             for target, image_id in targets:
                 await _push_one(rooms, repository, target, image_id, board)
         except Refused as fault:

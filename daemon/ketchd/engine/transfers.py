@@ -177,12 +177,12 @@ class Transfers:
             on_progress=lambda here: shared.report(DOWNLOADING, here, descriptor.size), tell=shared.tell,
         )  # fmt: skip
         _, result = await together(
-            [self._download(shared, download), self._unpack(shared, descriptor, download, partial)]
+            [self._download(shared, download, partial), self._unpack(shared, descriptor, download, partial)]
         )
         assert result is not None
         return result
 
-    async def _download(self, shared: _Shared, download: Download) -> None:
+    async def _download(self, shared: _Shared, download: Download, partial: Partial) -> None:
         if self._slots.locked():
             shared.report(WAITING)
         async with self._slots:
@@ -191,6 +191,7 @@ class Transfers:
         shared.report(DOWNLOADED)
         shared.arrived.set()
         tracepoint.reach("pull.blob-downloaded")
+        await partial.sync()
 
     async def _unpack(
         self, shared: _Shared, descriptor: Descriptor, download: Download, partial: Partial

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ketch_wire.faults import EngineFailure
 from ketchd.kernel.files import SYNC_FILE_RANGE_WRITE, sync_file_range
@@ -49,15 +50,22 @@ class Partial:
         Cancelled: they are stored or not, never half recorded.
         """
         length = sum(len(piece) for piece in pieces)
-        writing = asyncio.ensure_future(asyncio.to_thread(self._write, offset, list(pieces), length))
+        await self._in_thread(self._write, offset, list(pieces), length)
+        self.extents.add(offset, offset + length)
+
+    async def sync(self) -> None:
+        """Bring what is there to the disk, so that publishing finds nothing left to do. Raises EngineFailure."""
+        await self._in_thread(os.fdatasync, self.fd)
+
+    async def _in_thread(self, work: Callable[..., None], *arguments: Any) -> None:
+        running = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
         try:
-            await asyncio.shield(writing)
+            await asyncio.shield(running)
         except asyncio.CancelledError:
-            await asyncio.wait([writing])  # the thread uses our descriptors: they may be closed only after it
+            await asyncio.wait([running])  # it uses our descriptors: they may be closed only after it
             raise
         except OSError as error:
             raise _disk_fault(self.path.name[:12], error) from error
-        self.extents.add(offset, offset + length)
 
     def restart(self) -> None:
         """Forget what is there: it turned out to be false."""

@@ -193,6 +193,16 @@ class Repository:
 
     # -- writing
 
+    async def settle(self) -> None:
+        """Find the endpoint that answers and what it asks for, before many requests at once would each find out."""
+
+        async def ask(endpoint: Endpoint) -> None:
+            request = Request(endpoint, "GET", f"{endpoint.base}/", self._scopes)
+            async with self._exchange.send(request, self._credentials):
+                pass
+
+        await self._walk(ask)
+
     async def has_blob(self, digest: Digest, size: int) -> bool:
         """Whether the registry has the blob in this repository."""
 
@@ -325,15 +335,13 @@ class Repository:
 
     def _give_up_on(self, endpoint: Endpoint, fault: Exception) -> bool:
         """Whether the next endpoint should be asked: after any fault of a mirror, and where nobody speaks the protocol."""
-        is_last = endpoint is self._endpoints[-1]
-        if not endpoint.own and not is_last:
-            if isinstance(fault, Unreachable):
-                self._endpoints.remove(endpoint)
-            return True
-        if isinstance(fault, Unreachable) and not self._exchange.has_spoken(endpoint) and not is_last:
+        if endpoint is self._endpoints[-1]:
+            return False
+        if endpoint.own and (not isinstance(fault, Unreachable) or self._exchange.has_spoken(endpoint)):
+            return False
+        if isinstance(fault, Unreachable) and endpoint in self._endpoints:
             self._endpoints.remove(endpoint)
-            return True
-        return False
+        return True
 
     def _nowhere(self) -> EngineFailure:
         return EngineFailure(f"no endpoint is configured that may be asked for {self.name}")
