@@ -52,7 +52,7 @@ def refusal(
     if not code:
         code, message = _from_body(body)
     if not code and status == HTTPStatus.UNAUTHORIZED:
-        code, message = "UNAUTHORIZED", ""
+        code = "UNAUTHORIZED"
     if not code and status == HTTPStatus.TOO_MANY_REQUESTS:
         code, message = "TOOMANYREQUESTS", message or "too many requests"
     if code:

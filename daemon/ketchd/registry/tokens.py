@@ -204,7 +204,7 @@ def _string(answer: Any, key: str) -> str:
 def denied(status: int, credentials: Credentials, detail: str) -> Unauthorized | EngineFailure:
     """The fault of a token server that answered `status`. detail: what it said, as `code: message`, or empty."""
     if status in (401, 403):
-        if detail:
+        if detail and detail != "unauthorized: authentication required":
             return Unauthorized(detail)
         why = "incorrect username or password" if not credentials.is_anonymous else "authentication required"
         return Unauthorized(f"unauthorized: {why}")

@@ -1,0 +1,62 @@
+"""Registries' errors in dockerd's words."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ketchd.registry.challenge import Challenge
+from ketchd.registry.errors import refusal
+
+
+def body(code: str, message: str = "") -> bytes:
+    return json.dumps({"errors": [{"code": code, "message": message}, {"code": "OTHER"}]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "message"),
+    [
+        (404, body("MANIFEST_UNKNOWN", "manifest unknown"), "manifest unknown: manifest unknown"),
+        (403, body("DENIED"), "denied: requested access to the resource is denied"),
+        (401, body("UNAUTHORIZED"), "unauthorized: authentication required"),
+        (401, b"", "unauthorized: authentication required"),
+        (401, b"<html>", "unauthorized: authentication required"),
+        (429, body("TOOMANYREQUESTS", "slow down"), "toomanyrequests: slow down"),
+        (429, b"", "toomanyrequests: too many requests"),
+        (500, b"", "received unexpected HTTP status: 500 Internal Server Error"),
+        (502, b"<html>", "received unexpected HTTP status: 502 Bad Gateway"),
+        (404, b"nope", "error parsing HTTP 404 response body: not found: 'nope'"),
+        (
+            401,
+            b'{"details": "incorrect username or password"}',
+            "unauthorized: incorrect username or password",
+        ),
+    ],
+)
+def test_wording(status: int, content: bytes, message: str) -> None:
+    """The first error counts; without one the status speaks."""
+    assert refusal(status, content).message == message
+
+
+def test_oauth_errors_stand_in_the_challenge() -> None:
+    """That is how Docker Hub says that a repository is private or absent."""
+    asked = [Challenge("bearer", {"error": "insufficient_scope"})]
+
+    assert refusal(401, body("UNAUTHORIZED"), asked).code_name == "DENIED"
+    assert refusal(500, b"", asked).code_name == ""
+
+
+@given(st.integers(400, 599), st.binary(max_size=200))
+def test_any_answer_is_one_line(status: int, content: bytes) -> None:
+    """Whatever a registry sends, a user reads one short line."""
+    message = refusal(status, content).message
+
+    assert "\n" not in message and 0 < len(message) < 2000
+
+
+def test_a_message_is_made_one_line() -> None:
+    """Line breaks and control characters do not reach a terminal."""
+    assert refusal(400, body("X", "a\n\x1b[31mb")).message == "x: a [31mb"
