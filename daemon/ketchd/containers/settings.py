@@ -152,11 +152,12 @@ def normalise_host(sent: Mapping[str, Any] | None, *, cgroup_version: int, cpus:
             for one in wanted or [{}]
         ]
     host["PortBindings"] = bindings
-    _check_host(host, cpus)
+    check_host(host, cpus)
     return host
 
 
-def _check_host(host: dict[str, Any], cpus: int) -> None:
+def check_host(host: dict[str, Any], cpus: int) -> None:
+    """dockerd's refusals of a complete HostConfig. Raises InvalidInput."""
     restart = host["RestartPolicy"]
     name, count = restart["Name"], restart["MaximumRetryCount"]
     if name not in ("no", "always", "on-failure", "unless-stopped"):
