@@ -92,6 +92,12 @@ TREE = (
 )
 
 
+INIT = (
+    ".", "dev/pts", "dev/shm", "proc", "sys", ".dockerenv", "etc/resolv.conf", "etc/hosts", "etc/hostname",
+    "dev/console", "etc/mtab",
+)  # fmt: skip
+
+
 def names(seen: dict[str, Seen]) -> list[str]:
     """The paths, without the root."""
     return sorted(path for path in seen if path != ".")
@@ -442,7 +448,7 @@ class LayerStoreSuite:
 def _whole_seconds(seen: dict[str, Seen]) -> dict[str, tuple[object, ...]]:
     """Times as a layer keeps them; link counts and identities of what overlayfs shows from lower layers are its own affair."""
     return {
-        path: (one.mode, one.uid, one.gid, one.size, one.mtime_ns // 10**9 if path != "." else 0, one.device, one.content, one.xattrs)
+        path: (one.mode, one.uid, one.gid, one.size, 0 if path in INIT else one.mtime_ns // 10**9, one.device, one.content, one.xattrs)
         for path, one in seen.items()
     }  # fmt: skip
 

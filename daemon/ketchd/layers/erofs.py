@@ -41,15 +41,18 @@ def _up(value: int, step: int) -> int:
 
 
 def _xattr_body(xattrs: dict[bytes, bytes]) -> bytes:
-    """struct erofs_xattr_ibody_header and the entries; empty for none. Names that EROFS has no prefix for are left out."""
+    """struct erofs_xattr_ibody_header and the entries; empty for none."""
+    if not xattrs:
+        return b""
     body = bytearray()
     for name in sorted(xattrs):
         for prefix, number in _XATTR_PREFIXES:
             if name.startswith(prefix):
                 rest, value = name[len(prefix) :], xattrs[name]
-                if len(rest) < 256 and len(value) < 65536:
-                    entry = struct.pack("<BBH", len(rest), number, len(value)) + rest + value
-                    body += entry + bytes(-len(entry) % 4)
+                if len(value) > 65535:
+                    raise bad(f"attribute {name[:80]!r} is larger than 65535 bytes")
+                entry = struct.pack("<BBH", len(rest), number, len(value)) + rest + value
+                body += entry + bytes(-len(entry) % 4)
                 break
     return bytes(_XATTR_HEADER) + bytes(body) if body else b""
 
@@ -160,6 +163,8 @@ def index(root: Node, tar_length: int) -> Index:
         at += len(xattrs)
         table[at : at + len(inline)] = inline
     result.size = _up(first_block + len(blocks), 4096)
+    if result.size // BLOCK >= _NO_BLOCK:
+        raise bad("it is larger than a layer can be")
     table += bytes(first_block - meta - len(table))
     blocks += bytes(result.size - first_block - len(blocks))
     seal = hashlib.sha256(table)

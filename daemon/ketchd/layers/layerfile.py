@@ -21,7 +21,7 @@ from ketchd.kernel.files import SYNC_FILE_RANGE_WRITE, sync_file_range
 from ketchd.layers import erofs
 from ketchd.layers.erofs import HEAD
 from ketchd.layers.placing import remove_staged
-from ketchd.layers.tarheaders import bad, entries
+from ketchd.layers.tarheaders import entries
 from ketchd.layers.tree import Tree, build
 
 PIECE = 1 << 20
@@ -138,8 +138,6 @@ class LayerFile:
         Raises InvalidInput when the bytes are no tar that can be a layer.
         """
         self._flush()
-        if self._written // erofs.BLOCK >= 0xFFFFFFFF:
-            raise bad("it is larger than a layer can be")
         tree, index = self._read()
         if self.kind == "erofs":
             self._write_index(index)

@@ -14,6 +14,9 @@ from ketch_wire.faults import InvalidInput
 BLOCK = 512
 ENTRY_LIMIT = 4_000_000
 NAME_LIMIT = 65_536
+_TIME_LIMIT = 1 << 55  # seconds: beyond what any filesystem keeps, within what Python takes
+_XATTR = b"SCHILY.xattr."
+_XATTR_LIMIT = 128 * 1024
 _ZERO = bytes(BLOCK)
 REGULAR, HARDLINK, SYMLINK, CHARACTER, BLOCKDEV, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
 
@@ -83,12 +86,21 @@ def pax_records(data: bytes) -> dict[bytes, bytes]:
         key, sign, value = data[space + 1 : end - 1].partition(b"=")
         if not sign:
             raise bad("PAX record without =")
-        records[key] = value
+        if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):
+            # GNU's sparse format 0.0 repeats these two: the list is what 0.1 has in one record
+            before = records.get(b"GNU.sparse.map")
+            records[b"GNU.sparse.map"] = value if before is None else before + b"," + value
+        elif value or key.startswith(_XATTR):
+            records[key] = value
+        else:
+            records.pop(key, None)  # POSIX: an empty value takes the record back
         position = end
     return records
 
 
 def _pax_time(text: bytes) -> int:
+    if len(text) > 40:
+        raise bad(f"PAX time {text[:40]!r}")
     negative = text.startswith(b"-")
     whole, _, fraction = text.lstrip(b"-").partition(b".")
     if not whole.isdigit() or (fraction and not fraction.isdigit()):
@@ -109,6 +121,7 @@ def entries(tar: bytes | memoryview, length: int) -> Iterator[Entry]:
     globals_: dict[bytes, bytes] = {}
     local: dict[bytes, bytes] = {}
     long_name = long_link = None
+    kind = REGULAR
     while position + BLOCK <= length:
         head = bytes(tar[position : position + BLOCK])
         if head == _ZERO:
@@ -142,7 +155,7 @@ def entries(tar: bytes | memoryview, length: int) -> Iterator[Entry]:
         entry, position = _entry(tar, length, head, kind, size, data, records, long_name, long_link)
         local, long_name, long_link = {}, None, None
         yield entry
-    if local or long_name is not None or long_link is not None:
+    if kind in b"LKx":
         raise bad("cut short behind an extended header")
     if position < length and bytes(tar[position:length]).strip(b"\0"):
         raise bad("cut short inside a header")
@@ -164,7 +177,7 @@ def _entry(
     if not gnu and head[257:262] == b"ustar" and (prefix := head[345:500].split(b"\0", 1)[0]):
         name = prefix + b"/" + name
     if kind in (b"\0", b"7"):
-        kind = DIRECTORY if name.endswith(b"/") else REGULAR
+        kind = DIRECTORY if (long_name or records.get(b"path", name)).endswith(b"/") else REGULAR
     entry = Entry(
         name=long_name if long_name is not None else name,
         type=REGULAR if kind == b"S" else kind,
@@ -179,6 +192,8 @@ def _entry(
         entry.major, entry.minor = number(head[329:337]), number(head[337:345])
     if records:
         _apply_pax(entry, records)
+        if sum(map(len, entry.xattrs.values())) + sum(map(len, entry.xattrs)) > _XATTR_LIMIT:
+            raise bad(f"attributes of {entry.name[:80]!r} are larger than {_XATTR_LIMIT} bytes")
     carries = entry.type == REGULAR or kind not in b"123456"
     stored = size if carries else 0
     if data + stored > length:
@@ -193,6 +208,8 @@ def _entry(
         raise bad("a name is too long")
     if entry.uid < 0 or entry.gid < 0 or entry.uid > 0xFFFFFFFF or entry.gid > 0xFFFFFFFF:
         raise bad(f"owner of {entry.name[:80]!r} is out of range")
+    if not -_TIME_LIMIT < entry.mtime_ns // 1_000_000_000 < _TIME_LIMIT:
+        raise bad(f"time of {entry.name[:80]!r} is out of range")
     return entry, following
 
 
@@ -208,8 +225,8 @@ def _apply_pax(entry: Entry, records: dict[bytes, bytes]) -> None:
             entry.gid = _decimal(value, "gid")
         elif key == b"mtime":
             entry.mtime_ns = _pax_time(value)
-        elif key.startswith(b"SCHILY.xattr."):
-            entry.xattrs[key[13:]] = value
+        elif key.startswith(_XATTR):
+            entry.xattrs[key[len(_XATTR) :]] = value
         elif key == b"GNU.sparse.name":
             entry.name = value
 
@@ -256,13 +273,17 @@ def _pax_sparse(tar: bytes | memoryview, entry: Entry, records: dict[bytes, byte
             if len(numbers) == 1:
                 wanted = 1 + 2 * numbers[0]
         skip = (position + BLOCK - 1) // BLOCK * BLOCK
+        if skip > entry.stored:
+            raise bad("sparse map is cut short")
         entry.offset += skip
         entry.stored -= skip
         numbers = numbers[1:]
     else:
         if b"GNU.sparse.map" not in records:
-            raise bad("sparse format 0.0 without a map")
+            raise bad("sparse file without a map")
         numbers = [_decimal(text, "sparse map") for text in records[b"GNU.sparse.map"].split(b",") if text]
+        if len(numbers) % 2:
+            raise bad("sparse map of odd length")
     entry.size = _decimal(size, "sparse size")
     _set_sparse(entry, list(zip(numbers[::2], numbers[1::2], strict=True)))
 

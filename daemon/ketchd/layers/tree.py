@@ -28,9 +28,12 @@ S_IFDIR, S_IFREG, S_IFLNK, S_IFCHR, S_IFBLK, S_IFIFO = (
 )
 OPAQUE_NAME, WHITEOUT_PREFIX = b".wh..wh..opq", b".wh."
 OPAQUE_XATTR = b"trusted.overlay.opaque"
+_NAMESPACES = (b"user.", b"trusted.", b"security.")
+_ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
 _LINK_LIMIT = 40
 _PATH_LIMIT = 4095  # what a system call takes
 _IMPLIED_LIMIT = 16 << 20  # bytes of paths: a hostile tar could imply far more than it is long
+_VOLUME_LABEL = b"V"  # GNU tar's name of the whole archive
 _KINDS = {CHARACTER: S_IFCHR, BLOCKDEV: S_IFBLK, FIFO: S_IFIFO}
 
 
@@ -122,10 +125,15 @@ def _fill(node: Node, entry: Entry) -> None:
     node.mode = (node.mode & 0o170000) | entry.mode
     node.uid, node.gid, node.mtime_ns = entry.uid, entry.gid, entry.mtime_ns
     if entry.xattrs:
-        node.xattrs = node.xattrs | {
-            key: value for key, value in entry.xattrs.items() if not key.startswith(b"trusted.overlay.")
-        }
+        node.xattrs = node.xattrs | {key: value for key, value in entry.xattrs.items() if _is_kept(key)}
     node.implied = False
+
+
+def _is_kept(key: bytes) -> bool:
+    """Whether an attribute means something in a layer: overlayfs' own do not, nor does what no filesystem has."""
+    if key.startswith(_NAMESPACES) and not key.startswith(b"trusted.overlay.") and b"\0" not in key:
+        return key not in _NAMESPACES and len(key) < 256
+    return key in _ACLS
 
 
 def build(entries: Iterable[Entry]) -> Tree:
@@ -178,7 +186,7 @@ def _add(root: Node, entry: Entry, opaque: list[Node]) -> None:
         if not 0 <= entry.major < 4096 or not 0 <= entry.minor < 1 << 20:
             raise bad(f"device {entry.name[:80]!r} has numbers out of range")
         node.major, node.minor = entry.major, entry.minor
-    else:  # POSIX: an unknown type is a regular file
+    elif entry.type != _VOLUME_LABEL:  # POSIX: an unknown type is a regular file
         node = parent.children[name] = Node(S_IFREG)
         _fill(node, entry)
         node.entry, node.size = entry, entry.size

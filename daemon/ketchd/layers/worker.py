@@ -38,6 +38,7 @@ _ALLOWED = (
     "ketchd.content.",
     "ketchd.registry.",
     "ketchd.engine.",
+    "ketchd.network.",
 )
 
 
