@@ -12,11 +12,17 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import dns.message
+import dns.rcode
+import dns.rrset
 import structlog
 
 from ketch_testing.netns import Guest, ask_udp, get
+from ketch_wire.faults import EngineFailure, Forbidden
 from ketchd.catalogue.database import Catalogue
-from ketchd.network.leases import EndpointLease
+from ketchd.kernel.process import start_time
+from ketchd.network.inside import configure
+from ketchd.network.leases import EndpointLease, inside, routes
 from ketchd.network.networks import Networks
 
 BRIDGE = "ktt-weird.0"
@@ -194,7 +200,7 @@ async def restores() -> None:
         lost = await contain(killed, "lost")
         await web.guest.ask("serve", port=80, name="web")
         killed._watch.close()  # as the kernel does at a kill -9
-        killed._instance_lock.close()
+        killed._instance.close()
         catalogue.close()
         catalogue = Catalogue(path)
         again = Networks(catalogue, bridge=BRIDGE, log=LOG)
@@ -223,8 +229,6 @@ async def restores() -> None:
 
 async def one_a_bridge() -> None:
     """Two ketchd with one bridge: the second says so; with another bridge it lives beside the first, on another subnet."""
-    from ketch_wire.faults import EngineFailure
-
     with tempfile.TemporaryDirectory() as directory:
         async with networks() as first:
             catalogue = Catalogue(Path(directory) / "second.sqlite")
@@ -281,6 +285,176 @@ async def through_a_drop_policy() -> None:
         assert await outside.ask("get", host="10.99.0.1", port=8080) == "web 10.99.0.2"
         await rooms.release("web")
     assert "ketch" not in output("nft", "list", "chain", "ip", "filter", "FORWARD")
+
+
+def question(name: str, kind: str = "A") -> str:
+    """A DNS question as hex."""
+    return dns.message.make_query(name, kind).to_wire().hex()
+
+
+async def asked(who: Container, name: str, kind: str = "A", *, by: str = "ask_udp") -> tuple[str, list[str]]:
+    """What the container's resolver answers: (response code, addresses)."""
+    received = await who.guest.ask(by, host="127.0.0.11", port=53, payload=question(name, kind))
+    response = dns.message.from_wire(bytes.fromhex(received))
+    found = [item.to_text() for rrset in response.answer for item in rrset]
+    return dns.rcode.to_text(response.rcode()), found
+
+
+class Upstream(asyncio.DatagramProtocol):
+    """A DNS server that answers 9.9.9.9 to everything."""
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        query = dns.message.from_wire(data)
+        response = dns.message.make_response(query)
+        response.answer.append(dns.rrset.from_text(query.question[0].name, 60, "IN", "A", "9.9.9.9"))
+        self.transport.sendto(response.to_wire(), addr)
+
+
+async def names() -> None:
+    """Containers of a user-defined network find each other by name, alias and short id, through 127.0.0.11; others do not."""
+    async with networks() as rooms:
+        await asyncio.get_running_loop().create_datagram_endpoint(Upstream, local_addr=("127.0.0.1", 53))
+        rooms._naming._host_resolv_conf = lambda: "nameserver 127.0.0.1\n"
+        made, warning = await rooms.create({"Name": "Shop"})
+        other, _ = await rooms.create({"Name": "other"})
+        assert warning == "" and made.link == f"br-{made.id[:12]}" and made.subnet != other.subnet
+        web = await contain(rooms, "web", network="Shop", names=["web", "frontend"])
+        db = await contain(rooms, "db", network="Shop", names=["db", "data"])
+        twin = await contain(rooms, "twin", network="Shop", names=["twin", "data"])
+        stranger = await contain(rooms, "stranger", network="other", names=["stranger"])
+        assert await asked(web, "db") == ("NOERROR", [db.lease.address])
+        assert await asked(web, "DB.shop.") == ("NOERROR", [db.lease.address])
+        assert await asked(web, "db", "AAAA") == ("NOERROR", [])
+        assert sorted((await asked(web, "data"))[1]) == sorted([db.lease.address, twin.lease.address])
+        reverse = ".".join(reversed(db.lease.address.split("."))) + ".in-addr.arpa"
+        assert await asked(web, reverse, "PTR") == ("NOERROR", ["db.Shop."])
+        assert await asked(web, "example.com") == ("NOERROR", ["9.9.9.9"])
+        assert await asked(web, "stranger") == ("NOERROR", ["9.9.9.9"])
+        assert await asked(web, "db", by="ask_tcp_dns") == ("NOERROR", [db.lease.address])
+        await db.guest.ask("serve", port=80, name="db")
+        assert await web.guest.ask("get", host=db.lease.address, port=80) == f"db {web.lease.address}"
+        assert (await stranger.guest.ask("get", host=db.lease.address, port=80, timeout=0.5)).startswith(
+            "error"
+        )
+        await db.guest.ask("serve_udp", port=53, name="own server")  # port 53 is the container's own
+        assert await asked(db, "web") == ("NOERROR", [web.lease.address])
+        rooms.rename("db", lambda _: ["database"])
+        assert await asked(web, "database") == ("NOERROR", [db.lease.address])
+        await rooms.release("db")
+        assert await asked(web, "database") == ("NOERROR", ["9.9.9.9"])
+        try:
+            await rooms.remove(made)
+            raise AssertionError("a network in use was removed")
+        except Forbidden:
+            pass
+        for one in (web, twin, stranger):
+            await rooms.release(one.lease.container_id)
+        await rooms.remove(made)
+        assert made.link not in output("ip", "-br", "link")
+        assert rooms.ids().keys() == {"bridge", "host", "none", "other"}
+    assert left() == [], left()
+
+
+async def internal_stays_inside() -> None:
+    """A container on an internal network reaches its neighbours and nothing else."""
+    async with networks() as rooms:
+        await rooms.create({"Name": "vault", "Internal": True})
+        outside = await _outside()
+        await outside.ask("serve", port=90, name="outside")
+        safe = await contain(rooms, "safe", network="vault", names=["safe"])
+        guard = await contain(rooms, "guard", network="vault", names=["guard"])
+        await guard.guest.ask("serve", port=80, name="guard")
+        assert await safe.guest.ask("get", host=guard.lease.address, port=80) == f"guard {safe.lease.address}"
+        assert await asked(safe, "guard") == ("NOERROR", [guard.lease.address])
+        assert (await asked(safe, "example.com"))[0] == "NXDOMAIN"
+        await safe.guest.ask("run", command=["ip", "route", "add", "default", "via", safe.lease.gateway])
+        assert (await safe.guest.ask("get", host="10.99.0.2", port=90, timeout=0.5)).startswith("error")
+        await rooms.release("safe")
+        await rooms.release("guard")
+
+
+async def several_networks() -> None:
+    """A running container joins a second network and leaves it again; names and routes follow."""
+    async with networks() as rooms:
+        await rooms.create({"Name": "front"})
+        await rooms.create(
+            {"Name": "back", "IPAM": {"Config": [{"Subnet": "10.77.0.0/24", "IPRange": "10.77.0.128/25"}]}}
+        )
+        web = await contain(rooms, "web", ("127.0.0.1", "8080", 80), network="front", names=["web"])
+        db = await contain(rooms, "db", network="back", names=["db"])
+        await db.guest.ask("serve", port=80, name="db")
+        await web.guest.ask("serve", port=80, name="web")
+        assert db.lease.address == "10.77.0.128" and db.lease.gateway == "10.77.0.1"
+        second = rooms.reserve(
+            "web", network="back", address="10.77.0.9", position=1, default_route=False, names=["web", "www"]
+        )
+        await rooms.connect(second, web.guest.pid)
+        arguments = {"pid": web.guest.pid, "start_time": start_time(web.guest.pid)}
+        inside_messages = inside([second], loopback=False) + routes([web.lease, second])
+        configure({**arguments, "messages": inside_messages}, None)
+        assert await asked(web, "db") == ("NOERROR", [db.lease.address])
+        assert await asked(db, "www") == ("NOERROR", ["10.77.0.9"])
+        assert await web.guest.ask("get", host=db.lease.address, port=80) == "db 10.77.0.9"
+        await rooms.disconnect(web.lease)
+        left_over = rooms.lead_by("web", second.network_id)
+        assert left_over[0].default_route
+        configure({**arguments, "messages": routes(left_over)}, None)
+        await rooms.publish(left_over[0], web.records)
+        assert get("127.0.0.1", 8080) == "web 10.77.0.1"
+        assert await asked(web, "db") == ("NOERROR", [db.lease.address])
+        await rooms.release("web")
+        await rooms.release("db")
+    assert left() == [], left()
+
+
+async def neighbours_do_not_reach_loopback() -> None:
+    """route_localnet inside, which the DNS answers need, does not open a container's 127.0.0.1 to its neighbours."""
+    async with networks() as rooms:
+        await rooms.create({"Name": "shop"})
+        victim = await contain(rooms, "victim", network="shop", names=["victim"])
+        attacker = await contain(rooms, "attacker", network="shop", names=["attacker"])
+        await victim.guest.ask("serve", port=7000, name="secret", host="127.0.0.1")
+        for command in (
+            f"ip neigh replace {victim.lease.gateway} lladdr {victim.lease.mac} dev eth0",
+            "ip route add 127.0.0.1/32 via "
+            + victim.lease.gateway
+            + " dev eth0 src "
+            + attacker.lease.address
+            + " table 7",
+            "ip rule add pref 1 to 127.0.0.1 lookup 7",
+            "ip rule add pref 2 lookup local",
+            "ip rule del pref 0",
+        ):
+            await attacker.guest.ask("run", command=command.split())
+        assert (await attacker.guest.ask("get", host="127.0.0.1", port=7000, timeout=0.7)).startswith("error")
+        output("nft", "delete", "table", "bridge", f"ketch-{BRIDGE}")
+        Path("/proc/sys/net/bridge/bridge-nf-call-iptables").write_text("0")
+        assert (
+            await attacker.guest.ask("get", host="127.0.0.1", port=7000) == f"secret {attacker.lease.address}"
+        )
+        await rooms.release("victim")
+        await rooms.release("attacker")
+
+
+async def networks_come_back() -> None:
+    """User-defined networks are there again after a restart, with their subnets and names; a bridge without record goes."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "catalogue.sqlite"
+        async with networks(path) as rooms:
+            made, _ = await rooms.create({"Name": "shop", "Labels": {"a": "b"}})
+        assert left() == [], left()
+        stray = "br-0123456789ab"
+        output("ip", "link", "add", stray, "type", "bridge")
+        output("ip", "link", "set", stray, "alias", f"ketch:{BRIDGE}:0123456789ab")
+        output("ip", "link", "add", "mine", "type", "bridge")
+        async with networks(path) as rooms:
+            again = rooms.find("shop")
+            assert (again.id, again.subnet, again.labels) == (made.id, made.subnet, {"a": "b"})
+            links = output("ip", "-br", "link")
+            assert again.link in links and stray not in links and "mine" in links
 
 
 async def speed() -> None:

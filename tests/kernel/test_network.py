@@ -21,7 +21,8 @@ pytestmark = [
     "scenario",
     [
         "connects", "publishes", "publishes_udp", "reapplies", "restores", "one_a_bridge",
-        "lets_nobody_through_loopback", "through_a_drop_policy",
+        "lets_nobody_through_loopback", "through_a_drop_policy", "names", "internal_stays_inside", "several_networks",
+        "neighbours_do_not_reach_loopback", "networks_come_back",
     ],
 )  # fmt: skip
 def test_network(scenario: str) -> None:

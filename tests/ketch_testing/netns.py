@@ -175,6 +175,13 @@ def _do_ask_udp(host: str, port: int, payload: str = "3f", timeout: float = 3) -
         return f"error {error}"
 
 
+def _do_ask_tcp_dns(host: str, port: int, payload: str) -> str:
+    wire = bytes.fromhex(payload)
+    with socket.create_connection((host, port), 3) as connection, connection.makefile("rb") as stream:
+        connection.sendall(len(wire).to_bytes(2, "big") + wire)
+        return stream.read(int.from_bytes(stream.read(2), "big")).hex()
+
+
 def _do_run(command: list[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     return done.stdout + done.stderr

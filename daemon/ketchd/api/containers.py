@@ -19,6 +19,7 @@ from ketchd.containers.logs import LogLine, LogQuery, LogReader
 from ketchd.containers.settings import check_name
 from ketchd.containers.shims import ClientStream
 from ketchd.containers.supervisor import Box
+from ketchd.engine import networks as networking
 from ketchd.engine import remove as removing
 from ketchd.engine import stop as stopping
 from ketchd.engine.create import create
@@ -128,6 +129,7 @@ class ContainerApi:
         if not wanted:
             raise InvalidInput("Neither old nor new names may be empty")
         old = self._rooms.supervisor.rename(box, check_name(wanted))
+        networking.rename(self._rooms, box.record)
         self._rooms.supervisor.announce(box, "rename", oldName="/" + old)
         return no_content()
 
@@ -359,7 +361,7 @@ class Selection:
             ("name", lambda v: re.search(v, record.name) is not None or re.search(v, "/" + record.name) is not None),
             ("status", lambda v: record.shown_state.value == v),
             ("exited", lambda v: not record.is_running and record.finished_ns > 0 and str(box.exit_code()) == v),
-            ("network", lambda v: record.host_config["NetworkMode"] == v or self._rooms.networks.ids().get(record.host_config["NetworkMode"]) == v),
+            ("network", lambda v: any(v in (key, self._rooms.networks.ids().get(key)) for key in record.networking)),
             ("volume", lambda v: any(v in (m.get("name"), m["destination"]) for m in record.mounts)),
             ("expose", lambda v: _port(v) in (record.config["ExposedPorts"] or {})),
             ("publish", lambda v: any(_port(v) == f"{p['host_port']}/{p['proto']}" for p in record.published)),

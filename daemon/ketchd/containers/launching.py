@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ketch_wire.faults import InvalidInput
 from ketch_wire.launch import (
@@ -24,25 +24,11 @@ from ketchd.containers.mountpoints import MountPoint
 from ketchd.containers.record import ContainerRecord
 from ketchd.containers.settings import command_line
 from ketchd.containers.shims import ClientStream
-from ketchd.network.files import render_hostname, render_hosts, render_resolv_conf
 from ketchd.sandbox import defaults, devices, seccomp
 
-if TYPE_CHECKING:
-    from ketchd.network.networks import EndpointLease, Networks
-
-__all__ = ["ClientStream", "exec_process", "needs_endpoint", "network_files", "plan", "wanted_ports"]
+__all__ = ["ClientStream", "exec_process", "plan", "wanted_ports"]
 
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-
-def needs_endpoint(record: ContainerRecord) -> bool:
-    """Whether the container gets an address of its own."""
-    mode = record.host_config["NetworkMode"]
-    return (
-        mode not in ("none", "host")
-        and not mode.startswith("container:")
-        and not record.config["NetworkDisabled"]
-    )
 
 
 def wanted_ports(record: ContainerRecord) -> list[dict[str, Any]]:
@@ -320,28 +306,3 @@ def exec_process(
         rlimits=rlimits(host),
         oom_score_adj=host["OomScoreAdj"],
     )
-
-
-def network_files(record: ContainerRecord, lease: EndpointLease | None, networks: Networks) -> dict[str, str]:
-    """Contents of hosts, hostname and resolv.conf in the container's directory."""
-    config, host = record.config, record.host_config
-    gateway = lease.gateway if lease is not None else networks.gateway()
-    extra = [item.split(":", 1) for item in host["ExtraHosts"] or []]
-    hosts = [(name, gateway if address == "host-gateway" else address) for name, address in extra]
-    return {
-        "hosts": render_hosts(
-            hostname=config["Hostname"],
-            domainname=config["Domainname"],
-            address=lease.address if lease is not None else None,
-            extra=hosts,
-            host_file=networks.host_file("/etc/hosts") if host["NetworkMode"] == "host" else None,
-        ),
-        "hostname": render_hostname(config["Hostname"]),
-        "resolv.conf": render_resolv_conf(
-            networks.host_file("/etc/resolv.conf"),
-            dns=host["Dns"] or [],
-            search=host["DnsSearch"] or [],
-            options=host["DnsOptions"] or [],
-            keep_loopback=host["NetworkMode"] == "host",
-        ),
-    }

@@ -23,7 +23,8 @@ class ContainerRecord:
     state is the observed one; stopped_by_hand and started_once are what is wanted of it across a restart of ketchd.
     pid and start_time (clock ticks since boot, /proc/PID/stat field 22) name a process only together; 0 when not running.
     exit_code None while running means unknown; the API prints 255 for an end that nobody saw.
-    layers: diff IDs base first. endpoint: the network lease as `network.attachments` stores it. Times: ns since the epoch.
+    layers: diff IDs base first. networking: wanted endpoints (see `endpoints`). endpoint: the lease on the first network while it
+    runs, endpoints: those on further ones, as `network.leases` stores them. Times: ns since the epoch.
     """
 
     id: str
@@ -51,6 +52,7 @@ class ContainerRecord:
     stopped_by_hand: bool = False
     started_once: bool = False
     endpoint: dict[str, Any] | None = None
+    endpoints: list[dict[str, Any]] = field(default_factory=list)
     published: list[dict[str, Any]] = field(default_factory=list)
 
     @property

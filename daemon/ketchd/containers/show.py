@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from ketchd.containers import endpoints
 from ketchd.containers.lifecycle import State
 from ketchd.containers.mountpoints import MountPoint, render
 from ketchd.containers.record import ContainerRecord
@@ -64,16 +65,21 @@ def inspect_state(record: ContainerRecord) -> dict[str, Any]:
     }
 
 
-def _endpoint(record: ContainerRecord, network_id: str) -> dict[str, Any]:
-    lease = record.endpoint if record.has_process else None
-    values = lease or {}
-    return {
-        "IPAMConfig": None, "Links": None, "Aliases": None, "MacAddress": values.get("mac", ""), "DriverOpts": None,
-        "GwPriority": 0, "NetworkID": network_id, "EndpointID": values.get("endpoint_id", ""),
-        "Gateway": values.get("gateway", ""), "IPAddress": values.get("address", ""),
-        "IPPrefixLen": values.get("prefix", 0), "IPv6Gateway": "", "GlobalIPv6Address": "",
-        "GlobalIPv6PrefixLen": 0, "DNSNames": None,
-    }  # fmt: skip
+def _endpoints(record: ContainerRecord, network_ids: dict[str, str]) -> dict[str, Any]:
+    """Network name -> endpoint, for every network the container is on or wants to be on. network_ids: name -> id."""
+    stored = [record.endpoint, *record.endpoints] if record.has_process and record.endpoint else []
+    leases = {one["network_id"]: one for one in stored}
+    names = {network_id: name for name, network_id in network_ids.items()}
+    shown: dict[str, Any] = {}
+    for key, settings in record.networking.items():
+        network_id = network_ids.get(key) or next((one for one in names if one.startswith(key)), "")
+        name = names.get(network_id, key)
+        lease = leases.get(network_id)
+        is_user_defined = name not in ("bridge", "host", "none")
+        aliases = settings["Aliases"] or ()
+        known_by = endpoints.dns_names(record.name, record.id, record.config["Hostname"], aliases)
+        shown[name] = endpoints.show(settings, lease, network_id, known_by if is_user_defined else ())
+    return shown
 
 
 def port_map(record: ContainerRecord) -> dict[str, Any]:
@@ -89,9 +95,8 @@ def port_map(record: ContainerRecord) -> dict[str, Any]:
 
 def network_settings(record: ContainerRecord, network_ids: dict[str, str]) -> dict[str, Any]:
     """The NetworkSettings object. network_ids: name -> id."""
-    mode = record.host_config["NetworkMode"]
-    networks = {} if mode.startswith("container:") else {mode: _endpoint(record, network_ids.get(mode, ""))}
-    first = networks.get(mode, {})
+    networks = _endpoints(record, network_ids)
+    first = networks.get("bridge", {})  # the fields of old belong to the default network, as in dockerd
     return {
         "Bridge": "", "SandboxID": record.id if record.has_process else "",
         "SandboxKey": f"/proc/{record.pid}/ns/net" if record.has_process else "",

@@ -15,7 +15,7 @@ from typing import Any
 
 from ketch_wire.faults import EngineFailure, InvalidInput, NotFound
 from ketchd import tracepoint
-from ketchd.containers import mountpoints, settings
+from ketchd.containers import endpoints, mountpoints, settings
 from ketchd.containers.mountpoints import MountPoint
 from ketchd.containers.names import random_name
 from ketchd.containers.record import ContainerRecord, new_id
@@ -43,6 +43,7 @@ async def create(
     host = settings.normalise_host(
         pick(body, "HostConfig", {}), cgroup_version=rooms.cgroups.version, cpus=os.cpu_count() or 1
     )
+    rooms.cgroups.check(host)
     image_name = str(pick(body, "Image", ""))
     if not image_name:
         raise InvalidInput("config cannot be empty in order to create a container")
@@ -63,7 +64,11 @@ async def create(
         created_ns=time.time_ns(),
         config=config,
         host_config=host,
-        networking=dict(pick(pick(body, "NetworkingConfig", {}), "EndpointsConfig", {})),
+        networking=endpoints.normalise(
+            host["NetworkMode"],
+            pick(pick(body, "NetworkingConfig", {}), "EndpointsConfig", {}),
+            mac=config["MacAddress"] or "",
+        ),
         layers=[str(layer) for layer in image.layers],
         path=argv[0],
         args=argv[1:],

@@ -11,6 +11,7 @@ from ketchd.containers.lifecycle import Happening, State
 from ketchd.containers.restarts import Policy, next_wait
 from ketchd.containers.shims import ExitRecord, ShimLink
 from ketchd.containers.supervisor import Box
+from ketchd.engine import networks as networking
 from ketchd.engine.rooms import Rooms
 
 tracepoint.declare("end.seen", "end.released", "end.recorded")
@@ -29,7 +30,7 @@ async def finish(rooms: Rooms, box: Box, ended: ExitRecord | None) -> None:
     tracepoint.reach("end.seen")
     record = box.record
     box.link = None
-    endpoint = record.endpoint
+    endpoints = networking.stored_leases(record)
     await rooms.networks.release(record.id)
     rooms.cgroups.remove(record.id)
     tracepoint.reach("end.released")
@@ -39,7 +40,7 @@ async def finish(rooms: Rooms, box: Box, ended: ExitRecord | None) -> None:
     record.exit_code = None if ended is None else ended.code
     record.oom_killed = ended is not None and ended.oom
     record.finished_ns = time.time_ns() if ended is None else ended.finished_ns
-    record.endpoint, record.published = None, []
+    record.endpoint, record.endpoints, record.published = None, [], []
     uptime = max(0, record.finished_ns - record.started_ns) / 1e9
     wait = next_wait(
         Policy(
@@ -66,11 +67,8 @@ async def finish(rooms: Rooms, box: Box, ended: ExitRecord | None) -> None:
     if record.oom_killed:
         rooms.supervisor.announce(box, "oom")
     rooms.supervisor.announce(box, "die", exitCode=str(box.exit_code()), execDuration=str(int(uptime)))
-    if endpoint is not None:
-        rooms.events.append(
-            "network", "disconnect", endpoint["network_id"],
-            {"container": record.id, "name": record.host_config["NetworkMode"], "type": "bridge"},
-        )  # fmt: skip
+    for stored in endpoints:
+        networking.announce(rooms, "disconnect", record, stored)
     if wait is not None:
         _restart_later(rooms, box, wait)
     elif record.auto_remove:

@@ -36,6 +36,7 @@ async def restore(rooms: Rooms) -> None:
             {
                 "container_id": box.record.id,
                 "endpoint": box.record.endpoint,
+                "endpoints": box.record.endpoints,
                 "published": box.record.published,
             }
             for box in running

@@ -20,6 +20,7 @@ from ketchd.containers.mountpoints import MountPoint
 from ketchd.containers.shims import LaunchFailed, ShimLink
 from ketchd.containers.supervisor import Box
 from ketchd.engine import ending
+from ketchd.engine import networks as networking
 from ketchd.engine.rooms import Rooms
 from ketchd.network.networks import EndpointLease
 
@@ -69,6 +70,7 @@ async def start_locked(rooms: Rooms, box: Box) -> None:
 def _note_failure(rooms: Rooms, box: Box, error: BaseException) -> None:
     record = box.record
     record.state = record.before_start
+    record.endpoint, record.endpoints, record.published = None, [], []
     if not isinstance(error, Exception):
         rooms.supervisor.save(record)
         return
@@ -86,29 +88,28 @@ async def _launch(
     record = box.record
     donor_pid = _network_donor(rooms, box)
     undo.push_async_callback(rooms.networks.release, record.id)
-    lease: EndpointLease | None = None
     sockets: list[socket.socket] = []
-    if launching.needs_endpoint(record):
-        lease = rooms.networks.reserve(record.id, network=record.host_config["NetworkMode"])
-        bindings = launching.wanted_ports(record)
-        if bindings:
-            reserved = rooms.networks.reserve_ports(
-                bindings, endpoint_name=record.name, endpoint_id=lease.endpoint_id
-            )
-            sockets = [one.socket for one in reserved]
-            record.published = [one.to_record() for one in reserved]
-        else:
-            record.published = []
-        record.endpoint = lease.to_record()
-    else:
-        record.endpoint, record.published = None, []
+    record.published = []
+    leases = networking.reserve(rooms, record)
+    lease = leases[0] if leases else None
+    networking.record_leases(record, leases)
+    bindings = launching.wanted_ports(record)
+    if bindings and leases:
+        outward = networking.outward(leases)
+        reserved = rooms.networks.reserve_ports(
+            bindings, endpoint_name=record.name, endpoint_id=outward.endpoint_id
+        )
+        sockets = [one.socket for one in reserved]
+        record.published = [one.to_record() for one in reserved]
     try:
+        # A shim that outlives us from here on is found with its addresses and ports.
+        rooms.supervisor.save(record)
         tracepoint.reach("start.leased")
         points = [MountPoint.from_record(stored) for stored in record.mounts]
         for point in points:
             if point.type == "bind" and point.make_source and not os.path.lexists(point.source):
                 os.makedirs(point.source, mode=0o755)
-        _write_files(rooms, box, lease)
+        _write_files(rooms, box, leases)
         run_dir = rooms.run_dir(record.id)
         run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         rooms.container_dir(record.id).joinpath("exit").unlink(missing_ok=True)
@@ -122,7 +123,7 @@ async def _launch(
             cgroup=rooms.cgroups.plan(
                 record.id, record.host_config["CgroupParent"] or rooms.cgroup_parent, record.host_config
             ),
-            netlink=tuple(rooms.networks.netlink_messages(lease)),
+            netlink=tuple(rooms.networks.netlink_messages(lease, *leases[1:])),
             donor_pids=_donors(rooms, box, donor_pid),
             log_options=rooms.default_log_options,
             cgroup_version=rooms.cgroups.version,
@@ -131,20 +132,17 @@ async def _launch(
 
         async def on_pid(pid: int, network_pid: int) -> None:
             tracepoint.reach("start.launched")
-            if lease is not None:
-                await rooms.networks.connect(lease, network_pid)
-                if record.published:
-                    await rooms.networks.publish(lease, record.published)
+            for one in leases:
+                await rooms.networks.connect(one, network_pid)
+            if record.published:
+                await rooms.networks.publish(networking.outward(leases), record.published)
             tracepoint.reach("start.connected")
 
         link = await rooms.shims.start(
             plan, attachments=attachments, port_fds=[one.fileno() for one in sockets], on_pid=on_pid
         )
-        if lease is not None:
-            rooms.events.append(
-                "network", "connect", lease.network_id,
-                {"container": record.id, "name": record.host_config["NetworkMode"], "type": "bridge"},
-            )  # fmt: skip
+        for stored in networking.stored_leases(record):
+            networking.announce(rooms, "connect", record, stored)
         return link
     except OSError as error:
         raise EngineFailure(
@@ -178,8 +176,14 @@ def _donors(rooms: Rooms, box: Box, network_pid: int) -> dict[str, int]:
     return donors
 
 
-def _write_files(rooms: Rooms, box: Box, lease: EndpointLease | None) -> None:
-    """hosts, hostname and resolv.conf, made anew at each start."""
+def _write_files(rooms: Rooms, box: Box, leases: list[EndpointLease]) -> None:
+    """hosts, hostname and resolv.conf, made anew at each start; those of the container whose network it shares."""
     directory = rooms.container_dir(box.record.id)
-    for name, content in launching.network_files(box.record, lease, rooms.networks).items():
+    mode = box.record.host_config["NetworkMode"]
+    if mode.startswith("container:"):
+        donor = rooms.supervisor.find(mode.removeprefix("container:")).record
+        for name in networking.NETWORK_FILES:
+            (directory / name).write_bytes((rooms.container_dir(donor.id) / name).read_bytes())
+        return
+    for name, content in networking.network_files(box.record, leases, rooms.networks).items():
         (directory / name).write_text(content)

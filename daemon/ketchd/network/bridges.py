@@ -7,6 +7,7 @@ no such alias was there before us, is used as it is and never deleted.
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Network
@@ -17,6 +18,7 @@ from ketch_wire.faults import EngineFailure
 from ketchd.network import links
 from ketchd.network.addresses import choose_subnet, first_usable, overlapping
 from ketchd.network.definition import Network
+from ketchd.network.leases import EndpointLease
 from ketchd.network.rtnetlink import Link
 
 _VETH = re.compile(r"veth[0-9a-f]{7}")
@@ -92,21 +94,27 @@ def _adopt(network: Network, found: Link, log: Any) -> Network:
     return replace(network, subnet=str(present[0].network), gateway=str(present[0].ip))
 
 
-def sweep(instance: str, networks: Sequence[Network], veths: Collection[str]) -> list[str]:
-    """Delete bridges of ours that no network owns, and veths in our bridges that no container owns; their names."""
+def connect(lease: EndpointLease, pid: int) -> None:
+    """The endpoint's veth pair, its other end in the network namespace of `pid`. Raises OSError."""
+    links.connect(
+        name=lease.link, bridge=socket.if_nametoindex(lease.bridge), mtu=lease.mtu, pid=pid,
+        peer_name=lease.interface, peer_index=lease.index, peer_mac=lease.mac, isolated=lease.isolated,
+    )  # fmt: skip
+
+
+def sweep(instance: str, networks: Sequence[Network], veths: Collection[str] | None) -> list[str]:
+    """Delete bridges of ours that no network owns, and veths in our bridges that are not among `veths`; their names.
+
+    veths None: leave them alone.
+    """
     gone: list[str] = []
     known = {alias_of(instance, one) for one in networks}
     every = links.links()
     bridges = {one.index for one in every if one.alias in known}
     for one in every:
         stray = one.kind == "bridge" and one.alias.startswith(f"ketch:{instance}:") and one.alias not in known
-        lost = (
-            one.kind == "veth"
-            and one.master in bridges
-            and _VETH.fullmatch(one.name)
-            and one.name not in veths
-        )
-        if stray or lost:
+        ours = one.kind == "veth" and one.master in bridges and _VETH.fullmatch(one.name) is not None
+        if stray or (ours and veths is not None and one.name not in veths):
             links.delete(one)
             gone.append(one.name)
     return gone

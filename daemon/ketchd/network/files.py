@@ -23,12 +23,12 @@ _LOCAL_LINES = (
 def render_hosts(
     hostname: str,
     domainname: str,
-    address: str | None,
+    address: str | Sequence[str] | None,
     extra: Sequence[tuple[str, str]],
     host_file: str | None,
     more: Sequence[tuple[str, str]] = (),
 ) -> str:
-    """/etc/hosts. address: the container's own, None without a network. extra: (name, address) of `--add-host`.
+    """/etc/hosts. address: the container's own, one or several, None without a network. extra: (name, address) of `--add-host`.
 
     more: (names, address) lines ahead of the container's own, as links have. host_file: with the host's network its own
     file is taken and only `extra` added.
@@ -39,9 +39,8 @@ def render_hosts(
     lines = [f"{where}\t{names}" for where, names in _LOCAL_LINES]
     lines += [f"{where}\t{name}" for name, where in extra]
     lines += [f"{where}\t{names}" for names, where in more]
-    if address is not None:
-        own = f"{hostname}.{domainname} {hostname}" if domainname else hostname
-        lines.append(f"{address}\t{own}")
+    own = f"{hostname}.{domainname} {hostname}" if domainname else hostname
+    lines += [f"{where}\t{own}" for where in ([address] if isinstance(address, str) else address or ())]
     return "\n".join(lines) + "\n"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any
@@ -21,7 +21,8 @@ class EndpointLease:
     """A container's endpoint on a bridge network, from its start to its end. Addresses are text.
 
     link: our end of its veth pair. interface: the container's end, `eth` and the position. default_route: its default
-    gateway is this network's. has_names: the embedded DNS server answers on it.
+    gateway is this network's. has_names: the embedded DNS server answers on it. names: by which others find it there.
+    upstream: DNS servers that the container asked for.
     """
 
     container_id: str
@@ -38,7 +39,9 @@ class EndpointLease:
     default_route: bool = True
     has_names: bool = False
     isolated: bool = False
+    internal: bool = False
     names: tuple[str, ...] = ()
+    upstream: tuple[str, ...] = ()
 
     @property
     def link(self) -> str:
@@ -57,17 +60,18 @@ class EndpointLease:
 
     def to_record(self) -> dict[str, Any]:
         """For the container's record."""
-        return {**asdict(self), "names": list(self.names)}
+        return {**asdict(self), "names": list(self.names), "upstream": list(self.upstream)}
 
     @staticmethod
     def from_record(stored: Mapping[str, Any]) -> EndpointLease:
         """The lease again."""
         known = {one.name for one in fields(EndpointLease)}
         values = {key: value for key, value in stored.items() if key in known}
-        return EndpointLease(**{**values, "names": tuple(values.get("names", ()))})
+        values.update({key: tuple(values.get(key, ())) for key in ("names", "upstream")})
+        return EndpointLease(**values)
 
 
-def inside(leases: list[EndpointLease], *, loopback: bool = True) -> list[bytes]:
+def inside(leases: Sequence[EndpointLease], *, loopback: bool = True) -> list[bytes]:
     """rtnetlink messages for the container's own namespace, in order: loopback up, each interface, routes.
 
     On a network with names 127.0.0.11 is a route to the gateway, where the packet rules lead it to the embedded DNS server:
@@ -75,21 +79,23 @@ def inside(leases: list[EndpointLease], *, loopback: bool = True) -> list[bytes]
     """
     messages = [rtnetlink.set_up(index=rtnetlink.LOOPBACK_INDEX)] if loopback else []
     for lease in leases:
-        address = IPv4Address(lease.address)
         messages += [
             rtnetlink.no_link_local(lease.interface, route_localnet=lease.has_names),
             rtnetlink.set_up(name=lease.interface),
             rtnetlink.add_address(lease.index, IPv4Interface((lease.address, lease.prefix))),
         ]
-        if lease.has_names:
-            messages.append(
-                rtnetlink.add_route(
-                    IPv4Address(lease.gateway), to=IPv4Network(EMBEDDED_SERVER), index=lease.index, local=True,
-                    source=address,
-                )
-            )  # fmt: skip
-        if lease.default_route:
-            messages.append(rtnetlink.add_route(IPv4Address(lease.gateway)))
+    return rtnetlink.numbered(messages + routes(leases))
+
+
+def routes(leases: Sequence[EndpointLease]) -> list[bytes]:
+    """rtnetlink messages for the default route and the one to the embedded DNS server; what is there is replaced."""
+    messages = []
+    if (named := next((lease for lease in leases if lease.has_names), None)) is not None:
+        server = IPv4Network(EMBEDDED_SERVER)
+        gateway, source = IPv4Address(named.gateway), IPv4Address(named.address)
+        messages.append(rtnetlink.add_route(gateway, to=server, index=named.index, local=True, source=source))
+    if (leading := next((lease for lease in leases if lease.default_route), None)) is not None:
+        messages.append(rtnetlink.add_route(IPv4Address(leading.gateway), index=leading.index))
     return rtnetlink.numbered(messages)
 
 
@@ -137,6 +143,13 @@ class LeaseBook:
                     "DELETE FROM addresses WHERE container_id = ? AND (? = '' OR network_id = ?)",
                     (container_id, network_id, network_id),
                 )
+
+    def forget(self, network_id: str) -> None:
+        """The network is no more."""
+        self._owners.pop(network_id, None)
+        self._last.pop(network_id, None)
+        with self._catalogue.transaction() as connection:
+            connection.execute("DELETE FROM addresses WHERE network_id = ?", (network_id,))
 
     def keep_only(self, container_ids: set[str]) -> None:
         """Give back what belongs to anybody else."""

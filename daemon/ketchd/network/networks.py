@@ -5,32 +5,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import IPv4Interface
-from pathlib import Path
 from typing import Any, TypeVar
 
-from ketch_wire.faults import EngineFailure, InvalidInput, NotFound
+from ketch_wire.faults import Conflict, EngineFailure, Forbidden, InvalidInput, NotFound
+from ketchd import tracepoint
 from ketchd.catalogue.database import Catalogue
-from ketchd.network import bridges, links, rules
+from ketchd.network import bridges, hostfiles, rules, wishes
 from ketchd.network.addresses import mac_of
 from ketchd.network.definition import BRIDGE, DRIVERS, PREDEFINED, Network, default_options
-from ketchd.network.files import only_loopback
 from ketchd.network.firewall import Firewall
+from ketchd.network.instance import Instance
+from ketchd.network.known import KnownNetworks
 from ketchd.network.leases import EndpointLease, LeaseBook, inside
+from ketchd.network.leftovers import Leftovers
+from ketchd.network.naming import Naming
 from ketchd.network.publishing import Publishing
 from ketchd.network.sockets import ReservedPort
 from ketchd.network.watch import RuleWatch
 
 __all__ = ["EndpointLease", "Network", "Networks", "ReservedPort"]
 
-_LEFTOVER_SECONDS = 1.0
-_UPSTREAM_RESOLV_CONF = "/run/systemd/resolve/resolv.conf"
 T = TypeVar("T")
+tracepoint.declare("network.bridged", "network.recorded", "network.forgotten")
 
 
 class Networks:
@@ -60,26 +61,25 @@ class Networks:
         """bridge: name of the default network's bridge, `none` for no default network. bip: its address, CIDR; None for a
         subnet that nothing on this host uses. default_ip: where ports are published that name no address. Raises InvalidInput.
         """
-        self.has_default = bridge != "none"
         self.instance = rules.check_bridge_name(bridge)
-        self._catalogue = catalogue
         self._bip = bip
         self._default_ip = default_ip
         self._ip_forward = ip_forward
         self._settings: dict[str, Any] = {"mtu": mtu, "masquerade": masquerade, "icc": icc}
         self._log = log
+        self._known = KnownNetworks(catalogue)
         self._book = LeaseBook(catalogue)
         self._firewall = Firewall(self.instance, log)
         self._thread = ThreadPoolExecutor(1, "network")
-        self._networks: dict[str, Network] = {}
+        self._leftovers = Leftovers(self._thread)
+        self._naming = Naming(self._every_lease, hostfiles.resolv_conf, log)
+        self._publishing = Publishing()
         self._broken: dict[str, str] = {}
         self._leases: dict[str, dict[str, EndpointLease]] = {}
-        self._publishing = Publishing()
         self._applied = False
-        self._instance_lock: socket.socket | None = None
+        self._instance: Instance | None = None
         self._watch: RuleWatch | None = None
         self._checking: asyncio.Task[None] | None = None
-        self._leftover: dict[str, asyncio.TimerHandle] = {}
         self._closed = False
 
     # --- life -----------------------------------------------------------------------------------------------------------------
@@ -90,45 +90,29 @@ class Networks:
         Raises EngineFailure when another ketchd uses the same bridge. A network whose bridge cannot be made is broken: said in
         the log, and by each start of a container on it.
         """
-        self._hold_instance()
-        self._load()
+        self._instance = Instance(self.instance)
+        self._predefine()
         if self._ip_forward:
             await self._run(bridges.forward_packets, self._log)
-        for network in list(self._networks.values()):
+        for network in self._known:
             if network.driver == "bridge":
-                await self._bring_up(network)
+                await self._naming.open(await self._bring_up(network))
         with contextlib.suppress(OSError):
-            await self._run(bridges.sweep, self.instance, list(self._networks.values()), _Everything())
+            await self._run(bridges.sweep, self.instance, list(self._known), None)
         try:
             self._watch = RuleWatch(rules.table_name(self.instance), self._rules_touched)
         except OSError as error:
             self._log.warning("packet rules cannot be watched", reason=error.strerror)
 
-    def _hold_instance(self) -> None:
-        """One ketchd a default bridge. An abstract socket that nobody answers on: it is the host's network namespace's, as
-        bridges are, and it goes with the process."""
-        lock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        try:
-            lock.bind(f"\0ketch-network-{self.instance}")
-        except OSError as error:
-            lock.close()
-            raise EngineFailure(
-                f"another ketchd on this host uses the bridge {self.instance}: give one of them another by --bridge"
-            ) from error
-        self._instance_lock = lock
-
-    def _load(self) -> None:
-        for row in self._catalogue.query("SELECT record FROM networks"):
-            network = Network.from_json(row["record"])
-            self._networks[network.id] = network
-        names = {one.name: one for one in self._networks.values()}
+    def _predefine(self) -> None:
         for name in PREDEFINED:
-            if name == BRIDGE and not self.has_default:
-                if BRIDGE in names:
-                    del self._networks[names[BRIDGE].id]
+            known = self._known.named(name)
+            if name == BRIDGE and self.instance == "none":
+                if known is not None:
+                    self._known.hide(known.id)
                 continue
-            known = names.get(name) or Network(secrets.token_hex(32), name, DRIVERS[name], time.time_ns())
-            self.save(self._as_configured(known) if name == BRIDGE else known)
+            known = known or Network(secrets.token_hex(32), name, DRIVERS[name], time.time_ns())
+            self._known.save(self._as_configured(known) if name == BRIDGE else known)
 
     def _as_configured(self, known: Network) -> Network:
         options = default_options(self.instance, host_ip=self._default_ip, **self._settings)
@@ -136,12 +120,10 @@ class Networks:
         if self._bip:
             interface = IPv4Interface(self._bip)
             return replace(network, subnet=str(interface.network), gateway=str(interface.ip), chosen=True)
-        if known.chosen:
-            return replace(network, subnet="", gateway="", chosen=False)
-        return network
+        return replace(network, subnet="", gateway="", chosen=False) if known.chosen else network
 
     async def _bring_up(self, network: Network) -> Network:
-        others = [one.network for one in self._networks.values() if one.subnet and one.id != network.id]
+        others = [one.network for one in self._known if one.subnet and one.id != network.id]
         in_use = bool(self._book.users(network.id))
         try:
             ready = await self._run(bridges.ensure, network, self.instance, others, in_use, self._log)
@@ -149,9 +131,8 @@ class Networks:
             self._log.error("a network is broken", network=network.name, reason=fault.message)
             self._broken[network.id] = fault.message
             return network
-        self._broken.pop(network.id, None)
         if ready != network:
-            self.save(ready)
+            self._known.save(ready)
         return ready
 
     async def restore(self, running: Sequence[Mapping[str, Any]]) -> None:
@@ -166,9 +147,10 @@ class Networks:
             self._leases[one["container_id"]] = {lease.network_id: lease for lease in leases}
             self._publishing.hold_again(leases[0], one["published"])
         self._book.keep_only(set(self._leases))
-        names = {lease.link for leases in self._leases.values() for lease in leases.values()}
+        self._naming.changed()
+        names = {lease.link for lease in self._every_lease()}
         try:
-            gone = await self._run(bridges.sweep, self.instance, list(self._networks.values()), names)
+            gone = await self._run(bridges.sweep, self.instance, list(self._known), names)
             if gone:
                 self._log.info("links that belonged to nobody are deleted", links=gone)
             await self.apply_rules()
@@ -184,22 +166,17 @@ class Networks:
             self._watch.close()
         if self._checking is not None:
             self._checking.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._checking
-        names = list(self._leftover)
-        for timer in self._leftover.values():
-            timer.cancel()
-        self._leftover.clear()
-        if self._instance_lock is not None:
-            try:
-                await self._run(bridges.delete_leftover, names)
-                if self._book.is_empty and not self._leases:
-                    await self._run(self._firewall.clear)
-                    await self._run(bridges.remove, self.instance, list(self._networks.values()))
-            except OSError as error:
-                self._log.warning("networks could not be removed", reason=error.strerror)
-            self._instance_lock.close()
-            self._instance_lock = None
+            await asyncio.gather(self._checking, return_exceptions=True)
+        await self._naming.close()
+        try:
+            await self._leftovers.close()
+            if self._instance is not None and self._book.is_empty and not self._leases:
+                await self._run(self._firewall.clear)
+                await self._run(bridges.remove, self.instance, list(self._known))
+        except OSError as error:
+            self._log.warning("networks could not be removed", reason=error.strerror)
+        if self._instance is not None:
+            self._instance.close()
         await self._run(self._firewall.close)
         self._thread.shutdown()
 
@@ -210,7 +187,9 @@ class Networks:
 
     async def apply_rules(self) -> None:
         """Put every packet rule in place anew. Raises EngineFailure."""
-        networks = [one.rules() for one in self._networks.values() if one.driver == "bridge" and one.subnet]
+        networks = [
+            one.rules(self._naming.place(one)) for one in self._known if one.driver == "bridge" and one.subnet
+        ]
         self._applied = True
         try:
             await self._run(self._firewall.apply, networks, self._publishing.forwards())
@@ -230,11 +209,69 @@ class Networks:
         except EngineFailure as fault:
             self._log.error("packet rules could not be put in place again", reason=fault.message)
 
+    # --- networks -------------------------------------------------------------------------------------------------------------
+
+    async def create(self, body: Mapping[str, Any]) -> tuple[Network, str]:
+        """A user-defined network, up, and a warning for the client. Source: Engine API, NetworkCreate.
+
+        Raises what `wishes.parse` does; Conflict (name), Forbidden (subnet of another network), EngineFailure. Failed or killed:
+        the next start takes a bridge away that has no record.
+        """
+        made = wishes.parse(
+            body, network_id=secrets.token_hex(32), created_ns=time.time_ns(), default_mtu=self._settings["mtu"]
+        )  # fmt: skip
+        if self._known.named(made.name) is not None:
+            raise Conflict(f"network with name {made.name} already exists")
+        if any(one.link == made.link for one in self._known):
+            raise Conflict(
+                f"cannot create network {made.id} ({made.link}): a network uses the bridge already"
+            )
+        others = [one.network for one in self._known if one.subnet]
+        warning = ""
+        if made.subnet:
+            if any(made.network.overlaps(one) for one in others):
+                raise Forbidden("invalid pool request: Pool overlaps with other one on this address space")
+            if (clash := await self._run(bridges.check_free, made.network, others)) is not None:
+                warning = f"the subnet {made.subnet} overlaps with the route {clash} of this host"
+        made = await self._run(bridges.ensure, made, self.instance, others, False, self._log)
+        tracepoint.reach("network.bridged")
+        try:
+            if self._known.named(made.name) is not None:  # another request was quicker
+                raise Conflict(f"network with name {made.name} already exists")
+            self._known.save(made, durable=True)
+            tracepoint.reach("network.recorded")
+            await self._naming.open(made)
+            await self.apply_rules()
+        except BaseException:
+            self._known.forget(made.id)
+            await self._naming.close(made.id)
+            await self._run(bridges.remove, self.instance, [made])
+            raise
+        return made, warning
+
+    async def remove(self, network: Network) -> None:
+        """Take a user-defined network that nobody uses away. Raises Forbidden, EngineFailure."""
+        if network.is_predefined:
+            raise Forbidden(f"{network.name} is a pre-defined network and cannot be removed")
+        if self.endpoints(network.id):
+            raise Forbidden(f"error while removing network: network {network.name} has active endpoints")
+        self._known.forget(network.id)
+        self._book.forget(network.id)
+        tracepoint.reach("network.forgotten")
+        await self._naming.close(network.id)
+        try:
+            await self.apply_rules()
+            await self._run(bridges.remove, self.instance, [network])
+        except OSError as error:
+            raise EngineFailure(
+                f"network {network.name} is removed, its bridge is not: {error.strerror}"
+            ) from error
+
     # --- endpoints ------------------------------------------------------------------------------------------------------------
 
     def reserve(
         self, container_id: str, network: str = BRIDGE, *, address: str = "", mac: str = "", position: int = 0,
-        default_route: bool = True, names: Iterable[str] = (),
+        default_route: bool = True, names: Iterable[str] = (), upstream: Iterable[str] = (),
     ) -> EndpointLease:  # fmt: skip
         """A place on `network` (name or id) for the container, until `release`.
 
@@ -255,9 +292,10 @@ class Networks:
             endpoint_id=secrets.token_hex(32), address=str(leased), prefix=found.network.prefixlen,
             gateway=found.gateway, mac=mac.lower() or mac_of(leased), bridge=found.link, mtu=found.mtu,
             position=position, default_route=default_route and not found.internal, has_names=found.has_names,
-            isolated=not found.icc, names=tuple(names),
+            isolated=not found.icc, internal=found.internal, names=tuple(names), upstream=tuple(upstream),
         )  # fmt: skip
         self._leases.setdefault(container_id, {})[found.id] = lease
+        self._naming.changed()
         return lease
 
     def reserve_ports(
@@ -267,12 +305,10 @@ class Networks:
 
         Raises InvalidInput; EngineFailure in dockerd's words when one is taken. Nothing of the call stays held then.
         """
-        owner = next(
-            (lease for held in self._leases.values() for lease in held.values() if lease.endpoint_id == endpoint_id), None
-        )  # fmt: skip
+        owner = next((lease for lease in self._every_lease() if lease.endpoint_id == endpoint_id), None)
         if owner is None:
             raise EngineFailure(f"no endpoint {endpoint_id}")
-        default_ip = self._networks[owner.network_id].host_ip or self._default_ip
+        default_ip = self.find(owner.network_id).host_ip or self._default_ip
         return self._publishing.reserve(owner, bindings, endpoint_name=endpoint_name, default_ip=default_ip)
 
     def netlink_messages(self, lease: EndpointLease | None, *more: EndpointLease) -> list[bytes]:
@@ -283,12 +319,23 @@ class Networks:
         """A veth pair between the network's bridge and the network namespace of `pid`. Raises OSError."""
         if not self._applied:
             await self.apply_rules()
-        await self._run(_connect, lease, pid)
+        await self._run(bridges.connect, lease, pid)
 
     async def publish(self, lease: EndpointLease, records: Sequence[Mapping[str, Any]]) -> None:
-        """Lead the reserved ports to the container. Raises EngineFailure."""
+        """Lead the reserved ports to the container, to this endpoint from now on. Raises EngineFailure."""
+        before = self._publishing.stop_leading(lease.container_id)
+        if before:
+            await self._run(self._firewall.remove, before)
         if not await self._run(self._firewall.add, self._publishing.lead(lease, records)):
             await self.apply_rules()
+
+    async def disconnect(self, lease: EndpointLease) -> None:
+        """Take one endpoint of a running container away. Its published ports lead nowhere until they are published anew."""
+        held = self._leases.get(lease.container_id, {})
+        held.pop(lease.network_id, None)
+        self._book.give_back(lease.container_id, lease.network_id)
+        self._naming.changed()
+        await self._run(bridges.delete_leftover, [lease.link])
 
     async def release(self, container_id: str) -> None:
         """Give back all that the container has of networks. May be called twice, and for one that never had any.
@@ -298,52 +345,54 @@ class Networks:
         leases = self._leases.pop(container_id, {})
         forwards = self._publishing.let_go(container_id)
         self._book.give_back(container_id)
-        for lease in leases.values():
-            self._delete_later(lease.link)
+        if leases:
+            self._naming.changed()
+            self._leftovers.expect_gone([lease.link for lease in leases.values()])
         if forwards and not await self._run(self._firewall.remove, forwards):
             with contextlib.suppress(EngineFailure):
                 await self.apply_rules()
 
-    def _delete_later(self, name: str) -> None:
-        def due() -> None:
-            self._leftover.pop(name, None)
-            self._thread.submit(_quietly, bridges.delete_leftover, [name])
+    def lead_by(self, container_id: str, network_id: str) -> list[EndpointLease]:
+        """The container's default route goes by that network from now on; its leases as they are then."""
+        held = self._leases.get(container_id, {})
+        for key, lease in held.items():
+            held[key] = replace(lease, default_route=key == network_id and not lease.internal)
+        return self.leases(container_id)
 
-        if not self._closed:
-            self._leftover[name] = asyncio.get_running_loop().call_later(_LEFTOVER_SECONDS, due)
+    def rename(
+        self, container_id: str, names: Callable[[EndpointLease], Iterable[str]]
+    ) -> list[EndpointLease]:
+        """Give the container's endpoints other names; the leases as they are then, to be recorded."""
+        held = self._leases.get(container_id, {})
+        for key, lease in held.items():
+            held[key] = replace(lease, names=tuple(names(lease)))
+        self._naming.changed()
+        return self.leases(container_id)
 
     # --- looking --------------------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Network]:
-        return iter(list(self._networks.values()))
+        return iter(self._known)
 
     def find(self, reference: str) -> Network:
         """By full id, exact name, or unique id prefix. Raises NotFound, InvalidInput. Source: Engine API, NetworkInspect."""
-        if (found := self._networks.get(reference)) is not None:
-            return found
-        for matches in (
-            [one for one in self._networks.values() if one.name == reference],
-            [one for one in self._networks.values() if reference and one.id.startswith(reference)],
-        ):
-            if len(matches) > 1:
-                raise InvalidInput(
-                    f"network {reference[:200]} is ambiguous ({len(matches)} matches found on name)"
-                )
-            if matches:
-                return matches[0]
-        raise NotFound(f"network {reference[:200]} not found")
+        return self._known.find(reference)
 
     def ids(self) -> dict[str, str]:
         """Name -> id of every network."""
-        return {one.name: one.id for one in self._networks.values()}
+        return {one.name: one.id for one in self._known}
 
     def gateway(self) -> str:
         """The host as containers of the default network see it; empty without one."""
-        return next((one.gateway for one in self._networks.values() if one.name == BRIDGE), "")
+        found = self._known.named(BRIDGE)
+        return "" if found is None else found.gateway
 
     def leases(self, container_id: str) -> list[EndpointLease]:
-        """The container's endpoints, its first one first."""
+        """The container's endpoints, in the order of its interfaces."""
         return sorted(self._leases.get(container_id, {}).values(), key=lambda lease: lease.position)
+
+    def _every_lease(self) -> Iterator[EndpointLease]:
+        return (lease for held in self._leases.values() for lease in held.values())
 
     def endpoints(self, network_id: str) -> list[EndpointLease]:
         """Every endpoint on the network."""
@@ -351,40 +400,4 @@ class Networks:
 
     def host_file(self, path: str) -> str:
         """A file of the host, empty when it is not there. For resolv.conf the real servers behind systemd's stub."""
-        try:
-            text = Path(path).read_text(errors="replace")
-            if path == "/etc/resolv.conf" and only_loopback(text):
-                with contextlib.suppress(OSError):
-                    return Path(_UPSTREAM_RESOLV_CONF).read_text(errors="replace")
-            return text
-        except OSError:
-            return ""
-
-    def save(self, network: Network) -> None:
-        """Record `network`, a new one or a changed one."""
-        with self._catalogue.transaction() as connection:
-            connection.execute(
-                "INSERT INTO networks (id, name, driver, record) VALUES (?, ?, ?, ?) "
-                "ON CONFLICT (id) DO UPDATE SET name = excluded.name, record = excluded.record",
-                (network.id, network.name, network.driver, network.to_json()),
-            )
-        self._networks[network.id] = network
-
-
-class _Everything:
-    """A collection that has whatever is asked for."""
-
-    def __contains__(self, _: object) -> bool:
-        return True
-
-
-def _connect(lease: EndpointLease, pid: int) -> None:
-    links.connect(
-        name=lease.link, bridge=socket.if_nametoindex(lease.bridge), mtu=lease.mtu, pid=pid,
-        peer_name=lease.interface, peer_index=lease.index, peer_mac=lease.mac, isolated=lease.isolated,
-    )  # fmt: skip
-
-
-def _quietly(job: Callable[..., None], *arguments: Any) -> None:
-    with contextlib.suppress(OSError):
-        job(*arguments)
+        return hostfiles.for_containers(path)

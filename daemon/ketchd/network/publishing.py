@@ -59,6 +59,10 @@ class Publishing:
         self._forwards[lease.container_id] = found
         return found
 
+    def stop_leading(self, container_id: str) -> list[Forward]:
+        """The ports stay held and lead nowhere; the elements to take out of the rules."""
+        return self._forwards.pop(container_id, [])
+
     def let_go(self, container_id: str) -> list[Forward]:
         """The container's ports are free again; the elements to take out of the rules. May be called twice."""
         for one in self._records.pop(container_id, []):

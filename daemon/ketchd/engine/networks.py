@@ -1,0 +1,326 @@
+"""The network journeys: a container's endpoints at its start, connect and disconnect while it lives, networks made and removed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ketch_wire.faults import Conflict, EngineFailure, Fault, Forbidden, NotFound
+from ketchd import tracepoint
+from ketchd.containers import endpoints
+from ketchd.containers.record import ContainerRecord
+from ketchd.containers.supervisor import Box
+from ketchd.engine.rooms import Rooms
+from ketchd.network.definition import Network
+from ketchd.network.files import (
+    EMBEDDED_SERVER,
+    render_embedded_resolv_conf,
+    render_hostname,
+    render_hosts,
+    render_resolv_conf,
+)
+from ketchd.network.leases import EndpointLease, inside, routes
+from ketchd.network.networks import Networks
+
+tracepoint.declare("connect.leased", "connect.connected", "disconnect.gone")
+
+NETWORK_FILES = ("hosts", "hostname", "resolv.conf")
+_INSIDE = "ketchd.network.inside:configure"
+
+
+def reserve(rooms: Rooms, record: ContainerRecord) -> list[EndpointLease]:
+    """A place on each network that the container wants, in the order of its interfaces; none without a network of its own.
+
+    Raises NotFound (network) and what Networks.reserve does; `release` takes back what was reserved until then.
+    """
+    if record.config["NetworkDisabled"]:
+        return []
+    places = endpoints.wanted(record.networking)
+    found = [_network(rooms, one.network) for one in places]
+    _check(places, found)
+    lead = endpoints.leading([
+        (network.name, one.priority, network.internal) for one, network in zip(places, found, strict=True)
+    ])  # fmt: skip
+    return [
+        _lease(rooms, record, one, position, default_route=position == lead)
+        for position, one in enumerate(places)
+    ]
+
+
+def _network(rooms: Rooms, reference: str) -> Network:
+    try:
+        return rooms.networks.find(reference)
+    except NotFound as fault:
+        raise NotFound(f"failed to set up container networking: {fault.message}") from None
+
+
+def _check(places: list[endpoints.Wanted], networks: list[Network]) -> None:
+    for one, network in zip(places, networks, strict=True):
+        if one.address and not network.chosen:
+            raise Conflict(
+                "user specified IP address is supported only when connecting to networks with user configured subnets"
+            )
+        if network.driver != "bridge":
+            raise Conflict(f"a container on other networks cannot be on the network {network.name}")
+
+
+def _lease(
+    rooms: Rooms, record: ContainerRecord, one: endpoints.Wanted, position: int, *, default_route: bool
+) -> EndpointLease:
+    return rooms.networks.reserve(
+        record.id,
+        network=one.network,
+        address=one.address,
+        mac=one.mac,
+        position=position,
+        default_route=default_route,
+        names=endpoints.dns_names(record.name, record.id, record.config["Hostname"], one.aliases),
+        upstream=record.host_config["Dns"] or (),
+    )
+
+
+def outward(leases: list[EndpointLease]) -> EndpointLease:
+    """The endpoint that published ports lead to: the one of the default route, else the first."""
+    return next((lease for lease in leases if lease.default_route), leases[0])
+
+
+def record_leases(record: ContainerRecord, leases: list[EndpointLease]) -> None:
+    """Note the endpoints that the container has now."""
+    stored = [lease.to_record() for lease in leases]
+    record.endpoint, record.endpoints = (stored[0], stored[1:]) if stored else (None, [])
+
+
+def stored_leases(record: ContainerRecord) -> list[dict[str, Any]]:
+    """The endpoints that the record has, the first one first."""
+    return [] if record.endpoint is None else [record.endpoint, *record.endpoints]
+
+
+def announce(rooms: Rooms, action: str, record: ContainerRecord, stored: Mapping[str, Any]) -> None:
+    """A network's `connect` or `disconnect` event."""
+    rooms.events.append(
+        "network", action, stored["network_id"],
+        {"container": record.id, "name": stored.get("network_name", ""), "type": "bridge"},
+    )  # fmt: skip
+
+
+def network_files(
+    record: ContainerRecord, leases: Sequence[EndpointLease], networks: Networks
+) -> dict[str, str]:
+    """Contents of hosts, hostname and resolv.conf in the container's directory."""
+    config, host = record.config, record.host_config
+    gateway = leases[0].gateway if leases else networks.gateway()
+    extra = [item.split(":", 1) for item in host["ExtraHosts"] or []]
+    hosts = [(name, gateway if address == "host-gateway" else address) for name, address in extra]
+    return {
+        "hosts": render_hosts(
+            hostname=config["Hostname"],
+            domainname=config["Domainname"],
+            address=[lease.address for lease in leases],
+            extra=hosts,
+            host_file=networks.host_file("/etc/hosts") if host["NetworkMode"] == "host" else None,
+        ),
+        "hostname": render_hostname(config["Hostname"]),
+        "resolv.conf": render_embedded_resolv_conf(
+            networks.host_file("/etc/resolv.conf"),
+            server=EMBEDDED_SERVER,
+            search=host["DnsSearch"] or [],
+            options=host["DnsOptions"] or [],
+        )
+        if any(lease.has_names for lease in leases)
+        else render_resolv_conf(
+            networks.host_file("/etc/resolv.conf"),
+            dns=host["Dns"] or [],
+            search=host["DnsSearch"] or [],
+            options=host["DnsOptions"] or [],
+            keep_loopback=host["NetworkMode"] == "host",
+        ),
+    }
+
+
+async def connect(rooms: Rooms, network: Network, box: Box, sent: Mapping[str, Any] | None) -> None:
+    """Put `box` on one more network, at once if it runs, else at its next start.
+
+    Raises Forbidden, Conflict, InvalidInput, EngineFailure. Failed: it is where it was. Source: Engine API, NetworkConnect.
+    """
+    async with box.lock:
+        record = box.record
+        mode = record.host_config["NetworkMode"]
+        if network.name == "host":
+            raise Forbidden(
+                "cannot connect container to host network - container must be created in host network mode"
+            )
+        if mode == "host" or mode.startswith("container:"):
+            raise Forbidden(
+                "container sharing network namespace with another container or host cannot be connected to any other network"
+            )
+        if network.name == "none" or "none" in record.networking:
+            raise Forbidden(
+                "container cannot be connected to multiple networks with one of the networks in private (none) mode"
+            )
+        if _key(rooms, record, network) is not None:
+            raise Forbidden(f"endpoint with name {record.name} already exists in network {network.name}")
+        settings = endpoints.check(network.name, sent)
+        if not record.has_process:
+            record.networking[network.name] = settings
+            rooms.supervisor.save(record)
+            return
+        leases = rooms.networks.leases(record.id)
+        place = endpoints.of(network.name, settings)
+        _check([place], [network])
+        position = next(
+            number for number in range(len(leases) + 1) if all(number != one.position for one in leases)
+        )
+        lease = _lease(
+            rooms, record, place, position, default_route=not any(one.default_route for one in leases)
+        )
+        try:
+            tracepoint.reach("connect.leased")
+            await rooms.networks.connect(lease, record.pid)
+            await _configure(rooms, record, inside([lease], loopback=False) + routes([*leases, lease]))
+            if record.published and not leases:
+                await rooms.networks.publish(lease, record.published)
+        except BaseException as error:
+            await rooms.networks.disconnect(lease)
+            if isinstance(error, OSError):
+                raise EngineFailure(
+                    f"cannot connect {record.name} to {network.name}: {error.strerror}"
+                ) from error
+            raise
+        record.networking[network.name] = settings
+        _settle(rooms, record, rooms.networks.leases(record.id))
+        tracepoint.reach("connect.connected")
+        announce(rooms, "connect", record, lease.to_record())
+
+
+async def disconnect(rooms: Rooms, network: Network, box: Box) -> None:
+    """Take `box` off a network. Raises Forbidden, EngineFailure (it is not on it). Source: Engine API, NetworkDisconnect."""
+    async with box.lock:
+        record = box.record
+        if network.name == "host":
+            raise Forbidden("container cannot be disconnected from host network or connected to host network")
+        key = _key(rooms, record, network)
+        if key is None:
+            word = "to network" if record.has_process else "to the network"
+            raise EngineFailure(f"container {record.id} is not connected {word} {network.name}")
+        del record.networking[key]
+        lease = next((one for one in rooms.networks.leases(record.id) if one.network_id == network.id), None)
+        if lease is None:
+            rooms.supervisor.save(record)
+            return
+        await rooms.networks.disconnect(lease)
+        tracepoint.reach("disconnect.gone")
+        left = rooms.networks.leases(record.id)
+        if left and lease.default_route:
+            left = rooms.networks.lead_by(record.id, outward(left).network_id)
+        _settle(rooms, record, left)
+        if left:
+            await _configure(rooms, record, routes(left))
+            if record.published:
+                await rooms.networks.publish(outward(left), record.published)
+        announce(rooms, "disconnect", record, lease.to_record())
+
+
+def _settle(rooms: Rooms, record: ContainerRecord, leases: list[EndpointLease]) -> None:
+    """Record the endpoints of a running container, and say so in its files, which it has mounted: written in place."""
+    record_leases(record, leases)
+    rooms.supervisor.save(record)
+    for name, content in network_files(record, leases, rooms.networks).items():
+        path = rooms.container_dir(record.id) / name
+        if path.read_text(errors="replace") != content:
+            path.write_text(content)
+
+
+def _key(rooms: Rooms, record: ContainerRecord, network: Network) -> str | None:
+    """The key under which the record has the network: its name, its id or a part of it."""
+    for key in record.networking:
+        try:
+            if rooms.networks.find(key).id == network.id:
+                return key
+        except Fault:
+            continue
+    return None
+
+
+async def _configure(rooms: Rooms, record: ContainerRecord, messages: list[bytes]) -> None:
+    if messages:
+        await rooms.workers.run(
+            _INSIDE, {"pid": record.pid, "start_time": record.start_time, "messages": messages}
+        )
+
+
+def rename(rooms: Rooms, record: ContainerRecord) -> None:
+    """The container has another name: others on its networks find it by that from now on."""
+    hostname = record.config["Hostname"]
+
+    def names(lease: EndpointLease) -> list[str]:
+        aliases = next(
+            (one.aliases for one in endpoints.wanted(record.networking) if one.network in (lease.network_name, lease.network_id)), ()
+        )  # fmt: skip
+        return endpoints.dns_names(record.name, record.id, hostname, aliases)
+
+    if record.has_process:
+        record_leases(record, rooms.networks.rename(record.id, names))
+        rooms.supervisor.save(record)
+
+
+async def create(rooms: Rooms, body: Mapping[str, Any]) -> tuple[Network, str]:
+    """A user-defined network, and a warning. Raises what Networks.create does."""
+    made, warning = await rooms.networks.create(body)
+    rooms.events.append("network", "create", made.id, {"name": made.name, "type": made.driver})
+    return made, warning
+
+
+async def remove(rooms: Rooms, network: Network) -> None:
+    """Take a network away. Raises Forbidden with the containers that run on it. Source: Engine API, NetworkDelete."""
+    users = rooms.networks.endpoints(network.id)
+    if users and not network.is_predefined:
+        shown = ", ".join(f'name:"{_name(rooms, one)}" id:"{one.endpoint_id[:12]}"' for one in users)
+        raise Forbidden(
+            f"error while removing network: network {network.name} has active endpoints ({shown})"
+        )
+    await rooms.networks.remove(network)
+    rooms.events.append("network", "destroy", network.id, {"name": network.name, "type": network.driver})
+
+
+async def prune(rooms: Rooms, accept: Callable[[Network], bool]) -> list[str]:
+    """Remove every user-defined network that no running container is on and that `accept` accepts: their names."""
+    removed = []
+    for network in rooms.networks:
+        if network.is_predefined or rooms.networks.endpoints(network.id) or not accept(network):
+            continue
+        try:
+            await remove(rooms, network)
+        except (Forbidden, NotFound):
+            continue
+        removed.append(network.name)
+    rooms.events.append("network", "prune", "", {"reclaimed": "0"})
+    return removed
+
+
+def containers(rooms: Rooms, network: Network) -> dict[str, dict[str, str]]:
+    """Who runs on the network, as NetworkInspect shows it."""
+    if network.driver == "bridge":
+        return {
+            lease.container_id: {
+                "Name": _name(rooms, lease),
+                "EndpointID": lease.endpoint_id,
+                "MacAddress": lease.mac,
+                "IPv4Address": f"{lease.address}/{lease.prefix}",
+                "IPv6Address": "",
+            }
+            for lease in rooms.networks.endpoints(network.id)
+        }
+    return {
+        box.record.id: {
+            "Name": box.record.name, "EndpointID": "", "MacAddress": "", "IPv4Address": "", "IPv6Address": "",
+        }
+        for box in rooms.supervisor
+        if box.record.has_process and network.name in box.record.networking
+    }  # fmt: skip
+
+
+def _name(rooms: Rooms, lease: EndpointLease) -> str:
+    try:
+        return rooms.supervisor.find(lease.container_id).record.name
+    except NotFound:
+        return ""  # a build step
