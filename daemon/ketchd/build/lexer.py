@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from ketch_wire.faults import InvalidInput
+from ketch_wire.faults import EngineFailure, Fault, InvalidInput
 
 LINE_LIMIT = 65535
 SIZE_LIMIT = 2 * 1024 * 1024
@@ -33,6 +33,11 @@ class Place:
     def fault(self, why: str) -> InvalidInput:
         """A parse error in dockerd's words, followed by the place."""
         return InvalidInput(f"dockerfile parse error line {self.number}: {why} ({self})")
+
+    def located(self, fault: Fault) -> Fault:
+        """The fault again, of the same class where that takes a message alone, with the place behind its message."""
+        kind = type(fault) if type(fault).__init__ is Fault.__init__ else EngineFailure
+        return fault if str(self) in fault.message else kind(self.locate(fault.message))
 
     def locate(self, message: str) -> str:
         """`message` with the place behind it."""

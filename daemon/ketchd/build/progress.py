@@ -54,7 +54,8 @@ class Progress:
         if upto is not None:
             for channel in self._channels[self._turn : upto + 1]:
                 channel.closed = True
-            self.advance()
+                channel.release()
+            self._turn = max(self._turn, upto + 1)
         await self._flush()
 
     def put(self, message: Message, size: int) -> None:

@@ -93,8 +93,8 @@ class Steps:
                 self._job.failed = node.index
             if isinstance(error, RunFailed):
                 channel.say(f"{node.place}\n")
-            elif isinstance(error, Fault) and str(node.place) not in error.message:
-                raise _located(error, node) from error
+            elif isinstance(error, Fault):
+                raise node.place.located(error) from error
             raise
         if not isinstance(node.op, NoteOp):
             channel.say(f" ---> {state.short_id}\n")
@@ -345,8 +345,3 @@ class Steps:
             before, node, chain=keys.follow(before.chain, cached.key), created_ns=cached.created_ns, layer=cached.layer,
             content=cached.content, clamp_ns=clamp,
         )  # fmt: skip
-
-
-def _located(error: Fault, node: Node) -> Fault:
-    made = type(error)(node.place.locate(error.message)) if type(error).__init__ is Fault.__init__ else None
-    return made if made is not None else EngineFailure(node.place.locate(error.message))

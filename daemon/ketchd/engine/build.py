@@ -255,7 +255,10 @@ class Builder:
             image_id = None
         if image_id is None or (request.pull and is_name):
             credentials = Credentials.read(_login(request.registries, reference))
-            image_id = await pull(self._rooms, reference, credentials, send, platform=platform)
+            try:
+                image_id = await pull(self._rooms, reference, credentials, send, platform=platform)
+            except Fault as fault:
+                raise wanted.place.located(fault) from fault
         record = images.get(image_id)
         config = record.config
         return image_id, Base(
