@@ -22,6 +22,7 @@ from ketchd.content.garbage import Garbage
 from ketchd.content.images import ImageStore
 from ketchd.content.leases import Leases
 from ketchd.engine.rooms import Rooms
+from ketchd.engine.volumes import Volumes
 from ketchd.layers.store import LayerStore
 from ketchd.layers.workers import WorkerPool
 from ketchd.model.digest import Digest
@@ -42,16 +43,22 @@ async def rooms_below(root: Path, kind: str = "erofs") -> AsyncIterator[Rooms]:
     catalogue, workers = Catalogue(root / "catalogue.sqlite"), WorkerPool()
     events = EventJournal(catalogue)
     blobs, layers = BlobStore(root, catalogue), LayerStore(root, catalogue, workers, kind)
-    nothing: Any = SimpleNamespace()
+    supervisor = Supervisor(catalogue, events)
+    nothing: Any = SimpleNamespace(ids=dict)
+
+    def users(volume: str) -> list[str]:
+        return [box.record.id for box in supervisor for one in box.record.mounts if one.get("name") == volume]
+
     rooms = Rooms(
         data_root=root, exec_root=root / "run", catalogue=catalogue, events=events, blobs=blobs,
         images=ImageStore(catalogue, blobs), leases=Leases(catalogue), garbage=Garbage(catalogue, blobs, layers),
-        layers=layers, workers=workers, networks=nothing, volumes=nothing, shims=nothing,
-        supervisor=Supervisor(catalogue, events), cgroups=nothing, log=_Silent(),
+        layers=layers, workers=workers, networks=nothing, volumes=Volumes(root, catalogue, events, users), shims=nothing,
+        supervisor=supervisor, cgroups=nothing, log=_Silent(),
     )  # fmt: skip
     try:
         yield rooms
     finally:
+        await rooms.registry.close()
         await workers.close()
         await layers.close()
         catalogue.close()

@@ -72,7 +72,7 @@ class SystemApi:
         for kind in types:
             if kind not in _DF_TYPES:
                 raise InvalidInput(f"unknown object type: {kind}")
-        shown = await disk_usage(self._rooms)
+        shown = await disk_usage(self._rooms, call.version)
         if types:
             keys = {
                 "container": "Containers",
