@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 from aiohttp.web_protocol import RequestHandler
 
 _HEAD_LIMIT = 64 * 1024
@@ -22,12 +22,13 @@ _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)", re.IGNORECASE)
 class Connection(RequestHandler):
     """aiohttp's connection, with `early`: bytes behind an upgrade request, None while there was none."""
 
-    __slots__ = ("_body_left", "_head", "early")
+    __slots__ = ("_arriving", "_body_left", "_head", "early")
 
     def __init__(self, manager: web.Server, **given: object) -> None:
         super().__init__(manager, **given)  # type: ignore[arg-type]
         self._head = b""
         self._body_left = 0
+        self._arriving: StreamReader | None = None
         self.early: bytes | None = None
 
     def data_received(self, data: bytes) -> None:
@@ -36,7 +37,7 @@ class Connection(RequestHandler):
             rest = self._feed_body(data)
             self.early += rest
             return
-        if self._current_request is not None or self._messages:
+        if self._current_request is not None or self._messages or self._is_body_arriving():
             super().data_received(data)
             return
         self._head += data
@@ -47,6 +48,8 @@ class Connection(RequestHandler):
         head = received[: end + 2]
         if end < 0 or _UPGRADE.search(head) is None:
             super().data_received(received)
+            if self._messages:
+                self._arriving = self._messages[-1][1]
             return
         length = _LENGTH.search(head)
         self._body_left = int(length[1]) if length else 0
@@ -56,6 +59,11 @@ class Connection(RequestHandler):
         self._body_left -= len(first)
         super().data_received(received[: end + 4] + first)
         self.early = rest
+
+    def _is_body_arriving(self) -> bool:
+        """Whether a request's body is not whole yet. Between the parser's message and the task that handles it, the body is the
+        only sign of the request: what comes then must not be taken for the head of another one."""
+        return self._arriving is not None and not self._arriving.is_eof()
 
     def _feed_body(self, data: bytes) -> bytes:
         """Give the parser what still belongs to the request; returns what does not."""
