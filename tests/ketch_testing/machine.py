@@ -36,12 +36,12 @@ class UnixConnection(http.client.HTTPConnection):
 class Machine:
     """One private ketchd. Starts and stops it; everything lives below `base`."""
 
-    def __init__(self, base: Path, *, bridge: str = "ketchtest0", flags: tuple[str, ...] = ()) -> None:
+    def __init__(self, base: Path, *, bridge: str = "", flags: tuple[str, ...] = ()) -> None:
         self.base = base
         self.data_root = base / "data"
         self.exec_root = base / "run"
         self.socket = base / "d.sock"
-        self.bridge = bridge
+        self.bridge = bridge or f"ktt{os.urandom(3).hex()}"  # several may run at once
         self.flags = flags
         self.process: subprocess.Popen[bytes] | None = None
         self.log = base / "ketchd.log"
@@ -202,11 +202,17 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def registry(
-    base: Path, *, users: Mapping[str, str] | None = None, storage: Path | None = None
+    base: Path,
+    *,
+    users: Mapping[str, str] | None = None,
+    storage: Path | None = None,
+    http: str = "",
+    more: str = "",
 ) -> Iterator[str]:
     """Debian's docker-registry on loopback, with htpasswd when `users` are given; yields host:port.
 
-    storage: a directory that outlives it; otherwise its content goes with `base`.
+    storage: a directory that outlives it; otherwise its content goes with `base`. http, more: lines of its configuration,
+    below `http:` and at the top.
     """
     port = free_port()
     base.mkdir(parents=True, exist_ok=True)
@@ -223,7 +229,7 @@ def registry(
     (base / "config.yml").write_text(
         "version: 0.1\nlog:\n  level: warn\n  accesslog:\n    disabled: true\n"
         f"storage:\n  filesystem:\n    rootdirectory: {storage or base / 'storage'}\n  delete:\n    enabled: true\n"
-        f"http:\n  addr: 127.0.0.1:{port}\n{auth}"
+        f"http:\n  addr: 127.0.0.1:{port}\n{http}{auth}{more}"
     )
     with (base / "log").open("wb") as log:
         process = subprocess.Popen(
