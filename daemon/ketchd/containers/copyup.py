@@ -9,31 +9,24 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import tempfile
 from typing import Any
 
 from ketch_wire.launch import LayerMount
-from ketchd.kernel.mounts import MNT_DETACH, umount
 from ketchd.kernel.openat import open_in_root
 from ketchd.layers.mounting import mount_chain
+from ketchd.layers.worker import JobPort
 
 
-def copy_up(arguments: dict[str, Any], port: Any) -> dict[str, Any]:
+def copy_up(arguments: dict[str, Any], port: JobPort) -> dict[str, Any]:
     """arguments: layers (top first), path in the image, destination (an empty host directory). Returns {copied: bool}."""
     layers = [LayerMount(layer["kind"], layer["path"]) for layer in arguments["layers"]]
-    target = tempfile.mkdtemp(prefix="ketch-copyup-")
+    target = port.scratch()
+    mount_chain(layers, target, None, None, True)
+    root = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        mount_chain(layers, target, None, None, True)
-        try:
-            root = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                return {"copied": _copy(root, arguments["path"], arguments["destination"])}
-            finally:
-                os.close(root)
-        finally:
-            umount(target, MNT_DETACH)
+        return {"copied": _copy(root, arguments["path"], arguments["destination"])}
     finally:
-        os.rmdir(target)
+        os.close(root)
 
 
 def _copy(root: int, path: str, destination: str) -> bool:
