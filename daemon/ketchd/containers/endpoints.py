@@ -27,6 +27,8 @@ def normalise(mode: str, sent: Mapping[str, Any], *, mac: str = "") -> dict[str,
 
     Raises InvalidInput, Unsupported.
     """
+    if not isinstance(sent, Mapping):
+        raise InvalidInput("invalid JSON: EndpointsConfig has to be an object")
     asked = {
         ("bridge" if name == "default" else name): check(name, settings) for name, settings in sent.items()
     }
@@ -48,7 +50,20 @@ def normalise(mode: str, sent: Mapping[str, Any], *, mac: str = "") -> dict[str,
 
 def check(network: str, sent: Mapping[str, Any] | None) -> dict[str, Any]:
     """One endpoint's settings, every key present. Raises InvalidInput, Unsupported."""
+    if sent is not None and not isinstance(sent, Mapping):
+        raise InvalidInput(f"invalid JSON: the endpoint settings of {network[:60]} have to be an object")
     settings = fold(sent, SETTINGS)
+    for key, kind in (
+        ("IPAMConfig", dict),
+        ("Links", list),
+        ("Aliases", list),
+        ("MacAddress", str),
+        ("GwPriority", int),
+    ):
+        if settings[key] is not None and not isinstance(settings[key], kind):
+            raise InvalidInput(f"invalid JSON: {key} of the endpoint {network[:60]} is no {kind.__name__}")
+    if not all(isinstance(one, str) for one in settings["Aliases"] or ()):
+        raise InvalidInput(f"invalid JSON: Aliases of the endpoint {network[:60]} have to be strings")
     ipam = settings["IPAMConfig"] or {}
     address = pick(ipam, "IPv4Address", "")
     if pick(ipam, "IPv6Address", "") or pick(ipam, "LinkLocalIPs", []):
@@ -67,8 +82,6 @@ def check(network: str, sent: Mapping[str, Any] | None) -> dict[str, Any]:
         raise Unsupported("links of the default bridge are not supported: use a user-defined network")
     if settings["MacAddress"] and not _MAC.fullmatch(settings["MacAddress"]):
         raise InvalidInput(f"invalid MAC address: {str(settings['MacAddress'])[:40]}")
-    if not isinstance(settings["Aliases"] or [], list):
-        raise InvalidInput("invalid JSON: Aliases has to be a list")
     return settings
 
 

@@ -28,10 +28,11 @@ _SERVERS_TRIED, _WAIT_SECONDS, _CONCURRENT = 3, 4.0, 1024
 _TCP_IDLE_SECONDS, _TCP_CLIENTS = 10.0, 256
 
 
-def answer(
-    query: dns.message.Message, table: NameTable, container_id: str, turn: int
-) -> dns.message.Message | None:
-    """What we know ourselves about the question; None when it is for somebody else. turn: rotates several addresses. Pure."""
+def answer(query: dns.message.Message, table: NameTable, container_id: str) -> dns.message.Message | None:
+    """What we know ourselves about the question; None when it is for somebody else. Pure.
+
+    Several addresses of one name are put on the wire in any order (dnspython shuffles them).
+    """
     if query.opcode() != 0 or len(query.question) != 1:
         return _failed(query, dns.rcode.Rcode.NOTIMP)
     question = query.question[0]
@@ -44,8 +45,7 @@ def answer(
         return _answered(query, [target + "."], dns.rdatatype.PTR)
     addresses = table.addresses(container_id, name)
     if addresses is not None:
-        start = turn % len(addresses)
-        shown = addresses[start:] + addresses[:start] if question.rdtype == dns.rdatatype.A else []
+        shown = addresses if question.rdtype == dns.rdatatype.A else []
         return _answered(query, shown, dns.rdatatype.A)
     if not table.may_ask_outside(container_id):
         return _failed(query, dns.rcode.Rcode.NXDOMAIN)
@@ -85,7 +85,6 @@ class Resolver:
         self._tasks: set[asyncio.Task[None]] = set()
         self._transport: asyncio.DatagramTransport | None = None
         self._server: asyncio.Server | None = None
-        self._turn = 0
         self.udp_port = 0
         self.tcp_port = 0
 
@@ -156,8 +155,7 @@ class Resolver:
         if query.flags & dns.flags.QR:
             return None
         table = self._table()
-        self._turn += 1
-        own = answer(query, table, container_id, self._turn)
+        own = answer(query, table, container_id)
         if own is not None:
             return own.to_wire(max_size=65535 if stream else 512, prefer_truncation=True)
         servers = table.servers(container_id) or self._host_servers()

@@ -42,13 +42,13 @@ def parse(body: Mapping[str, Any], *, network_id: str, created_ns: int, default_
     for key, what in (("ConfigOnly", "config-only networks"), ("EnableIPv6", "IPv6 networks")):
         if _pick(body, key, False):
             raise Unsupported(f"{what} are not supported")
-    if _pick(_pick(body, "ConfigFrom", {}), "Network", ""):
+    if _pick(_object(body, "ConfigFrom"), "Network", ""):
         raise Unsupported("config-only networks are not supported")
     if _pick(body, "EnableIPv4", True) is False:
         raise Unsupported("networks without IPv4 are not supported")
     if _pick(body, "Ingress", False):
         raise Forbidden(_NO_SWARM)
-    options = _texts(body, "Options")
+    options, ipam = _texts(body, "Options"), _object(body, "IPAM")
     network = Network(
         id=network_id,
         name=name,
@@ -63,12 +63,12 @@ def parse(body: Mapping[str, Any], *, network_id: str, created_ns: int, default_
         host_ip=_host_ip(options),
         options=options,
         labels=_texts(body, "Labels"),
-        ipam_options=_texts(_pick(body, "IPAM", {}), "Options") or None,
+        ipam_options=_texts(ipam, "Options") or None,
     )
     mode = options.get(_BRIDGE + "gateway_mode_ipv4", "nat")
     if mode not in ("", "nat"):
         raise Unsupported(f"gateway mode {mode[:20]!r} is not supported")
-    return _with_addresses(network, _pick(body, "IPAM", {}))
+    return _with_addresses(network, ipam)
 
 
 def _check_driver(driver: str) -> None:
@@ -78,6 +78,13 @@ def _check_driver(driver: str) -> None:
         raise Forbidden(_NO_SWARM)
     if driver != "bridge":
         raise NotFound(f"could not find plugin {driver[:60]} in v1 plugin registry: plugin not found")
+
+
+def _object(sent: Mapping[str, Any], key: str) -> dict[str, Any]:
+    found = _pick(sent, key, {})
+    if not isinstance(found, dict):
+        raise InvalidInput(f"invalid JSON: {key} has to be an object")
+    return found
 
 
 def _texts(sent: Mapping[str, Any], key: str) -> dict[str, str]:
@@ -113,13 +120,14 @@ def _host_ip(options: Mapping[str, str]) -> str:
         raise InvalidInput(f"failed to parse {_BRIDGE}host_binding_ipv4 value: {text[:40]!r}") from None
 
 
-def _with_addresses(network: Network, ipam: Any) -> Network:
-    if not isinstance(ipam, dict):
-        raise InvalidInput("invalid JSON: IPAM has to be an object")
+def _with_addresses(network: Network, ipam: Mapping[str, Any]) -> Network:
     driver = _pick(ipam, "Driver", "")
     if driver not in ("", "default"):
         raise NotFound(f"failed to retrieve IPAM driver: plugin {str(driver)[:60]!r} not found")
-    configs = [one for one in _pick(ipam, "Config", []) if isinstance(one, dict) and any(one.values())]
+    listed = _pick(ipam, "Config", [])
+    if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
+        raise InvalidInput("invalid JSON: Config has to be a list of objects")
+    configs = [one for one in listed if any(one.values())]
     if not configs:
         return network
     if len(configs) > 1:
@@ -134,7 +142,7 @@ def _with_addresses(network: Network, ipam: Any) -> Network:
 def _checked(config: Mapping[str, Any], wrong: list[str]) -> dict[str, Any]:
     text = str(_pick(config, "Subnet", ""))
     gateway, span = str(_pick(config, "Gateway", "")), str(_pick(config, "IPRange", ""))
-    auxiliary = {str(key): str(value) for key, value in _pick(config, "AuxiliaryAddresses", {}).items()}
+    auxiliary = _texts(config, "AuxiliaryAddresses")
     values: dict[str, Any] = {"subnet": "", "gateway": "", "ip_range": "", "auxiliary": {}}
     if not text:
         wrong += [f"invalid {what}: a subnet is needed with it" for what in _given(gateway, span, auxiliary)]

@@ -1,0 +1,105 @@
+"""Subnets that nobody else has, addresses that come round last."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ketch_wire.faults import InvalidInput, Unavailable
+from ketchd.network.addresses import (
+    check_address,
+    choose_address,
+    choose_subnet,
+    default_pools,
+    first_usable,
+    mac_of,
+    overlapping,
+)
+
+networks = st.builds(
+    lambda number, prefix: IPv4Network((number, prefix), strict=False),
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 32),
+)
+subnets = st.builds(
+    lambda number, prefix: IPv4Network((number, prefix), strict=False),
+    st.integers(0, 2**32 - 1),
+    st.integers(24, 30),
+)
+
+
+def test_pools_are_dockers() -> None:
+    pools = [str(pool) for pool in default_pools()]
+    assert pools[0] == "172.17.0.0/16" and pools[14] == "172.31.0.0/16"
+    assert pools[15] == "192.168.0.0/20" and pools[-1] == "192.168.240.0/20" and len(pools) == 31
+
+
+@given(st.lists(networks, max_size=12))
+def test_a_chosen_subnet_touches_nothing(taken: list[IPv4Network]) -> None:
+    """Whatever the routing table: the subnet is free, or there is none and every pool is touched."""
+    try:
+        chosen = choose_subnet(taken)
+    except Unavailable:
+        assert all(overlapping(pool, taken) for pool in default_pools())
+        return
+    assert overlapping(chosen, taken) is None and chosen in list(default_pools())
+
+
+def test_a_default_route_is_not_in_the_way() -> None:
+    assert str(choose_subnet([IPv4Network("0.0.0.0/0"), IPv4Network("172.17.5.0/24")])) == "172.18.0.0/16"
+
+
+@given(subnets, st.data())
+def test_addresses_are_free_and_of_the_subnet(subnet: IPv4Network, data: st.DataObject) -> None:
+    """A taken address is never given; with every one taken there is a fault, not a wrong address."""
+    hosts = [int(one) for one in subnet.hosts()]
+    taken = data.draw(st.sets(st.sampled_from(hosts)))
+    after = data.draw(st.integers(0, 2**32 - 1))
+    try:
+        chosen = choose_address(subnet, taken, after)
+    except Unavailable:
+        assert taken == set(hosts)
+        return
+    assert int(chosen) in hosts and int(chosen) not in taken
+
+
+@given(subnets)
+def test_what_is_given_back_is_given_last(subnet: IPv4Network) -> None:
+    """Taking and giving back goes through the whole subnet before an address returns."""
+    size = len(list(subnet.hosts()))
+    last, seen = 0, []
+    for _ in range(size):
+        chosen = choose_address(subnet, set(), last)
+        last = int(chosen)
+        seen.append(chosen)
+    assert len(set(seen)) == size
+    assert choose_address(subnet, set(), last) == seen[0]
+
+
+def test_a_range_narrows_the_choice() -> None:
+    subnet, span = IPv4Network("10.0.0.0/24"), IPv4Network("10.0.0.128/30")
+    found = {str(choose_address(subnet, set(), after, span)) for after in range(2**8)}
+    assert found == {"10.0.0.128"}
+    taken = {int(IPv4Address(f"10.0.0.{n}")) for n in range(128, 132)}
+    with pytest.raises(Unavailable, match="no available IPv4 addresses"):
+        choose_address(subnet, taken, 0, span)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "fault"),
+    [
+        ("10.0.1.1", InvalidInput), ("10.0.0.0", InvalidInput), ("10.0.0.255", InvalidInput), ("fd00::1", InvalidInput),
+        ("10.0.0.5", Unavailable), ("nonsense", InvalidInput),
+    ],
+)  # fmt: skip
+def test_addresses_that_cannot_be_asked_for(wanted: str, fault: type[Exception]) -> None:
+    with pytest.raises(fault):
+        check_address(IPv4Network("10.0.0.0/24"), {int(IPv4Address("10.0.0.5"))}, wanted)
+
+
+def test_mac_follows_the_address() -> None:
+    assert mac_of(IPv4Address("172.17.0.2")) == "02:42:ac:11:00:02"
+    assert first_usable(IPv4Network("172.17.0.0/16")) == IPv4Address("172.17.0.1")
