@@ -41,7 +41,7 @@ from ketchd.content.garbage import Garbage
 from ketchd.content.images import ImageStore
 from ketchd.content.leases import Leases
 from ketchd.content.recovery import sweep_store
-from ketchd.engine import restore, stop
+from ketchd.engine import health, restore, stop
 from ketchd.engine.execs import exec_ended
 from ketchd.engine.information import Facts, host_warnings
 from ketchd.engine.rooms import Rooms
@@ -115,6 +115,7 @@ class Engine:
             default_log_options=config.log_opts, registry=self._registry(),
         )  # fmt: skip
         await networks.start()
+        self._closing.append(lambda: health.close(rooms))
         await restore.restore(rooms)
         self._sweep_run_directories(supervisor)
         self._server = ApiServer(self._routes(rooms, kind, reason), log)

@@ -12,6 +12,7 @@ from aiohttp import web
 from ketch_wire.faults import InvalidInput, NotFound
 from ketchd.api.routing import Call, Route, json_reply, no_content
 from ketchd.api.streams import hijack
+from ketchd.api.usage import answer_when_healthy
 from ketchd.containers import show
 from ketchd.containers.detach import detach_keys
 from ketchd.containers.lifecycle import Happening, State
@@ -156,6 +157,8 @@ class ContainerApi:
         """POST /containers/{id}/wait: the waiter stands before the headers go out."""
         box = self._box(call)
         condition = call.query("condition", "") or "not-running"
+        if condition == "healthy":
+            return await answer_when_healthy(self._rooms, call, box)
         if condition not in ("not-running", "next-exit", "removed"):
             raise InvalidInput(f'invalid condition: "{condition}"')
         waiting = asyncio.ensure_future(self._rooms.supervisor.wait(box, condition))
@@ -365,7 +368,7 @@ class Selection:
             ("volume", lambda v: any(v in (m.get("name"), m["destination"]) for m in record.mounts)),
             ("expose", lambda v: _port(v) in (record.config["ExposedPorts"] or {})),
             ("publish", lambda v: any(_port(v) == f"{p['host_port']}/{p['proto']}" for p in record.published)),
-            ("health", lambda v: v == "none"),
+            ("health", lambda v: v == (record.health or {"Status": "none"})["Status"]),
             ("is-task", lambda v: v.lower() in ("false", "0")),
             ("isolation", lambda v: v in ("", "default")),
         )  # fmt: skip

@@ -23,7 +23,7 @@ class ContainerRecord:
     state is the observed one; stopped_by_hand and started_once are what is wanted of it across a restart of ketchd.
     pid and start_time (clock ticks since boot, /proc/PID/stat field 22) name a process only together; 0 when not running.
     exit_code None while running means unknown; the API prints 255 for an end that nobody saw.
-    layers: diff IDs base first. networking: wanted endpoints (see `endpoints`). endpoint: the lease on the first network while it
+    health: State.Health as inspect shows it, None without a health check. layers: diff IDs base first. networking: wanted endpoints (see `endpoints`). endpoint: the lease on the first network while it
     runs, endpoints: those on further ones, as `network.leases` stores them. Times: ns since the epoch.
     """
 
@@ -54,6 +54,7 @@ class ContainerRecord:
     endpoint: dict[str, Any] | None = None
     endpoints: list[dict[str, Any]] = field(default_factory=list)
     published: list[dict[str, Any]] = field(default_factory=list)
+    health: dict[str, Any] | None = None
 
     @property
     def short(self) -> str:

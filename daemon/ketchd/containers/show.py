@@ -6,6 +6,7 @@ import shlex
 from typing import Any
 
 from ketchd.containers import endpoints
+from ketchd.containers.health import status_words
 from ketchd.containers.lifecycle import State
 from ketchd.containers.mountpoints import MountPoint, render
 from ketchd.containers.record import ContainerRecord
@@ -35,7 +36,7 @@ def status_text(record: ContainerRecord, now_ns: int) -> str:
     code = 255 if record.exit_code is None else record.exit_code
     if state in (State.RUNNING, State.PAUSED):
         text = f"Up {human_duration((now_ns - record.started_ns) / 1e9)}"
-        return text + " (Paused)" if state is State.PAUSED else text
+        return text + (" (Paused)" if state is State.PAUSED else status_words(record.health))
     if state is State.RESTARTING:
         return f"Restarting ({code}) {human_duration((now_ns - record.finished_ns) / 1e9)} ago"
     if state is State.REMOVING:
@@ -50,6 +51,7 @@ def status_text(record: ContainerRecord, now_ns: int) -> str:
 def inspect_state(record: ContainerRecord) -> dict[str, Any]:
     """The State object."""
     state = record.shown_state
+    health = {} if record.health is None else {"Health": record.health}
     return {
         "Status": state.value,
         "Running": record.is_running,
@@ -62,6 +64,7 @@ def inspect_state(record: ContainerRecord) -> dict[str, Any]:
         "Error": record.error,
         "StartedAt": rfc3339(record.started_ns) if record.started_ns else ZERO_TIME,
         "FinishedAt": rfc3339(record.finished_ns) if record.finished_ns else ZERO_TIME,
+        **health,
     }
 
 

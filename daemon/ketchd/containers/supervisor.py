@@ -55,6 +55,9 @@ class Box:
         self.restart_timer: asyncio.TimerHandle | None = None
         self.watch: asyncio.Task[None] | None = None
         self.log_grew = asyncio.Event()
+        self.health_watch: asyncio.Task[None] | None = None
+        self.health_reaction: asyncio.Task[None] | None = None
+        self.health_waiters: list[asyncio.Future[int]] = []
 
     def ask(self, happening: Happening) -> State:
         """The state that `happening` leads to. Raises the lifecycle's refusal."""
@@ -71,6 +74,13 @@ class Box:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_result(self.exit_code())
+
+    def announce_healthy(self) -> None:
+        """Let go everybody who waited for a good probe."""
+        waiters, self.health_waiters = self.health_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(0)
 
     def announce_removed(self) -> None:
         """Let go everybody who waited for the removal."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from ketch_wire.faults import EngineFailure, InvalidInput, NotFound
 from ketchd import tracepoint
-from ketchd.containers import endpoints, mountpoints, settings
+from ketchd.containers import endpoints, health, mountpoints, settings
 from ketchd.containers.mountpoints import MountPoint
 from ketchd.containers.names import random_name
 from ketchd.containers.record import ContainerRecord, new_id
@@ -51,6 +51,7 @@ async def create(
     if platform:
         _check_platform(image_name, platform, image.config.os, image.config.architecture)
     config = settings.merge(body, image.config.run)
+    health.read_plan(config)
     container_id = new_id()
     _fill_hostname(config, host, container_id)
     points = mountpoints.gather(host, config, _inherited(rooms, host["VolumesFrom"] or []))

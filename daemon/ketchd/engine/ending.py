@@ -11,6 +11,7 @@ from ketchd.containers.lifecycle import Happening, State
 from ketchd.containers.restarts import Policy, next_wait
 from ketchd.containers.shims import ExitRecord, ShimLink
 from ketchd.containers.supervisor import Box
+from ketchd.engine import health
 from ketchd.engine import networks as networking
 from ketchd.engine.rooms import Rooms
 
@@ -30,6 +31,7 @@ async def finish(rooms: Rooms, box: Box, ended: ExitRecord | None) -> None:
     tracepoint.reach("end.seen")
     record = box.record
     box.link = None
+    health.unwatch(box)
     endpoints = networking.stored_leases(record)
     await rooms.networks.release(record.id)
     rooms.cgroups.remove(record.id)

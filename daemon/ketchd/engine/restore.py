@@ -14,7 +14,7 @@ from ketchd.containers.recovery import Decision, decide
 from ketchd.containers.restarts import Policy, starts_on_boot
 from ketchd.containers.shims import ShimLink, read_exit
 from ketchd.containers.supervisor import Box
-from ketchd.engine import ending
+from ketchd.engine import ending, health
 from ketchd.engine.remove import remove
 from ketchd.engine.rooms import Rooms
 from ketchd.engine.start import start
@@ -23,6 +23,8 @@ from ketchd.engine.start import start
 async def restore(rooms: Rooms) -> None:
     """Bring memory and processes in line with the catalogue. Faults of one container are logged, never fatal."""
     boxes = rooms.supervisor.load()
+    for box in boxes:
+        rooms.cgroups.place(box.record.id, box.record.host_config["CgroupParent"] or rooms.cgroup_parent)
     links = await asyncio.gather(*(rooms.shims.adopt(box.record.id) for box in boxes), return_exceptions=True)
     running: list[Box] = []
     for box, link in zip(boxes, links, strict=True):
@@ -46,6 +48,7 @@ async def restore(rooms: Rooms) -> None:
     for box in running:
         if box.link is not None:
             box.watch = asyncio.get_running_loop().create_task(ending.watch(rooms, box, box.link))
+            health.watch(rooms, box)
 
 
 async def _restore_one(rooms: Rooms, box: Box, link: ShimLink | None) -> bool:
@@ -57,6 +60,7 @@ async def _restore_one(rooms: Rooms, box: Box, link: ShimLink | None) -> bool:
     if decision is Decision.ADOPT and link is not None:
         if not record.has_process:
             record.started_ns, record.started_once, record.exit_code = time.time_ns(), True, None
+            health.reset(rooms, box)
             record.state = State.RUNNING
             rooms.supervisor.announce(box, "start")
         record.pid, record.start_time = link.pid, link.start_time

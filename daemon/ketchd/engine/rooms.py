@@ -8,6 +8,7 @@ from typing import Any
 
 from ketchd.catalogue.database import Catalogue
 from ketchd.catalogue.events import EventJournal
+from ketchd.containers.probes import Prober
 from ketchd.containers.shims import Shims
 from ketchd.containers.supervisor import Supervisor
 from ketchd.content.blobs import BlobStore
@@ -47,6 +48,7 @@ class Rooms:
     cgroup_parent: str = "/docker"
     default_log_options: dict[str, str] = field(default_factory=dict)
     init_path: str = ""
+    prober: Prober = field(default_factory=Prober)
     registry: RegistryClient = field(default_factory=lambda: RegistryClient(Settings()))
     transfers: Transfers = field(init=False)
 

@@ -19,7 +19,7 @@ from ketchd.containers.lifecycle import Happening, State
 from ketchd.containers.mountpoints import MountPoint
 from ketchd.containers.shims import LaunchFailed, ShimLink
 from ketchd.containers.supervisor import Box
-from ketchd.engine import ending
+from ketchd.engine import ending, health
 from ketchd.engine import networks as networking
 from ketchd.engine.rooms import Rooms
 from ketchd.network.networks import EndpointLease
@@ -54,6 +54,7 @@ async def start_locked(rooms: Rooms, box: Box) -> None:
             record.pid, record.start_time = link.pid, link.start_time
             record.started_ns, record.exit_code, record.error = time.time_ns(), None, ""
             record.oom_killed, record.stopped_by_hand, record.started_once = False, False, True
+            health.reset(rooms, box)
             rooms.supervisor.save(record)
             tracepoint.reach("start.recorded")
             undo.pop_all()
@@ -63,6 +64,7 @@ async def start_locked(rooms: Rooms, box: Box) -> None:
         _note_failure(rooms, box, error)
         raise
     box.link = link
+    health.watch(rooms, box)
     rooms.supervisor.announce(box, "start")
     box.watch = asyncio.get_running_loop().create_task(ending.watch(rooms, box, link))
 

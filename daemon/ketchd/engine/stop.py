@@ -9,7 +9,7 @@ from ketch_wire.faults import EngineFailure, NotModified
 from ketchd.containers.lifecycle import Happening, State
 from ketchd.containers.signals import signal_number
 from ketchd.containers.supervisor import Box
-from ketchd.engine import ending
+from ketchd.engine import ending, health
 from ketchd.engine.rooms import Rooms
 from ketchd.engine.start import start
 
@@ -119,6 +119,7 @@ async def pause(rooms: Rooms, box: Box) -> None:
         following = box.ask(Happening.ASK_PAUSE)
         await asyncio.to_thread(rooms.cgroups.freeze, box.record.id)
         box.record.state = following
+        health.unwatch(box)
         rooms.supervisor.save(box.record)
     rooms.supervisor.announce(box, "pause")
 
@@ -129,5 +130,6 @@ async def unpause(rooms: Rooms, box: Box) -> None:
         following = box.ask(Happening.ASK_UNPAUSE)
         await asyncio.to_thread(rooms.cgroups.thaw, box.record.id)
         box.record.state = following
+        health.watch(rooms, box)
         rooms.supervisor.save(box.record)
     rooms.supervisor.announce(box, "unpause")
