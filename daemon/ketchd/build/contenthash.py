@@ -81,14 +81,10 @@ class TarContext:
         yield from _zeros(entry.size - position)
 
     def close(self) -> None:
-        """May be called twice."""
-        if self._fd < 0:
-            return
-        self.view.release()
-        if self._map is not None:
-            self._map.close()
-        os.close(self._fd)
-        self._fd = -1
+        """May be called twice. The mapping goes with the last view of it: a fault on its way still holds some."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd, self._map, self.view = -1, None, memoryview(b"")
 
 
 _kept: dict[str, list[Entry]] = {}
@@ -191,8 +187,6 @@ def digest_member(tree: TarContext | RootTree, member: Any) -> str:
     if isinstance(tree, TarContext):
         for piece in tree.pieces(member.entry):
             hasher.update(piece)
-            if isinstance(piece, memoryview):
-                piece.release()
         return hasher.hexdigest()
     with os.fdopen(tree.open(member.origin), "rb") as file:
         while chunk := file.read(_CHUNK):

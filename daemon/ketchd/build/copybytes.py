@@ -51,8 +51,6 @@ def _expanded(writer: TarWriter, entry: Entry, pieces: Iterator[bytes | memoryvi
             if isinstance(piece, memoryview):
                 os.pwrite(opened, piece, position)
             position += len(piece)
-            if isinstance(piece, memoryview):
-                piece.release()
         os.ftruncate(opened, entry.stored)
         writer.add(entry, source=opened)
     finally:
@@ -163,15 +161,7 @@ class _Archive(TarContext):
         self.size, self.base = size, start
         page = start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
         self._map = mmap.mmap(fd, start - page + size, prot=mmap.PROT_READ, offset=page)
-        self._whole = memoryview(self._map)
-        self.view = self._whole[start - page :]
-
-    def close(self) -> None:
-        """May be called twice."""
-        if self._fd >= 0:
-            self.view.release()
-            self._whole.release()
-            super().close()
+        self.view = memoryview(self._map)[start - page :]
 
 
 def _is_tar(head: bytes) -> bool:
