@@ -108,7 +108,10 @@ class Signals:
 
 
 class Relay:
-    """One attached stream until it ends. `framed`: the two outputs come multiplexed (no terminal in the container)."""
+    """One attached stream until it ends, used in a `with`, which closes it.
+
+    `framed`: the two outputs come multiplexed (no terminal in the container).
+    """
 
     def __init__(
         self, link: socket.socket, early: bytes, *, stdin: bool, framed: bool, detach_keys: str = ""
@@ -123,14 +126,17 @@ class Relay:
         self.on_signal: Callable[[int], None] = lambda number: None
         self.waiting: WaitAnswer | None = None
 
+    def __enter__(self) -> Relay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._link.close()
+
     def run(self, signals: Signals | None = None) -> None:
         """Until the stream ends, or the exit is known and the output drained. Raises Detached, CommandFailed."""
         self._link.setblocking(False)
         with terminal.raw(0) if self._watch is not None else contextlib.nullcontext():
-            try:
-                self._loop(signals)
-            finally:
-                self._link.close()
+            self._loop(signals)
         if self._watch is not None and self._watch.is_seen:
             raise Detached()
 
@@ -242,7 +248,10 @@ class Relay:
 
 
 class WaitAnswer:
-    """A running POST /wait: its headers are here, so the engine counts us as waiting; the exit comes when it comes."""
+    """A running POST /wait: its headers are here, so the engine counts us as waiting; the exit comes when it comes.
+
+    Used in a `with`, which stops waiting.
+    """
 
     def __init__(self, engine: Engine, container: str, condition: str = "") -> None:
         query = {"condition": condition}
@@ -278,8 +287,10 @@ class WaitAnswer:
             self._code = int(told["StatusCode"])
         return self._code
 
-    def close(self) -> None:
-        """Stop waiting."""
+    def __enter__(self) -> WaitAnswer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._answer.close()
 
 

@@ -12,9 +12,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
-from ketch.buildcontext import BLOCK, ContextTar, header
+from ketch.buildcontext import ContextTar
 from ketch.faults import CommandFailed
 from ketch.ignorefile import BadPattern, Ignore, compile_pattern, read_lines
+from ketch.tarwriting import BLOCK, header
 
 DEFAULT = "Dockerfile"
 CHUNK = 256 * 1024

@@ -81,7 +81,7 @@ def execute(session: Session, given: Given) -> int:
     link, early, _ = engine.hijack(f"{path}/start", send=begin)
     relay = Relay(link, early, stdin=interactive, framed=not tty, detach_keys=keys)
     resize = resizer(engine, path) if tty and is_terminal(1) else None
-    with watching(resize, None) as (signals, act):
+    with relay, watching(resize, None) as (signals, act):
         relay.on_signal = act
         if resize is not None:
             resize()
@@ -97,7 +97,12 @@ def attach(session: Session, given: Given) -> int:
     engine = session.engine
     name = given.arguments[0]
     # Waits before it looks: an end in between is not missed.
-    waiting = WaitAnswer(engine, name)
+    with WaitAnswer(engine, name) as waiting:
+        return _attach(session, given, name, waiting)
+
+
+def _attach(session: Session, given: Given, name: str, waiting: WaitAnswer) -> int:
+    engine = session.engine
     found = engine.get(f"/containers/{name}/json")
     state, config = found["State"], found["Config"]
     for is_so, message in (
@@ -121,14 +126,13 @@ def attach(session: Session, given: Given) -> int:
     relay.waiting = waiting
     resize = resizer(engine, f"/containers/{container}") if tty and is_terminal(1) else None
     forward = forwarder(engine, container) if given.on("sig-proxy") and not tty else None
-    with watching(resize, forward) as (signals, act):
+    with relay, watching(resize, forward) as (signals, act):
         relay.on_signal = act
         if resize is not None:
             _redraw(engine, container)
         try:
             relay.run(signals)
         except Detached as left:
-            waiting.close()
             raise CommandFailed(LEFT) from left
     return waiting.code()
 

@@ -168,10 +168,13 @@ def _stay(session: Session, given: Given, container: str, body: dict[str, Any]) 
 
 def stay(engine: Engine, relay: Relay, container: str, *, removed: bool, tty: bool, forward: Any) -> int:
     """Start an attached container and stay until its end; its exit code, 0 when the user leaves it."""
-    waiting = WaitAnswer(engine, container, "removed" if removed else "next-exit")
-    relay.waiting = waiting
     resize = resizer(engine, f"/containers/{container}") if tty and is_terminal(1) else None
-    with watching(resize, forward) as (signals, act):
+    with (
+        relay,
+        WaitAnswer(engine, container, "removed" if removed else "next-exit") as waiting,
+        watching(resize, forward) as (signals, act),
+    ):
+        relay.waiting = waiting
         relay.on_signal = act
         try:
             engine.call("POST", f"/containers/{container}/start")
@@ -185,7 +188,6 @@ def stay(engine: Engine, relay: Relay, container: str, *, removed: bool, tty: bo
         try:
             relay.run(signals)
         except Detached:
-            waiting.close()
             return 0
         return waiting.code()
 
