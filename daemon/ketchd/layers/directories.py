@@ -26,7 +26,7 @@ from ketchd.kernel.files import syncfs
 from ketchd.kernel.openat import RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, open_in_root
 from ketchd.layers.erofs import HEAD
 from ketchd.layers.layerfile import PIECE, Hasher, write_all
-from ketchd.layers.tarheaders import Entry, entries
+from ketchd.layers.tarheaders import entries
 from ketchd.layers.tree import S_IFLNK, S_IFREG, Node, Tree, build
 from ketchd.layers.worker import JobPort
 
@@ -93,7 +93,7 @@ class _Unpacking:
                             links.append((earlier, path))
                         else:
                             leaves.append((name, node))
-                            _add_pieces(pieces, node.entry, path)
+                            _add_pieces(pieces, node, path)
                     for at in range(0, len(leaves), _BATCH):
                         batches.append(threads.submit(self._leaves, prefix, leaves[at : at + _BATCH]))
                 for batch in batches:
@@ -127,15 +127,14 @@ class _Unpacking:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         opened = os.open(name, flags, 0o600, dir_fd=directory)
         try:
-            entry = node.entry
-            if entry is not None and entry.sparse is not None:
-                os.ftruncate(opened, entry.size)
-                at = entry.offset
-                for offset, length in entry.sparse:
+            if node.sparse is not None:
+                os.ftruncate(opened, node.size)
+                at = node.offset
+                for offset, length in node.sparse:
                     write_all(opened, self._tar[at : at + length], offset)
                     at += length
-            elif entry is not None and entry.size:
-                write_all(opened, self._tar[entry.offset : entry.offset + entry.size], 0)
+            elif node.size:
+                write_all(opened, self._tar[node.offset : node.offset + node.size], 0)
             _set_metadata(opened, node)
         finally:
             os.close(opened)
@@ -175,15 +174,15 @@ def _set_xattrs(target: int | bytes, xattrs: dict[bytes, bytes]) -> None:
                 raise
 
 
-def _add_pieces(pieces: list[tuple[int, int, int, bytes]], entry: Entry | None, path: bytes) -> None:
-    if entry is None:
+def _add_pieces(pieces: list[tuple[int, int, int, bytes]], node: Node, path: bytes) -> None:
+    if node.mode & _FORMAT != S_IFREG:
         return
-    if entry.sparse is None:
-        if entry.size:
-            pieces.append((entry.offset, entry.size, 0, path))
+    if node.sparse is None:
+        if node.size:
+            pieces.append((node.offset, node.size, 0, path))
         return
-    at = entry.offset
-    for offset, length in entry.sparse:
+    at = node.offset
+    for offset, length in node.sparse:
         if length:
             pieces.append((at, length, offset, path))
         at += length

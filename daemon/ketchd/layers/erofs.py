@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import dataclass, field
+from operator import itemgetter
 
-from ketchd.layers.tarheaders import Entry, bad
-from ketchd.layers.tree import S_IFBLK, S_IFCHR, S_IFLNK, Node
+from ketchd.layers.tarheaders import bad
+from ketchd.layers.tree import S_IFBLK, S_IFCHR, S_IFLNK, S_IFREG, Node
 
 BLOCK, HEAD, SLOT = 512, 4096, 32
 _INODE = struct.Struct("<HHHHQIIIIqII16x")  # struct erofs_inode_extended
@@ -19,7 +20,7 @@ _SUPERBLOCK = struct.Struct("<IIIBBHQQIIII16s16sIHHHBBIQB23x")
 _DIRENT = struct.Struct("<QHBB")
 _XATTR_HEADER, _PLAIN, _INLINE = 12, 0, 2
 _NO_BLOCK = 0xFFFFFFFF
-_FILE_TYPES = {0o100000: 1, 0o040000: 2, 0o020000: 3, 0o060000: 4, 0o010000: 5, 0o140000: 6, 0o120000: 7}
+_FILE_TYPES = (0, 5, 3, 0, 2, 0, 4, 0, 1, 0, 7, 0, 6)  # by the format bits of the mode, shifted down
 _XATTR_PREFIXES = (
     (b"user.", 1), (b"system.posix_acl_access", 2), (b"system.posix_acl_default", 3), (b"trusted.", 4), (b"security.", 6),
 )  # fmt: skip
@@ -78,33 +79,31 @@ def _order(root: Node) -> list[Node]:
 def _directory_bytes(directory: Node) -> bytes:
     """The entries in name order, packed into blocks: struct erofs_dirent array, then the names."""
     assert directory.children is not None
-    names = sorted(
-        [(b".", directory), (b"..", directory.parent or directory), *directory.children.items()], key=_name
-    )
-    out = bytearray()
-    block: list[tuple[bytes, Node]] = []
-    used = 0
-    for name, node in names:
-        if used + _DIRENT.size + len(name) > BLOCK:
-            packed = _pack_block(block)
-            out += packed + bytes(BLOCK - len(packed))
-            block, used = [], 0
-        block.append((name, node))
-        used += _DIRENT.size + len(name)
-    return bytes(out + _pack_block(block))
+    children = [(b".", directory), (b"..", directory.parent or directory), *directory.children.items()]
+    children.sort(key=_name)
+    out: list[bytes] = []
+    begin, used = 0, 0
+    for number, (name, _) in enumerate(children):
+        needs = _DIRENT.size + len(name)
+        if used + needs > BLOCK:
+            out.append(_pack_block(children[begin:number]).ljust(BLOCK, b"\0"))
+            begin, used = number, 0
+        used += needs
+    out.append(_pack_block(children[begin:]))
+    return b"".join(out)
 
 
-def _name(pair: tuple[bytes, Node]) -> bytes:
-    return pair[0]
+_name = itemgetter(0)
 
 
-def _pack_block(block: list[tuple[bytes, Node]]) -> bytes:
-    heads, names = bytearray(), bytearray()
-    at = _DIRENT.size * len(block)
-    for name, node in block:
-        heads += _DIRENT.pack(node.nid, at + len(names), _FILE_TYPES[node.mode & 0o170000], 0)
-        names += name
-    return bytes(heads + names)
+def _pack_block(children: list[tuple[bytes, Node]]) -> bytes:
+    heads: list[bytes] = []
+    at = _DIRENT.size * len(children)
+    for name, node in children:
+        heads.append(_DIRENT.pack(node.nid, at, _FILE_TYPES[node.mode >> 12], 0))
+        at += len(name)
+    heads += map(_name, children)
+    return b"".join(heads)
 
 
 def _device(node: Node) -> int:
@@ -119,49 +118,38 @@ def index(root: Node, tar_length: int) -> Index:
     result.inodes = len(order)
     position = _place_sparse(order, result, _up(HEAD + tar_length, BLOCK))
     meta = _up(position, 4096)
-    bodies: list[tuple[bytes, bytes]] = []
-    slot = 0
-    for node in order:
-        xattrs = _xattr_body(node.xattrs)
-        inline = node.target if node.mode & 0o170000 == S_IFLNK else b""
-        if 64 + len(xattrs) + len(inline) > BLOCK:
-            inline = b""  # a long link gets blocks of its own
-        extent = 64 + len(xattrs) + len(inline)
-        if inline and slot * SLOT % BLOCK + extent > BLOCK:
-            slot = _up(slot * SLOT, BLOCK) // SLOT  # inline data must not cross a block
-        node.nid = slot
-        slot += _up(extent, SLOT) // SLOT
-        bodies.append((xattrs, inline))
-    table = bytearray(slot * SLOT)
-    position = _up(meta + len(table), BLOCK)
-    first_block, blocks = position, bytearray()
-    for number, (node, (xattrs, inline)) in enumerate(zip(order, bodies, strict=True)):
+    slots, bodies = _place_inodes(order)
+    table = bytearray(slots * SLOT)
+    first_block = _up(meta + len(table), BLOCK)
+    blocks = bytearray()
+    for number, node in enumerate(order, 1):
         kind = node.mode & 0o170000
         start, size = _NO_BLOCK, node.size
-        own = b""
+        at = node.nid * SLOT
+        own = xattrs = inline = b""
+        if at in bodies:
+            xattrs, inline = bodies[at]
+            table[at + 64 : at + 64 + len(xattrs) + len(inline)] = xattrs + inline
         if node.children is not None:
             own = _directory_bytes(node)
             size = len(own)
-        elif kind == S_IFLNK and not inline:
-            own = node.target
+        elif kind == S_IFREG:
+            if size:
+                start = node.blocks or (HEAD + node.offset) // BLOCK
+        elif kind == S_IFLNK:
+            own = b"" if inline else node.target
         elif kind in (S_IFCHR, S_IFBLK):
             start = _device(node)
-        elif node.entry is not None and node.size:
-            start = node.blocks or (HEAD + node.entry.offset) // BLOCK
         if own:
             start = (first_block + len(blocks)) // BLOCK
-            blocks += own + bytes(-len(own) % BLOCK)
+            blocks += own
+            blocks += bytes(-len(own) % BLOCK)
         seconds, nanoseconds = divmod(node.mtime_ns, 1_000_000_000)
         _INODE.pack_into(
-            table, node.nid * SLOT,
-            1 | (_INLINE if inline else _PLAIN) << 1,
+            table, at, 1 | (_INLINE if inline else _PLAIN) << 1,
             (len(xattrs) - _XATTR_HEADER) // 4 + 1 if xattrs else 0,
-            node.mode, 0, size, start, number + 1, node.uid, node.gid, seconds, nanoseconds, node.nlink,
+            node.mode, 0, size, start, number, node.uid, node.gid, seconds, nanoseconds, node.nlink,
         )  # fmt: skip
-        at = node.nid * SLOT + 64
-        table[at : at + len(xattrs)] = xattrs
-        at += len(xattrs)
-        table[at : at + len(inline)] = inline
     result.size = _up(first_block + len(blocks), 4096)
     if result.size // BLOCK >= _NO_BLOCK:
         raise bad("it is larger than a layer can be")
@@ -174,24 +162,44 @@ def index(root: Node, tar_length: int) -> Index:
     return result
 
 
+def _place_inodes(order: list[Node]) -> tuple[int, dict[int, tuple[bytes, bytes]]]:
+    """Number the inodes; (how many slots they take, by offset in the table: what lies behind an inode: attributes, a link)."""
+    bodies: dict[int, tuple[bytes, bytes]] = {}
+    slot = 0
+    for node in order:
+        is_link = node.mode & 0o170000 == S_IFLNK
+        if not node.xattrs and not is_link:
+            node.nid = slot
+            slot += _INODE.size // SLOT
+            continue
+        xattrs = _xattr_body(node.xattrs)
+        extent = _INODE.size + len(xattrs)
+        inline = b""
+        if is_link and extent + node.size <= BLOCK:  # a longer one gets blocks of its own
+            inline = node.target
+            extent += len(inline)
+            if slot * SLOT % BLOCK + extent > BLOCK:
+                slot = _up(slot * SLOT, BLOCK) // SLOT  # inline data must not cross a block
+        node.nid = slot
+        bodies[slot * SLOT] = (xattrs, inline)
+        slot += _up(extent, SLOT) // SLOT
+    return slot, bodies
+
+
 def _place_sparse(order: list[Node], result: Index, position: int) -> int:
     """Give every sparse file room behind the tar and list its pieces; returns where the room ends."""
-    placed: dict[int, int] = {}
     for node in order:
-        entry: Entry | None = node.entry
-        if entry is None or entry.sparse is None or not node.size:
+        if node.sparse is None or not node.size:
             continue
-        if id(entry) not in placed:
-            placed[id(entry)] = position
-            source = entry.offset
-            for offset, length in entry.sparse:
-                if length:
-                    result.copies.append((source, length, position + offset))
-                source += length
-            position = _up(position + entry.size, BLOCK)
-            if position // BLOCK >= _NO_BLOCK:
-                raise bad("sparse files are larger than a layer can be")
-        node.blocks = placed[id(entry)] // BLOCK
+        node.blocks = position // BLOCK
+        source = node.offset
+        for offset, length in node.sparse:
+            if length:
+                result.copies.append((source, length, position + offset))
+            source += length
+        position = _up(position + node.size, BLOCK)
+        if position // BLOCK >= _NO_BLOCK:
+            raise bad("sparse files are larger than a layer can be")
     return position
 
 

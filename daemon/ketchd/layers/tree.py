@@ -31,18 +31,24 @@ OPAQUE_XATTR = b"trusted.overlay.opaque"
 _NAMESPACES = (b"user.", b"trusted.", b"security.")
 _ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
 _LINK_LIMIT = 40
+_NAME_LIMIT = 255
+_NO_NAMES = (b"", b".", b"..")
 _PATH_LIMIT = 4095  # what a system call takes
 _IMPLIED_LIMIT = 16 << 20  # bytes of paths: a hostile tar could imply far more than it is long
 _VOLUME_LABEL = b"V"  # GNU tar's name of the whole archive
 _KINDS = {CHARACTER: S_IFCHR, BLOCKDEV: S_IFBLK, FIFO: S_IFIFO}
 
 
+_NO_XATTRS: dict[bytes, bytes] = {}  # never changed: whoever has some gets a new one
+
+
 class Node:
-    """One inode. children: of a directory, by name. entry: where a regular file's data lies. implied: no header made it."""
+    """One inode. children: of a directory, by name. offset, sparse: where a regular file's data lies in the tar, see Entry.
+    implied: no header made it."""
 
     __slots__ = (
-        "blocks", "children", "entry", "gid", "implied", "major", "minor", "mode", "mtime_ns", "nid", "nlink",
-        "parent", "size", "target", "uid", "whiteouts", "xattrs",
+        "blocks", "children", "gid", "implied", "major", "minor", "mode", "mtime_ns", "nid", "nlink", "offset",
+        "parent", "size", "sparse", "target", "uid", "whiteouts", "xattrs",
     )  # fmt: skip
 
     def __init__(self, mode: int, *, parent: Node | None = None) -> None:
@@ -50,9 +56,10 @@ class Node:
         self.uid = self.gid = self.mtime_ns = self.size = self.major = self.minor = 0
         self.children: dict[bytes, Node] | None = {} if mode & 0o170000 == S_IFDIR else None
         self.parent = parent
-        self.entry: Entry | None = None
+        self.offset = 0
+        self.sparse: list[tuple[int, int]] | None = None
         self.target = b""
-        self.xattrs: dict[bytes, bytes] = {}
+        self.xattrs: dict[bytes, bytes] = _NO_XATTRS
         self.whiteouts: set[bytes] | None = None
         self.implied = False
         self.nlink = 1
@@ -80,7 +87,7 @@ def _parts(name: bytes) -> list[bytes]:
             continue
         if part == b"..":
             raise bad(f"{name[:80]!r} leaves the root")
-        if len(part) > 255:
+        if len(part) > _NAME_LIMIT:
             raise bad(f"{name[:80]!r} has a part longer than 255 bytes")
         if b"\0" in part:
             raise bad("a name contains a NUL byte")
@@ -138,72 +145,111 @@ def _is_kept(key: bytes) -> bool:
 
 def build(entries: Iterable[Entry]) -> Tree:
     """The tree of `entries`. Raises InvalidInput for what no extraction could make."""
-    tree = Tree()
-    opaque: list[Node] = []
+    builder = _Builder()
     for entry in entries:
+        builder.add(entry)
+    return builder.finish()
+
+
+class _Builder:
+    """Takes one entry after another. Parents are remembered by the path that named them, links followed, until something
+    that was there is replaced: only that can change where a path leads."""
+
+    def __init__(self) -> None:
+        self._tree = Tree()
+        self._opaque: list[Node] = []
+        self._parents: dict[bytes, Node] = {}
+
+    def finish(self) -> Tree:
+        """The tree, when all entries were added."""
+        for node in self._opaque:
+            node.xattrs = {**node.xattrs, OPAQUE_XATTR: b"y"}
+        _finish(self._tree)
+        return self._tree
+
+    def add(self, entry: Entry) -> None:
+        """One more entry."""
+        tree = self._tree
         tree.entries += 1
-        _add(tree.root, entry, opaque)
-    for node in opaque:
-        node.xattrs[OPAQUE_XATTR] = b"y"
-    _finish(tree)
-    return tree
-
-
-def _add(root: Node, entry: Entry, opaque: list[Node]) -> None:
-    parts = _parts(entry.name)
-    if not parts:
+        path, _, name = entry.name.rstrip(b"/").rpartition(b"/")
+        parent = self._parents.get(path)
+        if parent is None or name in _NO_NAMES or len(name) > _NAME_LIMIT or b"\0" in name:
+            parts = _parts(entry.name)
+            if not parts:
+                if entry.type == DIRECTORY:
+                    _fill(tree.root, entry)
+                return
+            name = parts.pop()
+            parent = _directory(tree.root, parts, make=True)
+            assert parent is not None
+            if name == entry.name.rstrip(b"/").rpartition(b"/")[2]:
+                self._parents[path] = parent
+        siblings = parent.children
+        assert siblings is not None
+        if name.startswith(WHITEOUT_PREFIX):
+            self._whiteout(parent, name)
+            return
+        there = siblings.get(name)
         if entry.type == DIRECTORY:
-            _fill(root, entry)
-        return
-    name = parts[-1]
-    parent = _directory(root, parts[:-1], make=True)
-    assert parent is not None and parent.children is not None
-    if name.startswith(WHITEOUT_PREFIX):
+            if there is None or there.children is None:
+                node = self._put(parent, name, Node(S_IFDIR, parent=parent), there)
+            else:
+                node = there
+            _fill(node, entry)
+        elif entry.type == HARDLINK:
+            self._put(parent, name, _link(tree.root, entry), there)
+        elif entry.type != _VOLUME_LABEL:
+            self._put(parent, name, _leaf(entry), there)
+
+    def _put(self, parent: Node, name: bytes, node: Node, there: Node | None) -> Node:
+        assert parent.children is not None
+        parent.children[name] = node
+        if there is not None:
+            self._parents.clear()
+        return node
+
+    def _whiteout(self, parent: Node, name: bytes) -> None:
         if name == OPAQUE_NAME:
-            opaque.append(parent)
+            self._opaque.append(parent)
         elif name == WHITEOUT_PREFIX:
             raise bad("a whiteout without a name")
         elif not name.startswith(b".wh..wh."):  # aufs' own metadata means nothing here
-            parent.whiteouts = (parent.whiteouts or set()) | {name[len(WHITEOUT_PREFIX) :]}
-        return
-    if entry.type == DIRECTORY:
-        node = parent.children.get(name)
-        if node is None or node.children is None:
-            node = parent.children[name] = Node(S_IFDIR, parent=parent)
-        _fill(node, entry)
-    elif entry.type == HARDLINK:
-        _link(root, parent, name, entry)
-    elif entry.type == SYMLINK:
-        if not entry.link or len(entry.link) > 4095 or b"\0" in entry.link:
+            parent.whiteouts = parent.whiteouts or set()
+            parent.whiteouts.add(name[len(WHITEOUT_PREFIX) :])
+
+
+def _leaf(entry: Entry) -> Node:
+    """What is no directory."""
+    if entry.type == SYMLINK:
+        if not entry.link or len(entry.link) > _PATH_LIMIT or b"\0" in entry.link:
             raise bad(f"link {entry.name[:80]!r} has no usable target")
-        node = parent.children[name] = Node(S_IFLNK | 0o777)
+        node = Node(S_IFLNK)
         _fill(node, entry)
         node.mode = S_IFLNK | 0o777
         node.target, node.size = entry.link, len(entry.link)
     elif entry.type in _KINDS:
-        node = parent.children[name] = Node(_KINDS[entry.type])
+        node = Node(_KINDS[entry.type])
         _fill(node, entry)
         if not 0 <= entry.major < 4096 or not 0 <= entry.minor < 1 << 20:
             raise bad(f"device {entry.name[:80]!r} has numbers out of range")
         node.major, node.minor = entry.major, entry.minor
-    elif entry.type != _VOLUME_LABEL:  # POSIX: an unknown type is a regular file
-        node = parent.children[name] = Node(S_IFREG)
+    else:  # POSIX: an unknown type is a regular file
+        node = Node(S_IFREG)
         _fill(node, entry)
-        node.entry, node.size = entry, entry.size
+        node.offset, node.size, node.sparse = entry.offset, entry.size, entry.sparse
+    return node
 
 
-def _link(root: Node, parent: Node, name: bytes, entry: Entry) -> None:
+def _link(root: Node, entry: Entry) -> Node:
+    """The inode that a hard link names."""
     target = _parts(entry.link)
     directory = _directory(root, target[:-1], make=False) if target else None
-    node = (
-        directory.children.get(target[-1])
-        if directory is not None and directory.children is not None
-        else None
-    )
+    node = None
+    if directory is not None and directory.children is not None:
+        node = directory.children.get(target[-1])
     if node is None or node.children is not None:
         raise bad(f"hard link {entry.name[:80]!r} to {entry.link[:80]!r}, which is not in the layer")
-    assert parent.children is not None
-    parent.children[name] = node
+    return node
 
 
 def _finish(tree: Tree) -> None:
@@ -226,7 +272,7 @@ def _finish(tree: Tree) -> None:
             if there is None:
                 node.children[hidden] = Node(S_IFCHR)
             elif there.children is not None:
-                there.xattrs[OPAQUE_XATTR] = b"y"
+                there.xattrs = {**there.xattrs, OPAQUE_XATTR: b"y"}
         node.nlink = 2
         for name, child in node.children.items():
             if child.children is not None:
