@@ -139,11 +139,14 @@ def image_history(rooms: Rooms, name: str) -> list[dict[str, Any]]:
     record: ImageRecord | None = rooms.images.get(rooms.images.resolve(name))
     assert record is not None
     rows = imageviews.history(record.config.history, record.layers, layer_sizes(rooms, record.layers))
-    for row in rows:
-        if record is None:
-            break
-        row["Id"], row["Tags"] = record.id.text, record.repo_tags or None
+    position = 0
+    while record is not None and position < len(rows):
+        rows[position]["Id"], rows[position]["Tags"] = record.id.text, record.repo_tags or None
         record = _parent(rooms, record)
+        if record is not None:
+            # A parent stands where its own history ends: a build adds several entries to its base's at once.
+            ends = len(rows) - len(record.config.history) if record.config.history else 0
+            position = max(position + 1, ends)
     return rows
 
 
