@@ -457,6 +457,62 @@ async def networks_come_back() -> None:
             assert again.link in links and stray not in links and "mine" in links
 
 
+async def forgets_connections() -> None:
+    """A peer that keeps its source port reaches the new container on a port, not the dead one."""
+    async with networks() as rooms:
+        first = await contain(rooms, "first", ("", "5300", 53), proto="udp")
+        await first.guest.ask("serve_udp", port=53, name="first")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+            peer.settimeout(3)
+            peer.connect(("127.0.0.1", 5300))
+            peer.send(b"?")
+            assert peer.recv(100).startswith(b"first")
+            await rooms.release("first")
+            for one in first.sockets:
+                one.close()
+            await first.guest.close()
+            second = await contain(rooms, "second", ("", "5300", 53), proto="udp")
+            await second.guest.ask("serve_udp", port=53, name="second")
+            assert second.lease.address != first.lease.address
+            peer.send(b"?")
+            assert peer.recv(100).startswith(b"second")
+        await rooms.release("second")
+
+
+async def heals_the_bridge() -> None:
+    """A bridge that somebody deleted is made again, with its address, by the next container."""
+    async with networks() as rooms:
+        gateway = rooms.gateway()
+        old = await contain(rooms, "old", ("", "8081", 80))
+        await old.guest.ask("serve", port=80, name="old")
+        output("ip", "link", "del", BRIDGE)
+        web = await contain(rooms, "web", ("", "8080", 80))
+        await web.guest.ask("serve", port=80, name="web")
+        assert get("127.0.0.1", 8080) == f"web {gateway}"
+        assert get("127.0.0.1", 8081) == f"old {gateway}"
+        await rooms.release("web")
+        await rooms.release("old")
+
+
+async def keeps_its_address_while_in_use() -> None:
+    """--bip decides; while containers run the network stays as it is, and follows when they are gone."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "catalogue.sqlite"
+        async with networks(path, bip="10.55.0.1/24") as rooms:
+            assert rooms.gateway() == "10.55.0.1"
+            web = await contain(rooms, "web")
+            assert web.lease.address == "10.55.0.2"
+        async with networks(path, bip="10.66.0.1/24") as rooms:
+            assert rooms.gateway() == "10.55.0.1"
+        async with networks(path, bip="10.66.0.1/24") as rooms:
+            assert rooms.gateway() == "10.66.0.1"
+            addresses = output("ip", "-br", "addr", "show", BRIDGE)
+            assert "10.66.0.1/24" in addresses and "10.55" not in addresses
+        async with networks(path) as rooms:
+            assert rooms.gateway().startswith("172.")
+    assert left() == [], left()
+
+
 async def speed() -> None:
     """Not a test: figures. Connect, publish one, publish a thousand."""
     async with networks() as rooms:

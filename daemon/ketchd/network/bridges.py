@@ -6,9 +6,9 @@ no such alias was there before us, is used as it is and never deleted.
 
 from __future__ import annotations
 
+import contextlib
 import re
-import socket
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -58,13 +58,13 @@ def _own(
 ) -> Network:  # fmt: skip
     with links.subnet_lock():
         taken = [*links.subnets_in_use(found.index if found is not None else 0), *others]
-        if network.subnet and (clash := overlapping(network.network, taken)) is not None:
+        if network.subnet and (route := overlapping(network.network, taken)) is not None:
             if in_use or network.chosen:
                 log.warning(
                     "a network overlaps with a route of this host",
                     network=network.name,
                     subnet=network.subnet,
-                    route=str(clash),
+                    route=str(route),
                 )
             else:
                 network = replace(network, subnet="", gateway="")
@@ -97,9 +97,17 @@ def _adopt(network: Network, found: Link, log: Any) -> Network:
 def connect(lease: EndpointLease, pid: int) -> None:
     """The endpoint's veth pair, its other end in the network namespace of `pid`. Raises OSError."""
     links.connect(
-        name=lease.link, bridge=socket.if_nametoindex(lease.bridge), mtu=lease.mtu, pid=pid,
+        name=lease.link, bridge=links.index_of(lease.bridge), mtu=lease.mtu, pid=pid,
         peer_name=lease.interface, peer_index=lease.index, peer_mac=lease.mac, isolated=lease.isolated,
     )  # fmt: skip
+
+
+def reattach(network: Network, leases: Iterable[EndpointLease]) -> None:
+    """Put endpoints into the network's bridge, which was made again. One whose container ended meanwhile is left out."""
+    index = links.index_of(network.link)
+    for lease in leases:
+        with contextlib.suppress(OSError):
+            links.set_master(lease.link, index, isolated=lease.isolated)
 
 
 def sweep(instance: str, networks: Sequence[Network], veths: Collection[str] | None) -> list[str]:
@@ -145,9 +153,9 @@ def forward_packets(log: Any) -> None:
         log.warning("net.ipv4.ip_forward cannot be set", reason=error.strerror)
 
 
-def check_free(subnet: IPv4Network, others: Sequence[IPv4Network]) -> IPv4Network | None:
-    """A route, address or network that `subnet` overlaps with. Raises EngineFailure."""
+def clash(subnet: IPv4Network) -> IPv4Network | None:
+    """A route or address of the host that `subnet` overlaps with. Raises EngineFailure."""
     try:
-        return overlapping(subnet, [*links.subnets_in_use(), *others])
+        return overlapping(subnet, links.subnets_in_use())
     except OSError as error:
         raise EngineFailure(f"cannot read the routing table: {error.strerror}") from error

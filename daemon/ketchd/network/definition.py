@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any
 
@@ -125,3 +125,19 @@ def default_options(link: str, *, icc: bool, masquerade: bool, host_ip: str, mtu
         "com.docker.network.bridge.name": link,
         "com.docker.network.driver.mtu": str(mtu),
     }
+
+
+def configured(
+    known: Network, link: str, bip: str | None, in_use: bool, host_ip: str, *, icc: bool, masquerade: bool, mtu: int
+) -> tuple[Network, bool]:  # fmt: skip
+    """The default network as ketchd's settings want it; whether it keeps another address than `bip` since it is in use."""
+    options = default_options(link, icc=icc, masquerade=masquerade, host_ip=host_ip, mtu=mtu)
+    network = replace(known, link=link, options=options, icc=icc, masquerade=masquerade, mtu=mtu)
+    if not bip:
+        return (
+            replace(network, subnet="", gateway="", chosen=False) if known.chosen and not in_use else network
+        ), False
+    interface = IPv4Interface(bip)
+    if in_use and known.subnet and known.gateway_interface != interface:
+        return network, True
+    return replace(network, subnet=str(interface.network), gateway=str(interface.ip), chosen=True), False

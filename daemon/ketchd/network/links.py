@@ -154,6 +154,19 @@ def connect(
                 raise
 
 
+def index_of(name: str) -> int:
+    """The link's index. Raises OSError (ENODEV)."""
+    try:
+        return socket.if_nametoindex(name)
+    except OSError as error:
+        raise LinkError(errno.ENODEV, os.strerror(errno.ENODEV), name) from error
+
+
+def set_master(name: str, bridge: int, *, isolated: bool) -> None:
+    """Put a link into a bridge, as a container's. Raises LinkError."""
+    send([rtnetlink.set_master(name, bridge), rtnetlink.port_settings(name, isolated=isolated)], name)
+
+
 def exists(name: str) -> bool:
     """Whether there is a link called `name`."""
     try:

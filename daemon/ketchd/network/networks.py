@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from ipaddress import IPv4Interface
 from typing import Any, TypeVar
 
 from ketch_wire.faults import Conflict, EngineFailure, Forbidden, InvalidInput, NotFound
 from ketchd import tracepoint
 from ketchd.catalogue.database import Catalogue
-from ketchd.network import bridges, hostfiles, rules, wishes
+from ketchd.network import bridges, conntrack, hostfiles, rules, wishes
 from ketchd.network.addresses import mac_of
-from ketchd.network.definition import BRIDGE, DRIVERS, PREDEFINED, Network, default_options
+from ketchd.network.definition import BRIDGE, DRIVERS, PREDEFINED, Network, configured
 from ketchd.network.firewall import Firewall
 from ketchd.network.instance import Instance
 from ketchd.network.known import KnownNetworks
@@ -80,6 +80,7 @@ class Networks:
         self._instance: Instance | None = None
         self._watch: RuleWatch | None = None
         self._checking: asyncio.Task[None] | None = None
+        self._making = asyncio.Lock()
         self._closed = False
 
     # --- life -----------------------------------------------------------------------------------------------------------------
@@ -112,15 +113,18 @@ class Networks:
                     self._known.hide(known.id)
                 continue
             known = known or Network(secrets.token_hex(32), name, DRIVERS[name], time.time_ns())
-            self._known.save(self._as_configured(known) if name == BRIDGE else known)
-
-    def _as_configured(self, known: Network) -> Network:
-        options = default_options(self.instance, host_ip=self._default_ip, **self._settings)
-        network = replace(known, link=self.instance, options=options, **self._settings)
-        if self._bip:
-            interface = IPv4Interface(self._bip)
-            return replace(network, subnet=str(interface.network), gateway=str(interface.ip), chosen=True)
-        return replace(network, subnet="", gateway="", chosen=False) if known.chosen else network
+            if name == BRIDGE:
+                known, kept = configured(
+                    known,
+                    self.instance,
+                    self._bip,
+                    bool(self._book.users(known.id)),
+                    self._default_ip,
+                    **self._settings,
+                )
+                if kept:
+                    self._log.warning("containers run: the default network keeps its address", bip=self._bip)
+            self._known.save(known)
 
     async def _bring_up(self, network: Network) -> Network:
         others = [one.network for one in self._known if one.subnet and one.id != network.id]
@@ -220,34 +224,32 @@ class Networks:
         made = wishes.parse(
             body, network_id=secrets.token_hex(32), created_ns=time.time_ns(), default_mtu=self._settings["mtu"]
         )  # fmt: skip
-        if self._known.named(made.name) is not None:
-            raise Conflict(f"network with name {made.name} already exists")
-        if any(one.link == made.link for one in self._known):
-            raise Conflict(
-                f"cannot create network {made.id} ({made.link}): a network uses the bridge already"
-            )
-        others = [one.network for one in self._known if one.subnet]
-        warning = ""
-        if made.subnet:
-            if any(made.network.overlaps(one) for one in others):
-                raise Forbidden("invalid pool request: Pool overlaps with other one on this address space")
-            if (clash := await self._run(bridges.check_free, made.network, others)) is not None:
-                warning = f"the subnet {made.subnet} overlaps with the route {clash} of this host"
-        made = await self._run(bridges.ensure, made, self.instance, others, False, self._log)
-        tracepoint.reach("network.bridged")
-        try:
-            if self._known.named(made.name) is not None:  # another request was quicker
+        async with self._making:
+            if self._known.named(made.name) is not None:
                 raise Conflict(f"network with name {made.name} already exists")
-            self._known.save(made, durable=True)
-            tracepoint.reach("network.recorded")
-            await self._naming.open(made)
-            await self.apply_rules()
-        except BaseException:
-            self._known.forget(made.id)
-            await self._naming.close(made.id)
-            await self._run(bridges.remove, self.instance, [made])
-            raise
-        return made, warning
+            if any(one.link == made.link for one in self._known):
+                raise Conflict(
+                    f"cannot create network {made.id} ({made.link}): a network uses the bridge already"
+                )
+            others = [one.network for one in self._known if one.subnet]
+            if made.subnet and any(made.network.overlaps(one) for one in others):
+                raise Forbidden("invalid pool request: Pool overlaps with other one on this address space")
+            warning = ""
+            if made.subnet and (clash := await self._run(bridges.clash, made.network)) is not None:
+                warning = f"the subnet {made.subnet} overlaps with the route {clash} of this host"
+            try:
+                made = await self._run(bridges.ensure, made, self.instance, others, False, self._log)
+                tracepoint.reach("network.bridged")
+                self._known.save(made, durable=True)
+                tracepoint.reach("network.recorded")
+                await self._naming.open(made)
+                await self.apply_rules()
+            except BaseException:
+                self._known.forget(made.id)
+                await self._naming.close(made.id)
+                await self._run(bridges.remove, self.instance, [made])
+                raise
+            return made, warning
 
     async def remove(self, network: Network) -> None:
         """Take a user-defined network that nobody uses away. Raises Forbidden, EngineFailure."""
@@ -319,7 +321,15 @@ class Networks:
         """A veth pair between the network's bridge and the network namespace of `pid`. Raises OSError."""
         if not self._applied:
             await self.apply_rules()
-        await self._run(bridges.connect, lease, pid)
+        try:
+            await self._run(bridges.connect, lease, pid)
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            self._log.warning("somebody deleted a bridge: it is made again", bridge=lease.bridge)
+            again = await self._bring_up(self.find(lease.network_id))
+            await self._run(bridges.reattach, again, self.endpoints(again.id))
+            await self._run(bridges.connect, lease, pid)
 
     async def publish(self, lease: EndpointLease, records: Sequence[Mapping[str, Any]]) -> None:
         """Lead the reserved ports to the container, to this endpoint from now on. Raises EngineFailure."""
@@ -348,9 +358,11 @@ class Networks:
         if leases:
             self._naming.changed()
             self._leftovers.expect_gone([lease.link for lease in leases.values()])
-        if forwards and not await self._run(self._firewall.remove, forwards):
-            with contextlib.suppress(EngineFailure):
-                await self.apply_rules()
+        if forwards:
+            if not await self._run(self._firewall.remove, forwards):
+                with contextlib.suppress(EngineFailure):
+                    await self.apply_rules()
+            self._thread.submit(conntrack.forget_quietly, {one.address for one in forwards})
 
     def lead_by(self, container_id: str, network_id: str) -> list[EndpointLease]:
         """The container's default route goes by that network from now on; its leases as they are then."""

@@ -136,6 +136,11 @@ def set_alias(name: str, alias: str) -> bytes:
     return _link(RTM_NEWLINK, 0, _name(name) + _attribute(_IFLA_IFALIAS, alias.encode()))
 
 
+def set_master(name: str, bridge: int) -> bytes:
+    """Put a link into a bridge, up."""
+    return _link(RTM_NEWLINK, 0, _name(name) + _number(_IFLA_MASTER, bridge), up=True)
+
+
 def set_up(*, name: str = "", index: int = 0) -> bytes:
     """Bring a link up, by name or index."""
     return _link(RTM_NEWLINK, 0, _name(name) if name else b"", index=index, up=True)
