@@ -160,12 +160,10 @@ class LayerFile:
 
     def _read(self) -> tuple[Tree, erofs.Index]:
         os.ftruncate(self._fd, max(self._written, HEAD))
-        with (
-            mmap.mmap(self._fd, 0, prot=mmap.PROT_READ) as mapped,
-            memoryview(mapped) as whole,
-            whole[HEAD : HEAD + self.tar_size] as tar,
-        ):
-            tree = build(entries(tar, self.tar_size))
+        # The mapping goes with the last view of it: a fault about the tar, on its way, still holds some.
+        tar = memoryview(mmap.mmap(self._fd, 0, prot=mmap.PROT_READ))[HEAD : HEAD + self.tar_size]
+        tree = build(entries(tar, self.tar_size))
+        del tar
         return tree, erofs.index(tree.root, self.tar_size) if self.kind == "erofs" else erofs.Index()
 
     def _write_index(self, index: erofs.Index) -> None:
