@@ -132,7 +132,9 @@ class HostileRegistry:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """One request."""
-        self.seen.append(Seen(request.method, request.path, request.query_string, {**request.headers}))
+        self.seen.append(
+            Seen(request.method, request.path, request.rel_url.raw_query_string, {**request.headers})
+        )
         for trick in list(self.tricks):
             answer = await trick(request)
             if answer is not None:

@@ -280,6 +280,6 @@ def _typed(layer: Descriptor, oci: bool) -> Descriptor:
 
 def push_fault(fault: Refused) -> Fault:
     """A registry's refusal of a push. Its words are dockerd's already; wrong credentials are told apart."""
-    if fault.http_status == 401 or fault.code_name == "UNAUTHORIZED":
+    if fault.code_name == "UNAUTHORIZED":
         return Unauthorized(fault.message)
     return EngineFailure(fault.message)

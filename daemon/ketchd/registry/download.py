@@ -111,10 +111,13 @@ class Download:
         pieces: list[bytes | memoryview] = []
         gathered, here = 0, self._partial.extents
         while at + gathered < stop:
-            chunk: bytes | memoryview = await body.readany()
+            try:
+                chunk: bytes | memoryview = await body.readany()
+            except (aiohttp.ClientError, OSError):
+                await self._write(at, pieces)  # what has arrived need not come again
+                raise
             if not chunk:
-                if pieces:
-                    await self._write(at, pieces)
+                await self._write(at, pieces)
                 raise Unreachable(
                     f"unexpected EOF: blob {self._descriptor.digest.short} ended after {here.total} of "
                     f"{self._descriptor.size} bytes", dialled=True,
@@ -126,10 +129,11 @@ class Download:
             if gathered >= PIECE:
                 await self._write(at, pieces)
                 at, pieces, gathered = at + gathered, [], 0
-        if pieces:
-            await self._write(at, pieces)
+        await self._write(at, pieces)
 
     async def _write(self, offset: int, pieces: list[bytes | memoryview]) -> None:
+        if not pieces:
+            return
         await self._partial.write(offset, pieces)
         self._advanced.set()
         self._on_progress(self._partial.extents.total)

@@ -42,7 +42,7 @@ class Request:
     scopes: Sequence[str] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Callable[[], Any] | None = None
-    answer_seconds: float = HEADER_SECONDS
+    answer_seconds: float | None = None
 
 
 class Exchange:
@@ -80,7 +80,10 @@ class Exchange:
     async def _answered(self, request: Request, credentials: Credentials) -> aiohttp.ClientResponse:
         own = credentials if request.endpoint.own else Credentials()
         known = self._challenges.get(request.endpoint.base)
-        authorization = await self._authorization(request, known, request.scopes, own) if known else ""
+        authorization = ""
+        # A registry that wants a name for one thing may give another to anybody: without one, ask and see.
+        if known is not None and (known.scheme != "basic" or own.basic):
+            authorization = await self._authorization(request, known, request.scopes, own)
         response = await self._follow(request, authorization)
         if response.status == 401:
             body, offered = await _drain(response)

@@ -53,11 +53,11 @@ class Transport:
         headers: Mapping[str, str],
         body: Any = None,
         *,
-        answer_seconds: float = HEADER_SECONDS,
+        answer_seconds: float | None = None,
     ) -> aiohttp.ClientResponse:
         """Send one request and return as soon as the answer's headers are there. The caller closes it.
 
-        answer_seconds: counts while nothing is sent. Raises Unreachable. Cancelled: the connection is dropped.
+        answer_seconds: the longest wait for the headers. Raises Unreachable. Cancelled: the connection is dropped.
         """
         context = await self.trust.context(endpoint) if url.startswith("https:") else None
         sent = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers}
@@ -72,7 +72,7 @@ class Transport:
                 proxy=proxy_for(url, self._settings.environment),
             )
             if body is None:
-                async with asyncio.timeout(CONNECT_SECONDS + answer_seconds):
+                async with asyncio.timeout(CONNECT_SECONDS + (answer_seconds or HEADER_SECONDS)):
                     return await request
             return await request
         except (aiohttp.ClientError, OSError, ValueError) as error:
