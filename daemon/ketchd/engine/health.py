@@ -193,7 +193,7 @@ async def _kill(box: Box, record: ExecRecord, seconds: float) -> None:
 async def wait_healthy(rooms: Rooms, box: Box) -> tuple[int, str]:
     """(0, "") when the container is healthy; (its exit code or 1, the reason) when it ended or was removed before that.
 
-    A restart by policy is waited out. Raises Conflict when it has no health check. Cancelled: the waiter is taken away.
+    A restart by policy or by the health check's label is waited out. Raises Conflict when it has no health check. Cancelled: the waiter is taken away.
     """
     record = box.record
     if _plan(rooms, box) is None:
@@ -202,21 +202,25 @@ async def wait_healthy(rooms: Rooms, box: Box) -> tuple[int, str]:
     while True:
         if record.has_process and record.health is not None and record.health["Status"] == health.HEALTHY:
             return 0, ""
+        reaction = box.health_reaction
+        if record.state is State.EXITED and reaction is not None and not reaction.done():
+            await asyncio.wait([reaction])  # our own restart is no end
+            continue
         if record.state in (State.EXITED, State.REMOVING, State.DEAD):
             return box.exit_code() or 1, "the container ended before it became healthy"
         healthy, gone, removed = loop.create_future(), loop.create_future(), loop.create_future()
-        lists = (box.health_waiters, box.exit_waiters, box.remove_waiters)
-        for waiters, waiter in zip(lists, (healthy, gone, removed), strict=True):
+        for waiters, waiter in zip(_waiters(box), (healthy, gone, removed), strict=True):
             waiters.append(waiter)
         try:
             await asyncio.wait([healthy, gone, removed], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for waiters, waiter in zip(
-                (box.health_waiters, box.exit_waiters, box.remove_waiters),
-                (healthy, gone, removed),
-                strict=True,
-            ):
+            for waiters, waiter in zip(_waiters(box), (healthy, gone, removed), strict=True):
                 if waiter in waiters:
                     waiters.remove(waiter)
         if removed.done():
             return box.exit_code() or 1, "the container was removed before it became healthy"
+
+
+def _waiters(box: Box) -> tuple[list[asyncio.Future[int]], ...]:
+    """The lists as they are now: each announcement puts a new one in place."""
+    return box.health_waiters, box.exit_waiters, box.remove_waiters
