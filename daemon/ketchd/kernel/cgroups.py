@@ -224,7 +224,7 @@ def device_rules(host_config: Mapping[str, Any]) -> list[DeviceRule] | None:
         try:
             nodes = device_nodes(path)
         except (OSError, ValueError) as error:
-            reason = _reason(error)
+            reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
             raise EngineFailure(
                 f'error gathering device information while adding custom device "{path[:200]}": {reason}'
             ) from error
