@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ketchd.network import rtnetlink, watch
+from ketchd.network import conntrack, rtnetlink, watch
 from ketchd.network.leases import EndpointLease, inside, routes
 
 LEASE = EndpointLease(
@@ -71,3 +71,25 @@ def test_deleted_tables_are_seen() -> None:
     for kind, seen in (((10 << 8) | 2, True), ((10 << 8) | 8, True), ((10 << 8) | 14, False)):
         data = struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body
         assert watch.deleted_tables(data) == ({"ketch-ketch0"} if seen else set())
+
+
+def test_connections_are_known_by_who_answers() -> None:
+    """Only those of the address; whatever the kernel sends is read."""
+    address = IPv4Address("172.17.0.2")
+
+    def attribute(kind: int, payload: bytes) -> bytes:
+        return struct.pack("=HH", 4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
+
+    def listed(source: str) -> bytes:
+        reply = attribute(2, attribute(1, attribute(1, IPv4Address(source).packed)))
+        return bytes(4) + attribute(1, b"original") + reply
+
+    assert conntrack.answered_by(listed("172.17.0.2"), address) == b"original"
+    assert conntrack.answered_by(listed("172.17.0.3"), address) is None
+    for message in (conntrack.listing(address), conntrack.deletion(b"original", 3)):
+        assert header(message)[0] == len(message)
+
+
+@given(st.binary(max_size=200))
+def test_any_connection_can_be_read(payload: bytes) -> None:
+    conntrack.answered_by(payload, IPv4Address("172.17.0.2"))

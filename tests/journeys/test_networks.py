@@ -1,0 +1,220 @@
+"""Networks and volumes as the docker CLI and docker-py use them, and as they are after a kill -9 of ketchd."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ketch_testing.machine import Machine, free_port
+from ketch_testing.netns import get
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(shutil.which("docker") is None, reason="the docker CLI is not installed"),
+]
+
+
+def docker(machine: Machine, *words: str, check: bool = True) -> str:
+    """What the CLI prints, both streams."""
+    done = machine.run("docker", *words, check=check)
+    return (done.stdout + done.stderr).strip()
+
+
+def inspect(machine: Machine, what: str, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(docker(machine, what, "inspect", name))[0]
+    return found
+
+
+def serve(text: str) -> list[str]:
+    """A command that answers `text` on port 80."""
+    return ["sh", "-c", f"while true; do echo -n {text} | nc -l -p 80; done"]
+
+
+def answer(port: int) -> str:
+    """What is served there, as soon as the container's program listens."""
+    for _ in range(200):
+        if not (said := get("127.0.0.1", port)).startswith("error"):
+            break
+    return said
+
+
+def test_names_on_a_user_network(machine: Machine) -> None:
+    """Found by name and alias on the network, not from outside of it; a network in use stays."""
+    docker(machine, "network", "create", "--label", "purpose=test", "shop")
+    try:
+        docker(
+            machine,
+            "run",
+            "-d",
+            "--name",
+            "db",
+            "--network",
+            "shop",
+            "--network-alias",
+            "data",
+            "busybox",
+            *serve("db"),
+        )
+        for name in ("db", "data", "db.shop"):
+            shown = docker(
+                machine, "run", "--rm", "--network", "shop", "busybox", "nslookup", name, "127.0.0.11"
+            )
+            assert (
+                inspect(machine, "container", "db")["NetworkSettings"]["Networks"]["shop"]["IPAddress"]
+                in shown
+            )
+        outside = docker(machine, "run", "--rm", "busybox", "ping", "-c1", "-W1", "db", check=False)
+        assert "bad address" in outside
+        refused = docker(machine, "network", "rm", "shop", check=False)
+        assert 'network shop has active endpoints (name:"db"' in refused
+        assert "shop" in docker(machine, "network", "ls", "--filter", "label=purpose=test")
+        assert inspect(machine, "network", "shop")["Containers"].popitem()[1]["Name"] == "db"
+    finally:
+        docker(machine, "rm", "-f", "db", check=False)
+        docker(machine, "network", "rm", "shop")
+    assert "network shop not found" in docker(machine, "network", "rm", "shop", check=False)
+
+
+def test_connect_and_disconnect(machine: Machine) -> None:
+    """A running container joins and leaves; what it published goes on being published; after a restart it is as it was."""
+    port = free_port()
+    docker(machine, "network", "create", "--subnet", "10.213.7.0/24", "back")
+    try:
+        docker(machine, "run", "-d", "--name", "web", "-p", f"{port}:80", "busybox", *serve("web"))
+        docker(machine, "network", "connect", "--ip", "10.213.7.77", "--alias", "www", "back", "web")
+        again = docker(machine, "network", "connect", "back", "web", check=False)
+        assert "endpoint with name web already exists in network back" in again
+        lookup = ["run", "--rm", "--network", "back", "busybox", "nslookup", "www", "127.0.0.11"]
+        assert "10.213.7.77" in docker(machine, *lookup)
+        assert "nameserver 127.0.0.11" in docker(machine, "exec", "web", "cat", "/etc/resolv.conf")
+        docker(machine, "network", "disconnect", "bridge", "web")
+        assert answer(port) == "web"
+        machine.kill()
+        machine.start()
+        assert answer(port) == "web" and "10.213.7.77" in docker(machine, *lookup)
+        docker(machine, "restart", "-t", "0", "web")
+        networks = inspect(machine, "container", "web")["NetworkSettings"]["Networks"]
+        assert networks.keys() == {"back"} and networks["back"]["IPAddress"] == "10.213.7.77"
+        assert networks["back"]["Aliases"] == ["www"]
+        docker(machine, "rename", "web", "front")
+        lookup[lookup.index("www")] = "front"
+        assert "10.213.7.77" in docker(machine, *lookup)
+    finally:
+        docker(machine, "rm", "-f", "web", "front", check=False)
+        docker(machine, "network", "rm", "back")
+
+
+def test_a_killed_start_leaves_nothing(machine: Machine) -> None:
+    """Killed at each point of a start: afterwards no link, no address, no port is anybody's who does not run."""
+    port = free_port()
+    for point in ("start.leased", "start.connected"):
+        machine.stop()
+        machine.start(tracepoints=f"{point}=kill")
+        machine.run(
+            "docker", "run", "-d", "--name", "cut", "-p", f"{port}:80", "busybox", *serve("cut"), check=False
+        )
+        assert machine.process is not None
+        machine.process.wait(20)
+        machine.start()
+        docker(machine, "rm", "-f", "cut", check=False)
+        docker(machine, "run", "-d", "--name", "next", "-p", f"{port}:80", "busybox", *serve("next"))
+        assert answer(port) == "next"
+        docker(machine, "rm", "-f", "next")
+        links = subprocess.run(
+            ["ip", "-br", "link", "show", "master", machine.bridge], capture_output=True, text=True, check=True
+        )  # fmt: skip
+        assert links.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("point", ["network.bridged", "network.recorded", "network.forgotten"])
+def test_a_killed_change_of_a_network(machine: Machine, point: str) -> None:
+    """Killed while a network is made or removed: it is there whole, or nothing of it is."""
+    bridge = f"ktu{os.urandom(3).hex()}"
+    option = f"com.docker.network.bridge.name={bridge}"
+    machine.stop()
+    machine.start(tracepoints=f"{point}=kill")
+    for words in (("create", "-o", option, "cut"), ("rm", "cut")):
+        machine.run("docker", "network", *words, check=False)
+    assert machine.process is not None
+    machine.process.wait(20)
+    machine.start()
+    listed = "cut" in docker(machine, "network", "ls", "--format", "{{.Name}}").split()
+    assert Path(f"/sys/class/net/{bridge}").exists() is listed is (point == "network.recorded")
+    if listed:
+        assert docker(machine, "run", "--rm", "--network", "cut", "busybox", "echo", "runs") == "runs"
+        docker(machine, "network", "rm", "cut")
+
+
+def test_faults_of_ports_and_networks(machine: Machine) -> None:
+    """dockerd's words."""
+    port = str(free_port())
+    docker(machine, "run", "-d", "--name", "first", "-p", f"{port}:80", "busybox", "sleep", "1000")
+    try:
+        taken = docker(machine, "run", "--rm", "-p", f"{port}:80", "busybox", "true", check=False)
+        assert f"Bind for 0.0.0.0:{port} failed: port is already allocated" in taken
+    finally:
+        docker(machine, "rm", "-f", "first")
+    assert "network nowhere not found" in docker(
+        machine, "run", "--rm", "--network", "nowhere", "busybox", "true", check=False
+    )
+    alias = docker(machine, "run", "--rm", "--ip", "10.0.0.9", "busybox", "true", check=False)
+    assert "user specified IP address is supported on user defined networks only" in alias
+    assert "predefined bridge network" in docker(machine, "network", "create", "bridge", check=False)
+
+
+def test_volumes(machine: Machine) -> None:
+    """Kept between containers, filled from the image, gone when they may go; bind and tmpfs ones are mounted inside."""
+    docker(machine, "volume", "create", "--label", "a=b", "data")
+    docker(machine, "run", "--rm", "-v", "data:/d", "busybox", "sh", "-c", "echo kept > /d/file")
+    assert docker(machine, "run", "--rm", "-v", "data:/d:ro", "busybox", "cat", "/d/file") == "kept"
+    docker(machine, "run", "-d", "--name", "user", "-v", "data:/d", "busybox", "sleep", "1000")
+    assert "volume is in use" in docker(machine, "volume", "rm", "data", check=False)
+    docker(machine, "rm", "-f", "user")
+    assert docker(machine, "volume", "ls", "-q", "--filter", "label=a=b") == "data"
+    assert docker(machine, "run", "--rm", "-v", "filled:/etc", "busybox", "cat", "/etc/passwd").startswith(
+        "root:"
+    )
+    assert "passwd" in docker(machine, "run", "--rm", "-v", "filled:/x", "busybox", "ls", "/x")
+    options = ["-o", "type=none", "-o", "o=bind", "-o", f"device={machine.data_root}"]
+    docker(machine, "volume", "create", *options, "bound")
+    assert "catalogue.sqlite" in docker(machine, "run", "--rm", "-v", "bound:/x", "busybox", "ls", "/x")
+    docker(machine, "volume", "create", "-o", "type=tmpfs", "-o", "device=tmpfs", "-o", "o=size=1m", "memory")
+    assert "1024" in docker(machine, "run", "--rm", "-v", "memory:/x", "busybox", "df", "/x")
+    docker(machine, "volume", "rm", "data", "filled", "bound", "memory")
+    assert "no such volume" in docker(machine, "volume", "inspect", "data", check=False)
+    docker(machine, "run", "--name", "anonymous", "-v", "/anonymous", "busybox", "true")
+    assert len(docker(machine, "volume", "ls", "-q", "--filter", "dangling=false")) == 64
+    docker(machine, "rm", "-v", "anonymous")
+    assert docker(machine, "volume", "ls", "-q") == ""
+
+
+def test_docker_py(machine: Machine) -> None:
+    """The SDK's networks and volumes, as Testcontainers uses them."""
+    sdk = pytest.importorskip("docker", reason="docker-py is not installed")
+    client = sdk.DockerClient(base_url=f"unix://{machine.socket}")
+    try:
+        network = client.networks.create("sdk", labels={"org.testcontainers": "true"})
+        box = client.containers.run(
+            "busybox", ["sleep", "1000"], detach=True, network="sdk", ports={"80/tcp": None}
+        )
+        box.reload()
+        assert network.id in {one.id for one in client.networks.list(filters={"label": "org.testcontainers"})}
+        assert box.attrs["NetworkSettings"]["Networks"]["sdk"]["IPAddress"]
+        assert int(box.attrs["NetworkSettings"]["Ports"]["80/tcp"][0]["HostPort"]) >= 1024
+        network.reload()
+        assert [one.id for one in network.containers] == [box.id]
+        network.disconnect(box)
+        network.connect(box, aliases=["again"])
+        box.remove(force=True)
+        assert client.networks.prune()["NetworksDeleted"] == ["sdk"]
+        volume = client.volumes.create("sdk", labels={"k": "v"})
+        assert [one.name for one in client.volumes.list(filters={"label": "k=v"})] == ["sdk"]
+        volume.remove()
+    finally:
+        client.close()
