@@ -6,9 +6,12 @@ A frame is a big-endian 32-bit length and that many bytes of one msgpack map. Sa
 from __future__ import annotations
 
 import struct
-from typing import Any
 
 import msgpack
+
+TYPE_CHECKING = False  # not from typing: every shim would pay for that module
+if TYPE_CHECKING:
+    from typing import Any
 
 _LENGTH = struct.Struct(">I")
 FRAME_LIMIT = 64 * 1024 * 1024

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # not from typing: every shim would pay for that module
 if TYPE_CHECKING:
     from ketch_wire.launch import CgroupPlan
 

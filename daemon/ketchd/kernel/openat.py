@@ -27,6 +27,10 @@ def open_in_root(
 
 def make_directories(root: int, path: str, mode: int = 0o755) -> int:
     """mkdir -p inside `root`; an O_PATH fd of the last directory. Links in between are followed inside the root."""
+    try:
+        return open_in_root(root, path, os.O_PATH | os.O_DIRECTORY)
+    except FileNotFoundError:
+        pass
     current = os.dup(root)
     done = ""
     for part in [part for part in path.split("/") if part not in ("", ".")]:

@@ -5,45 +5,36 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]
 from collections.abc import Iterable
 
-SIGHUP, SIGINT, SIGKILL, SIGPIPE, SIGTERM, SIGCHLD, SIGSTOP, SIGTTIN, SIGTTOU = (
-    1,
-    2,
-    9,
-    13,
-    15,
-    17,
-    19,
-    21,
-    22,
-)
+SIGHUP, SIGINT, SIGKILL, SIGPIPE, SIGTERM, SIGCHLD, SIGSTOP = 1, 2, 9, 13, 15, 17, 19
+SIGTTIN, SIGTTOU = 21, 22
+# What the launcher ignores; all else it has by default.
+IGNORED_BY_US = (SIGHUP, SIGINT, SIGPIPE)
 _SIG_SETMASK = 2
-_LAST = 64
+# 32 and 33 belong to the C library
+_ALL = (*range(1, 32), *range(34, 65))
 
 
 def reset_all() -> None:
-    """Every signal by default and none blocked, as an executed program expects them."""
-    for number in range(1, _LAST + 1):
-        if number not in (SIGKILL, SIGSTOP, 32, 33):  # 32 and 33 belong to the C library
-            try:
-                _signal.signal(number, _signal.SIG_DFL)
-            except (OSError, ValueError):
-                continue
-    _signal.pthread_sigmask(_SIG_SETMASK, ())
+    """Every signal by default and none blocked."""
+    default(*(number for number in _ALL if number not in (SIGKILL, SIGSTOP)))
+    unblock_all()
 
 
-def default(number: int) -> None:
-    """The signal's default action."""
-    _signal.signal(number, _signal.SIG_DFL)
+def default(*numbers: int) -> None:
+    """The signals' default action."""
+    for number in numbers:
+        _signal.signal(number, _signal.SIG_DFL)
 
 
-def ignore(number: int) -> None:
-    """Ignore it."""
-    _signal.signal(number, _signal.SIG_IGN)
+def ignore(*numbers: int) -> None:
+    """Ignore them."""
+    for number in numbers:
+        _signal.signal(number, _signal.SIG_IGN)
 
 
 def block_all() -> None:
     """Every signal waits for `wait`."""
-    _signal.pthread_sigmask(_SIG_SETMASK, range(1, _LAST + 1))
+    _signal.pthread_sigmask(_SIG_SETMASK, _ALL)
 
 
 def unblock_all() -> None:
@@ -51,7 +42,7 @@ def unblock_all() -> None:
     _signal.pthread_sigmask(_SIG_SETMASK, ())
 
 
-def wait(numbers: Iterable[int] = range(1, _LAST + 1)) -> int:
+def wait(numbers: Iterable[int] = _ALL) -> int:
     """The next of the blocked signals `numbers`."""
     number: int = _signal.sigwaitinfo(numbers).si_signo
     return number

@@ -38,15 +38,18 @@ _ALL = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWCGROU
 Stdio = tuple[int, int, int]
 
 
-def become_container(plan: LaunchPlan, stdio: Stdio | None, report: Report) -> NoReturn:
+def become_container(
+    plan: LaunchPlan, donors: dict[str, int], stdio: Stdio | None, report: Report
+) -> NoReturn:
     """Be `plan`'s process. stdio: the shim's pipes, None for a terminal (then its master goes to the shim).
+
+    donors: pidfds of the processes whose namespaces are joined, by kind; their pids mean nothing in a new pid namespace.
 
     The caller is the first process of its pid namespace, if that is new.
     """
     try:
-        keep = set(stdio or ()) | {report.fileno()}
-        _start_clean(keep)
-        _container(plan, stdio, report)
+        _start_clean({*(stdio or ()), *donors.values(), report.fileno()})
+        _container(plan, donors, stdio, report)
     except BaseException as error:
         report.failed(as_launch_error(error, "error during container init"))
         os._exit(1)
@@ -81,16 +84,16 @@ def _start_clean(keep: set[int]) -> None:
     """Nothing of the shim: its session, its open files, its signals."""
     enterprocess.die_with_parent()
     lockdown.close_all_but({fd for fd in keep if fd >= 0} | {0, 1, 2})
-    signals.reset_all()
+    signals.default(*signals.IGNORED_BY_US)
     os.setsid()
     os.umask(0o022)
 
 
-def _container(plan: LaunchPlan, stdio: Stdio | None, report: Report) -> NoReturn:
+def _container(plan: LaunchPlan, donors: dict[str, int], stdio: Stdio | None, report: Report) -> NoReturn:
     process = plan.process
     enterprocess.set_oom_score(process.oom_score_adj, report)
     enterprocess.join_cgroups(plan.cgroup.join)
-    _enter_namespaces(plan)
+    _enter_namespaces(plan, donors)
     report.say({"namespaces": True})
     try:
         lockdown.new_session_keyring(f"_ses.{plan.id}")
@@ -133,28 +136,40 @@ def _container(plan: LaunchPlan, stdio: Stdio | None, report: Report) -> NoRetur
     enterprocess.execute(root.fd, process, who, report)
 
 
-def _enter_namespaces(plan: LaunchPlan) -> None:
+def _enter_namespaces(plan: LaunchPlan, donors: dict[str, int]) -> None:
     """Join what is another's, then make the rest in one call. The pid namespace was chosen by the shim before the fork."""
     new = CLONE_NEWNS
     for kind, flag in _KINDS.items():
         wanted = plan.namespaces.get(kind, "host")
         if wanted == "new":
             new |= flag
-        elif wanted.startswith("pid:"):
-            join_namespaces(int(wanted[4:]), flag, kind)
+        elif kind in donors:
+            join_namespace(donors[kind], flag, kind, wanted)
     try:
         unshare(new)
     except OSError as error:
         raise as_launch_error(error, "error creating namespaces") from error
 
 
-def join_namespaces(pid: int, flags: int, kind: str) -> None:
-    """Join namespaces of the process `pid`. Raises LaunchError."""
+def open_donors(plan: LaunchPlan) -> dict[str, int]:
+    """A pidfd for each kind that is `pid:N` in the plan. Raises LaunchError."""
+    donors: dict[str, int] = {}
+    for kind, wanted in plan.namespaces.items():
+        if wanted.startswith("pid:"):
+            try:
+                donors[kind] = os.pidfd_open(int(wanted[4:]))
+            except OSError as error:
+                raise _cannot_join(kind, wanted, error) from error
+    return donors
+
+
+def join_namespace(donor: int, flag: int, kind: str, wanted: str) -> None:
+    """Join one namespace of the process that the pidfd `donor` names. Raises LaunchError."""
     try:
-        donor = os.pidfd_open(pid)
-        try:
-            setns(donor, flags)
-        finally:
-            os.close(donor)
+        setns(donor, flag)
     except OSError as error:
-        raise LaunchError(f"cannot join the {kind} namespace of process {pid}: {reason(error)}") from error
+        raise _cannot_join(kind, wanted, error) from error
+
+
+def _cannot_join(kind: str, wanted: str, error: OSError) -> LaunchError:
+    return LaunchError(f"cannot join the {kind} namespace of process {wanted[4:]}: {reason(error)}")

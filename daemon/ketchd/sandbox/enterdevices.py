@@ -112,6 +112,9 @@ def bind_console(root: int, slave: int) -> None:
             pass
         target = os.open("console", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dev)
         try:
+            mode = os.fstat(target).st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISCHR(mode):
+                raise LaunchError("/dev/console is neither a file nor a device")
             tree = detached.clone_tree_of(slave, False, "/dev/console")
             try:
                 detached.move_mount(tree, target, "/dev/console")

@@ -143,14 +143,7 @@ def _mount(root: int, plan: MountPlan, tree: int) -> int:
         return there
     if plan.type == "bind":
         mounted = tree
-        if options.add or options.clear:
-            detached.mount_setattr(
-                mounted, add=options.add, clear=options.clear, recursive=options.recursive, what=plan.target
-            )
-        detached.mount_setattr(
-            mounted, propagation=options.propagation or detached.MS_PRIVATE,
-            recursive=options.deep_propagation or not options.propagation, what=plan.target,
-        )  # fmt: skip
+        _set_up_bind(plan, options, mounted)
         target = place(root, plan.target, directory=is_directory(mounted))
         if is_directory(target) != is_directory(mounted):
             os.close(target)
@@ -163,6 +156,20 @@ def _mount(root: int, plan: MountPlan, tree: int) -> int:
     finally:
         os.close(target)
     return mounted
+
+
+def _set_up_bind(plan: MountPlan, options: MountOptions, mounted: int) -> None:
+    """Attributes as deep as the bind, propagation as deep as its word says; in one call when that is the same."""
+    propagation = options.propagation or detached.MS_PRIVATE
+    deep = options.deep_propagation or not options.propagation
+    if deep == options.recursive or not options.recursive:
+        detached.mount_setattr(
+            mounted, add=options.add, clear=options.clear, propagation=propagation, recursive=options.recursive,
+            what=plan.target,
+        )  # fmt: skip
+        return
+    detached.mount_setattr(mounted, add=options.add, clear=options.clear, recursive=True, what=plan.target)
+    detached.mount_setattr(mounted, propagation=propagation, recursive=False, what=plan.target)
 
 
 def _filesystem(plan: MountPlan, options: MountOptions) -> int:

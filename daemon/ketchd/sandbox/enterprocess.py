@@ -9,12 +9,12 @@ import errno
 import os
 
 from ketchd.kernel import capabilities, limits, lockdown, pty, signals
-from ketchd.kernel.openat import make_directories, open_in_root
+from ketchd.kernel.openat import open_in_root
 from ketchd.kernel.process import PR_SET_KEEPCAPS, PR_SET_PDEATHSIG, prctl
 from ketchd.sandbox import lookup
 from ketchd.sandbox.failures import LaunchError, not_executable, reason
 from ketchd.sandbox.report import Report
-from ketchd.sandbox.targets import read_regular
+from ketchd.sandbox.targets import is_directory, place, read_regular
 from ketchd.sandbox.users import Identity, resolve
 
 TYPE_CHECKING = False
@@ -73,7 +73,12 @@ def identity(root: int, process: ProcessPlan) -> Identity:
 def make_working_directory(root: int, path: str) -> None:
     """The working directory, made root's when it is missing. Raises LaunchError."""
     try:
-        os.close(make_directories(root, path))
+        there = place(root, path, directory=True)
+        try:
+            if not is_directory(there):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+        finally:
+            os.close(there)
     except OSError as error:
         raise _no_directory(path, error) from error
 
@@ -167,6 +172,7 @@ def execute(root: int, process: ProcessPlan, who: Identity, report: Report) -> N
     if not there and not enter_working_directory(root, process.cwd):
         raise _no_directory(process.cwd, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
     program = lookup.find_program(process.argv[0], lookup.value_of(env, "PATH"))
+    _refuse_magic_link(root, process, program)
     argv = [os.fsencode(word) for word in process.argv]
     environment = {os.fsencode(key): os.fsencode(value) for key, _, value in (e.partition("=") for e in env)}
     die_with_parent()  # a change of user took it away
@@ -177,6 +183,17 @@ def execute(root: int, process: ProcessPlan, who: Identity, report: Report) -> N
     except OSError as error:
         os.write(2, f"exec {program}: {reason(error)}\n".encode())
     os._exit(EXEC_FAILED)
+
+
+def _refuse_magic_link(root: int, process: ProcessPlan, program: str) -> None:
+    """/proc/self/exe is our own interpreter until execve: by no name may it become the program (CVE-2019-5736)."""
+    path = program if program.startswith("/") else os.path.join(os.getcwd(), program)
+    try:
+        os.close(open_in_root(root, path, os.O_PATH))
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            message = f'exec: "{process.argv[0]}": permission denied'
+            raise LaunchError(message, code=126, status=400) from error
 
 
 def _become_user(who: Identity, keep: bool) -> None:

@@ -124,9 +124,7 @@ def _make_readonly(root: int, path: str) -> None:
 def _mask_all(root: int, plan: LaunchPlan) -> None:
     """Files show an empty device, directories an empty tmpfs; both verified by looking again (CVE-2025-31133)."""
     null = _verified_null(root)
-    empty = detached.fsmount(
-        "tmpfs", [("source", "tmpfs"), ("nr_blocks", "1"), ("nr_inodes", "1")], _MASK_ATTRIBUTES
-    )
+    first: dict[bool, int] = {}  # for directories, for files: the first mask, of which the others are copies
     try:
         for path in plan.masked_paths:
             try:
@@ -135,18 +133,26 @@ def _mask_all(root: int, plan: LaunchPlan) -> None:
                 continue
             try:
                 directory = is_directory(target)
-                tree = detached.clone_tree_of(empty if directory else null, False, path)
-                try:
+                if directory in first:
+                    tree = detached.clone_tree_of(first[directory], False, path)
+                elif directory:
+                    tree = first[True] = detached.fsmount(
+                        "tmpfs",
+                        [("source", "tmpfs"), ("nr_blocks", "1"), ("nr_inodes", "1")],
+                        _MASK_ATTRIBUTES,
+                    )
+                else:
+                    tree = first[False] = detached.clone_tree_of(null, False, path)
                     detached.mount_setattr(tree, add=_MASK_ATTRIBUTES, recursive=False, what=path)
-                    detached.move_mount(tree, target, path)
-                    _check_mask(root, path, tree)
-                finally:
+                detached.move_mount(tree, target, path)
+                _check_mask(root, path, tree)
+                if tree != first[directory]:
                     os.close(tree)
             finally:
                 os.close(target)
     finally:
-        os.close(null)
-        os.close(empty)
+        for fd in (null, *first.values()):
+            os.close(fd)
 
 
 def _check_mask(root: int, path: str, tree: int) -> None:

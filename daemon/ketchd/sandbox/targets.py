@@ -23,23 +23,34 @@ def place(root: int, path: str, *, directory: bool, resolve: int = 0) -> int:
         return open_in_root(root, path, os.O_PATH, resolve=RESOLVE_NO_MAGICLINKS | resolve)
     except FileNotFoundError:
         pass
+    parent_path, _, name = path.rstrip("/").rpartition("/")
+    try:
+        parent = open_in_root(
+            root, parent_path, os.O_PATH | os.O_DIRECTORY, resolve=RESOLVE_NO_MAGICLINKS | resolve
+        )
+        try:
+            return _make(parent, name, directory)
+        finally:
+            os.close(parent)
+    except (FileNotFoundError, FileExistsError):
+        pass  # more than the last part is missing, or the last is a link to nothing
     real = without_links(root, path)
-    if directory:
-        return make_directories(root, real)
     parent_path, _, name = real.rpartition("/")
     parent = make_directories(root, parent_path)
     try:
-        os.close(
-            os.open(
-                name,
-                os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
-                0o755,
-                dir_fd=parent,
-            )
-        )
-        return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        return _make(parent, name, directory)
     finally:
         os.close(parent)
+
+
+def _make(parent: int, name: str, directory: bool) -> int:
+    """A new entry of the directory fd `parent`, opened. Raises FileExistsError."""
+    if directory:
+        os.mkdir(name, 0o755, dir_fd=parent)
+    else:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        os.close(os.open(name, flags, 0o755, dir_fd=parent))
+    return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
 
 
 def without_links(root: int, path: str) -> str:

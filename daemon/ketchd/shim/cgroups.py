@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 
-from ketchd.kernel import signals
+from ketchd.kernel import (  # bpf: imported before the fork, for all shims at once
+    bpf,  # noqa: F401
+    cgroupjoin,
+    signals,
+)
 from ketchd.sandbox.failures import LaunchError, reason
 
 TYPE_CHECKING = False
@@ -15,25 +19,13 @@ _OOM_FILES = ("memory.oom_control", "memory.events")
 
 
 def make(plan: CgroupPlan) -> None:
-    """Make every directory and write every setting, in order. Raises LaunchError."""
-    for directory in plan.join:
-        try:
-            os.makedirs(directory, 0o755, exist_ok=True)
-        except OSError as error:
-            raise _failure(f"failed to make {directory}", error) from error
-    for path, value in plan.writes:
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.write(fd, value.encode())
-            finally:
-                os.close(fd)
-        except OSError as error:
-            raise _failure(f'failed to write "{value}" to {path}', error) from error
-
-
-def _failure(what: str, error: OSError) -> LaunchError:
-    return LaunchError(f"unable to apply cgroup configuration: {what}: {reason(error)}")
+    """Make every directory, write every setting, attach the device policy. Raises LaunchError."""
+    try:
+        cgroupjoin.make(plan)
+    except OSError as error:
+        raise LaunchError(
+            f"unable to apply cgroup configuration: {error.filename}: {reason(error)}"
+        ) from error
 
 
 def oom_kills(plan: CgroupPlan) -> int:

@@ -74,6 +74,8 @@ class Contained:
         while self._channel.fileno() >= 0:
             try:
                 messages, fd = read_packet(self._channel)
+            except ConnectionResetError:
+                continue  # told once, before what lies there: the child ended without having read our "go"
             except OSError:
                 messages, fd = [], -1
             if not messages:

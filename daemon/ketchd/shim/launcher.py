@@ -9,12 +9,14 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgpack
 
 import ketch_wire
 import ketchd
+from ketchd.kernel import detached
 
 # No site module, no environment, no bytecode written: what the interpreter needs is told in full. The path stands in the
 # argument list last, so that `ps` shows whose launcher it is.
@@ -42,7 +44,7 @@ class Launcher:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+        with theirs, _interpreter() as (interpreter, held):
             self._process = subprocess.Popen(
                 [
                     sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, str(theirs.fileno()), os.pathsep.join(_import_path()),
@@ -50,7 +52,8 @@ class Launcher:
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                executable=interpreter,
+                pass_fds=[theirs.fileno(), *held],
                 cwd="/",
                 env={"LANG": "C.UTF-8"},
             )  # fmt: skip
@@ -94,6 +97,28 @@ class Launcher:
                 return
             process.kill()
             process.wait()
+
+
+@contextlib.contextmanager
+def _interpreter() -> Iterator[tuple[str, list[int]]]:
+    """(what to execute, the descriptors it needs): the interpreter by way of a detached read-only mount of its file.
+
+    A process of ours that passes through a container shows its executable there as /proc/PID/exe. Through such a mount it
+    cannot be opened for writing, whatever the container may do (CVE-2019-5736). The mount is in no namespace, and is gone
+    with the last process that executes it.
+    """
+    path = os.path.realpath(sys.executable)
+    try:
+        tree = detached.clone_tree(path, recursive=False)
+    except OSError:  # a kernel before 5.2, or a seccomp filter around us
+        yield path, []
+        return
+    try:
+        attributes = detached.MOUNT_ATTR_RDONLY | detached.MOUNT_ATTR_NOSUID | detached.MOUNT_ATTR_NODEV
+        detached.mount_setattr(tree, add=attributes, recursive=False, what=path)
+        yield f"/proc/self/fd/{tree}", [tree]
+    finally:
+        os.close(tree)
 
 
 def start_launcher(exec_root: Path) -> Launcher:

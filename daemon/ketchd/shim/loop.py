@@ -60,6 +60,10 @@ class Loop:
         """Let `run` return."""
         self._running = False
 
+    def close(self) -> None:
+        """Give the epoll instance back."""
+        self._epoll.close()
+
     def run(self) -> None:
         """Handle what happens until `stop`."""
         while self._running:

@@ -21,9 +21,9 @@ def main(control: int) -> None:
     channel = _socket.socket(fileno=control)
     prctl(PR_SET_DUMPABLE, 0)  # nothing of a shim is reachable by way of /proc from inside (CVE-2019-5736)
     set_name("ketch-launcher")
-    signals.ignore(signals.SIGCHLD)  # shims are not waited for
-    signals.ignore(signals.SIGHUP)
-    signals.ignore(signals.SIGINT)
+    lockdown.close_all_but({0, 1, 2, control})
+    signals.reset_all()
+    signals.ignore(signals.SIGCHLD, *signals.IGNORED_BY_US)  # shims are not waited for
     os.setsid()
     os.chdir("/")
     gc.collect()

@@ -61,6 +61,12 @@ class Shim:
         """Until the container and everybody attached to it are done."""
         self._loop.run()
 
+    def close(self) -> None:
+        """Give back what is open of a shim that has started nothing."""
+        if self._link is not None:
+            self._link.close()
+        self._loop.close()
+
     # ketchd
 
     def _say(self, message: dict[str, Any]) -> bool:
@@ -196,15 +202,18 @@ class Shim:
         cgroups.make(plan.cgroup)
         self._oom_before = cgroups.oom_kills(plan.cgroup)
         self._execs = Execs(self._loop, plan.cgroup.join, self._state_fd, self._say)
-        self._choose_pid_namespace(plan.namespaces.get("pid", "host"))
+        donors = enter.open_donors(plan)
+        self._choose_pid_namespace(plan.namespaces.get("pid", "host"), donors)
 
         def become(stdio: Stdio | None, report: Report) -> NoReturn:
-            enter.become_container(plan, stdio, report)
+            enter.become_container(plan, donors, stdio, report)
 
         spawned = spawn(
             become, terminal=process.tty, stdin=process.open_stdin, stdout=True, stderr=True,
             cgroup=version_two_cgroup(plan.cgroup.join),
         )  # fmt: skip
+        for fd in donors.values():
+            os.close(fd)
         main = self._main = Contained(
             self._loop, streams, spawned, (process.console_size[0], process.console_size[1])
         )
@@ -229,15 +238,15 @@ class Shim:
         self._say({"event": "child", "pid": self._main.pid})
 
     @staticmethod
-    def _choose_pid_namespace(kind: str) -> None:
+    def _choose_pid_namespace(kind: str, donors: dict[str, int]) -> None:
         """What follows from this is for our children only: the container's first process and its execs."""
         try:
             if kind == "new":
                 unshare(CLONE_NEWPID)
         except OSError as error:
             raise as_launch_error(error, "error creating namespaces") from error
-        if kind.startswith("pid:"):
-            enter.join_namespaces(int(kind[4:]), CLONE_NEWPID, "pid")
+        if "pid" in donors:
+            enter.join_namespace(donors["pid"], CLONE_NEWPID, "pid", kind)
 
     def _started(self) -> None:
         assert self._main is not None
