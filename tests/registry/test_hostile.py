@@ -151,7 +151,7 @@ async def test_a_body_that_always_breaks_off(engine: Engine, hostile: HostileReg
     with pytest.raises(EngineFailure, match="unexpected EOF"):
         await engine.pull(f"{hostile.host}/app:1")
     starts = [begin_of(seen) for seen in hostile.asked("GET", digest)]
-    assert starts == sorted(starts) and starts.count(starts[-1]) == 3
+    assert starts == sorted(starts) and starts.count(starts[-1]) >= 2
     assert [path.name for path in engine.partials()] == [digest[7:], f"{digest[7:]}.map"]
     hostile.tricks.clear()
     hostile.seen.clear()

@@ -229,7 +229,7 @@ async def _fetch(
         lease.add("layer", diff_id)
     missing: dict[Digest, tuple[Descriptor, Digest]] = {}
     for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True):
-        if rooms.layers.has(diff_id):
+        if rooms.layers.has(diff_id) and not await rooms.transfers.is_left_over(layer):
             board.say("Already exists", layer.digest.short)
         else:
             board.say("Pulling fs layer", layer.digest.short)

@@ -98,6 +98,18 @@ class Transfers:
                 if not joined:
                     raise
 
+    async def is_left_over(self, descriptor: Descriptor) -> bool:
+        """Whether the whole blob of a layer that is here lies in a partial file: a crash between the two publishings
+        leaves it so, and `layer` will find it. Part of one is of no use any more: it goes."""
+        if descriptor.digest in self._shared or not (self._directory / descriptor.digest.hex).exists():
+            return False
+        partial = await Partial.open(self._directory, descriptor.digest, descriptor.size)
+        if partial.extents.missing(descriptor.size):
+            partial.discard()
+            return False
+        partial.release()
+        return True
+
     def _begin(self, repository: Repository, descriptor: Descriptor) -> _Shared:
         shared = self._shared[descriptor.digest] = _Shared()
         shared.task = asyncio.create_task(self._run(shared, repository, descriptor))
@@ -137,8 +149,10 @@ class Transfers:
                 result = await self._fetch(shared, repository, descriptor, partial)
             except LayerMismatch as fault:
                 partial.discard()
-                # Bytes of an earlier download, or of a mirror, may have been false: once more, from the beginning.
-                if again and (repository.blame(descriptor.digest) or resumed):
+                # Bytes of a mirror, or of an earlier download, may have been false: again, from the beginning.
+                if repository.blame(descriptor.digest):
+                    continue
+                if again and resumed:
                     again = False
                     continue
                 raise EngineFailure(

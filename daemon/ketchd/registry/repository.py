@@ -157,9 +157,10 @@ class Repository:
     def blame(self, digest: Digest) -> bool:
         """The blob turned out to be false: a mirror that served it is asked no more. Whether there was one."""
         endpoint = self._served.pop(digest, None)
-        if endpoint is None or endpoint.own or endpoint not in self._endpoints:
+        if endpoint is None or endpoint.own:
             return False
-        self._endpoints.remove(endpoint)
+        if endpoint in self._endpoints:
+            self._endpoints.remove(endpoint)
         return True
 
     def wait_after(self, fault: Refused | Unreachable, failures: int) -> float | None:

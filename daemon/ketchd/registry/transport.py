@@ -24,7 +24,7 @@ USER_AGENT = "docker/28.2.2 ketch"
 CONNECT_SECONDS = 30.0
 HEADER_SECONDS = 60.0
 IDLE_SECONDS = 60.0
-READ_BUFFER = 1024 * 1024
+READ_BUFFER = 512 * 1024
 _LINE_LIMIT = 64 * 1024
 _ADDRESS = re.compile(r"Connect call failed \('([^']+)', (\d+)")
 
