@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import gzip
+import io
 import mmap
 import os
 import struct
@@ -189,9 +190,11 @@ def _add_pieces(pieces: list[tuple[int, int, int, bytes]], node: Node, path: byt
 
 
 def _open_record(path: str, mode: str) -> IO[bytes]:
+    """Buffered: it is read and written in pieces of some bytes, each of which would be a call into the library."""
     from isal import igzip
 
-    return cast(IO[bytes], cast(Any, igzip).open(path, mode, compresslevel=1))
+    opened = cast(Any, igzip).open(path, mode, compresslevel=1)
+    return io.BufferedWriter(opened, PIECE) if mode == "wb" else io.BufferedReader(opened, PIECE)
 
 
 def _write_record(path: str, tar: memoryview, pieces: list[tuple[int, int, int, bytes]]) -> None:
