@@ -106,8 +106,7 @@ def _read(tar: int) -> list[Entry]:
     if not size:
         return []
     try:
-        with mmap.mmap(tar, size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as view:
-            return list(entries(view, size))
+        return list(entries(memoryview(mmap.mmap(tar, size, prot=mmap.PROT_READ)), size))
     except InvalidInput as fault:
         raise EngineFailure(f"Error processing tar file: {fault.message}") from fault
 

@@ -144,11 +144,12 @@ def look_through(path: Path) -> Contents:
         size = os.fstat(file.fileno()).st_size
         if not size:
             return contents
-        with mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as view:
-            for number, entry in enumerate(entries(view, size)):
-                if number >= MEMBER_LIMIT:
-                    raise InvalidInput(f"the archive has more than {MEMBER_LIMIT} entries")
-                _take(entry, contents)
+        # The mapping goes with its last reference: a fault on the way still holds pieces of it.
+        mapped = memoryview(mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ))
+        for number, entry in enumerate(entries(mapped, size)):
+            if number >= MEMBER_LIMIT:
+                raise InvalidInput(f"the archive has more than {MEMBER_LIMIT} entries")
+            _take(entry, contents)
     return contents
 
 

@@ -22,6 +22,7 @@ from ketchd.model.times import parse_timestamp
 tracepoint.declare("rmi.untagged", "rmi.forgotten", "rmi.swept")
 
 Report = list[dict[str, str]]
+GARBAGE_AGE_NS = 600 * 1_000_000_000
 _PRUNE_FILTERS = frozenset({"dangling", "label", "label!", "until"})
 
 
@@ -181,7 +182,8 @@ def _content(rooms: Rooms, record: ImageRecord) -> list[Node]:
 async def prune_images(rooms: Rooms, filters: Filters) -> tuple[Report, int]:
     """Remove the images that no container uses and nothing names (`dangling=false`: named ones too): (report, bytes won back).
 
-    Raises InvalidInput. An image that cannot go is left out. Source: Engine API 1.50, ImagePrune.
+    What journeys that failed have left in the store goes too, when nobody needed it for a while. Raises InvalidInput. An
+    image that cannot go is left out. Source: Engine API 1.50, ImagePrune.
     """
     check_keys(filters, _PRUNE_FILTERS)
     dangling_only = filter_bool(filters, "dangling") is not False
@@ -200,7 +202,8 @@ async def prune_images(rooms: Rooms, filters: Filters) -> tuple[Report, int]:
                 report += await delete_image(rooms, name)
             except Fault:
                 continue
-    reclaimed = max(0, before - _stored_bytes(rooms)) if report else 0
+    await rooms.garbage.sweep(unused_since_ns=time.time_ns() - GARBAGE_AGE_NS)
+    reclaimed = max(0, before - _stored_bytes(rooms))
     rooms.events.append("image", "prune", "", {"reclaimed": str(reclaimed)})
     return report, reclaimed
 

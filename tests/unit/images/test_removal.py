@@ -7,6 +7,7 @@ import pytest
 from ketch_testing.rooms import container_of, image_of, layer_of
 from ketch_wire.faults import Conflict, InvalidInput, NotFound
 from ketchd.containers.lifecycle import State
+from ketchd.engine import images
 from ketchd.engine.images import delete_image, parse_target, prune_images, tag_image
 from ketchd.engine.rooms import Rooms
 from ketchd.model.digest import chain_id
@@ -177,6 +178,15 @@ async def test_prune_takes_what_nothing_names_and_nothing_uses(rooms: Rooms) -> 
     report, _ = await prune_images(rooms, {"dangling": ["false"]})
     assert {"Deleted": str(named)} in report and rooms.images.has(used)
     assert actions(rooms)[-1] == ("image", "prune")
+
+
+async def test_prune_takes_what_a_failed_journey_left(rooms: Rooms, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = await layer_of(rooms, {"a": b"1" * 9000})
+
+    assert await prune_images(rooms, {}) == ([], 0), "it may be needed in a moment"
+    monkeypatch.setattr(images, "GARBAGE_AGE_NS", -1)
+    _, reclaimed = await prune_images(rooms, {})
+    assert reclaimed > 9000 and not rooms.layers.has(left)
 
 
 async def test_prune_filters(rooms: Rooms) -> None:
