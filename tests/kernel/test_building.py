@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="ro
 PASSWD = "root:x:0:0::/root:/bin/sh\nweb:x:77:88::/:/bin/false\n"
 BASE: dict[str, Any] = {
     "bin/": "", "etc/": "", "etc/passwd": PASSWD, "etc/group": "root:x:0:\nweb:x:88:\nstaff:x:50:\n", "usr/": "", "usr/lib/": "",
-    "lib": member(tarfile.SYMTYPE, link="usr/lib"), "dangling": member(tarfile.SYMTYPE, link="/nowhere"), "file": "a file",
+    "lib": member(tarfile.SYMTYPE, link="usr/lib"), "dangling": member(tarfile.SYMTYPE, link="/nowhere"), "flink": member(tarfile.SYMTYPE, link="file"), "file": "a file",
     "private": member(tarfile.DIRTYPE, mode=0o700, uid=5, gid=6),
 }  # fmt: skip
 
@@ -61,7 +61,9 @@ CONTEXT: dict[str, Any] = {
         ("COPY a.txt /usr", "usr usr/a.txt"),
         ("COPY a.txt /lib", "usr usr/lib usr/lib/a.txt"),
         ("COPY a.txt /lib/x", "usr usr/lib usr/lib/x"),
-        ("COPY a.txt /dangling", "dangling"),
+        ("COPY a.txt /flink", "file"),
+        ("COPY a.txt /dangling", "nowhere"),
+        ("COPY a.txt /dangling/x", "nowhere nowhere/x"),
         ("COPY a.txt b.txt /d/", "d d/a.txt d/b.txt"),
         ("COPY *.txt /d/", "d d/a.txt d/b.txt"),
         ("COPY [ab].txt .", "a.txt b.txt"),
@@ -126,7 +128,7 @@ async def test_chown_and_chmod(yard: Yard, chown: str, owner: tuple[int, int]) -
         ("COPY --chown=0:nobody a.txt /", "can't find gid for group nobody: no such group: nobody"),
         ("COPY --from=busybox /nope /", "COPY failed: stat nope: file does not exist"),
         ("COPY .wh.x /", "names that begin with .wh. mean whiteouts"),
-        ("WORKDIR /file", "cannot copy to non-directory: /file"),
+        ("WORKDIR /file", "Cannot mkdir: /file is not a directory"),
     ],
 )  # fmt: skip
 async def test_copy_faults(yard: Yard, line: str, why: str) -> None:

@@ -7,7 +7,6 @@ Source: Dockerfile reference, COPY and ADD; moby builder/dockerfile/copy.go.
 from __future__ import annotations
 
 import os
-import posixpath
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +16,7 @@ from ketchd.build.copybytes import from_bytes, from_source, linked, unpack, unpa
 from ketchd.build.layerdraft import Draft, nothing
 from ketchd.build.members import Member, Selected, clean_source
 from ketchd.build.roottree import RootTree, mounted
-from ketchd.layers.tarheaders import DIRECTORY, REGULAR, SYMLINK, Entry
+from ketchd.layers.tarheaders import REGULAR, Entry
 from ketchd.layers.tarwrite import TarWriter
 from ketchd.layers.worker import JobPort
 
@@ -90,38 +89,19 @@ def _fill(
 
 
 def _target(output: Draft, destination: str) -> str:
-    """The destination with the links of the root below followed, relative to it; what is not there yet stays as it is."""
-    path, tail = destination.strip("/"), ""
-    if output.root is None:
-        return path
-    while path:
-        known = output.root.entry(path)
-        real = output.root.real(path)
-        if real is not None and not (
-            known is not None and known.type == SYMLINK and not tail and not _is_dir(output, real)
-        ):
-            break
-        tail = posixpath.basename(path) + ("/" + tail if tail else "")
-        path = posixpath.dirname(path)
-    base = output.root.real(path) or ""
-    return f"{base}/{tail}".strip("/")
-
-
-def _is_dir(output: Draft, path: str) -> bool:
-    found = output.below(path)
-    return found is not None and found.type == DIRECTORY
+    """The destination relative to the root, the links of the root below followed."""
+    path = destination.strip("/")
+    return output.root.follow(path) if output.root is not None else path
 
 
 def _directory(output: Draft, target: str, one: Selected, tree: TarContext | RootTree, owned: bool) -> None:
-    """The directory's contents; the directory itself gives its metadata only to one that is new."""
+    """The directory's contents; the destination stays as it is, or is a new directory, 0755."""
+    if target:
+        output.make_parents(target)
+        output.keep_or_make(target)
     for member in one.members:
         if member.relative:
             _member(output, f"{target}/{member.relative}".lstrip("/"), member, tree, owned)
-        elif target and not output.is_directory(target):
-            output.put(target, output.dressed(replace(member.entry, xattrs={}), owned=owned), nothing)
-        elif target:
-            output.make_parents(target)
-            output.keep_or_make(target)
 
 
 def _member(output: Draft, path: str, member: Member, tree: TarContext | RootTree, owned: bool) -> None:
@@ -176,8 +156,11 @@ def workdir(arguments: dict[str, Any], port: JobPort) -> dict[str, Any]:
         if not wanted or output.is_directory(wanted):
             return {"empty": True}
         target = _target(output, arguments["path"])
-        output.make_parents(target)
-        output.keep_or_make(target)
+        try:
+            output.make_parents(target)
+            output.keep_or_make(target)
+        except InvalidInput:
+            raise InvalidInput(f"Cannot mkdir: {arguments['path']} is not a directory") from None
         return output.write(arguments["place"])
 
 

@@ -31,6 +31,7 @@ _TYPES = {
 }  # fmt: skip
 _ID_LIMIT = 0xFFFFFFFE
 _FILE_LIMIT = 16 * 1024 * 1024
+_LINK_LIMIT = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,29 @@ class RootTree:
         finally:
             os.close(opened)
         return shown[len(self.path) :].strip("/")
+
+    def follow(self, path: str) -> str:
+        """Where something written to `path` would come: every link on the way followed inside the root, what is missing as it is."""
+        done, links = "", 0
+        todo = [part for part in reversed(path.split("/")) if part not in ("", ".")]
+        while todo:
+            part = todo.pop()
+            if part == "..":
+                done = posixpath.dirname(done)
+                continue
+            at = f"{done}/{part}" if done else part
+            entry = self.entry(at)
+            if entry is None or entry.type != SYMLINK:
+                done = at
+                continue
+            links += 1
+            if links > _LINK_LIMIT:
+                raise InvalidInput(f"too many links in /{path}")
+            target = os.fsdecode(entry.link)
+            if target.startswith("/"):
+                done = ""
+            todo += [step for step in reversed(target.split("/")) if step not in ("", ".")]
+        return done
 
     def open(self, path: str) -> int:
         """A regular file for reading; no link is followed at its end. Raises OSError."""
