@@ -251,11 +251,11 @@ class _Pushing:
         try:
             media_type = manifests.layer_type("gzip", oci=False)
             self.lease.add("blob", digest)
+            rooms.blobs.relate(diff_id, digest, media_type, size)
             await rooms.blobs.publish(staged, digest, size, media_type)
         except BaseException:
             staged.unlink(missing_ok=True)
             raise
-        rooms.blobs.relate(diff_id, digest, media_type, size)
         tracepoint.reach("push.layer-compressed")
         return Descriptor(media_type, digest, size)
 

@@ -243,11 +243,12 @@ class Transfers:
         shared.report(EXTRACTING, size, size)
 
     async def _publish(self, descriptor: Descriptor, partial: Partial, result: IngestResult) -> Digest:
-        await self._blobs.publish(partial.path, descriptor.digest, descriptor.size, descriptor.media_type)
-        partial.forget_record()
-        tracepoint.reach("pull.blob-published")
+        # Related first: a blob that is on record belongs to its layer at every moment.
         self._blobs.relate(result.diff_id, descriptor.digest, descriptor.media_type, descriptor.size)
         tracepoint.reach("pull.blob-related")
+        await self._blobs.publish(partial.path, descriptor.digest, descriptor.size, descriptor.media_type)
+        tracepoint.reach("pull.blob-published")
+        partial.forget_record()
         return result.diff_id
 
 
