@@ -19,12 +19,13 @@ from typing import Any, Literal
 from ketch_wire.faults import EngineFailure, Fault
 from ketchd import tracepoint
 from ketchd.content.blobs import LayerBlob
+from ketchd.engine.information import INDEX_SERVER
 from ketchd.engine.rooms import Rooms
 from ketchd.layers.placing import remove_staged
 from ketchd.model.digest import Digest
 from ketchd.model.imageconfig import SIZE_LIMIT
 from ketchd.model.manifest import Descriptor
-from ketchd.model.reference import Reference
+from ketchd.model.reference import HUB, Reference
 from ketchd.registry.repository import Repository
 from ketchd.registry.tokens import Credentials
 
@@ -317,7 +318,10 @@ class _Check:
 
     async def _open(self, repository: str) -> Repository:
         reference = Reference.parse(repository)
-        credentials = self._credentials.get(reference.domain) or Credentials.read({})
+        credentials = self._credentials.get(reference.domain)
+        if credentials is None and reference.domain == HUB:
+            credentials = self._credentials.get(INDEX_SERVER)
+        credentials = credentials or Credentials.read({})
         return await self._rooms.registry.repository(reference, credentials)
 
     async def _remove_file(self, finding: Finding) -> str:

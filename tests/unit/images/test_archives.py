@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 import zstandard
+from aiohttp import web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ketch_testing.rooms import image_of, layer_of, tar_of
 from ketch_wire.faults import EngineFailure, Fault, InvalidInput, NotFound
 from ketchd.engine.images import delete_image
-from ketchd.engine.imports import import_image
+from ketchd.engine.imports import download, import_image
 from ketchd.engine.load import load
 from ketchd.engine.rooms import Rooms
 from ketchd.engine.save import saving
@@ -355,3 +356,34 @@ async def test_a_bad_import_leaves_nothing(
     with pytest.raises(InvalidInput, match=message):
         await import_image(rooms, pieces(content), **more)
     assert rooms.images.count() == 0 and rubbish(rooms) == []
+
+
+async def test_import_from_a_url(rooms: Rooms) -> None:
+    said: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        said.append(message)
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(body=LAYER) if request.path == "/root.tar" else web.Response(status=404)
+
+    app = web.Application()
+    app.router.add_get("/{name}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        base = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        async with download(f"{base}/root.tar", send) as chunks:
+            image = await import_image(rooms, chunks, source=f"{base}/root.tar")
+        assert rooms.images.get(image).layers == (Digest.of(LAYER),)
+        assert said == [{"status": f"Downloading from {base}/root.tar"}]
+        with pytest.raises(InvalidInput, match="with status 404"):
+            async with download(f"{base}/nope", send) as chunks:
+                await import_image(rooms, chunks)
+    finally:
+        await runner.cleanup()
+    with pytest.raises(EngineFailure, match="cannot download"):
+        async with download(f"{base}/root.tar", send) as chunks:
+            await import_image(rooms, chunks)
