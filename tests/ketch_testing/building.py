@@ -106,6 +106,10 @@ class PretendRunner:
         return 0
 
 
+def _namespace(**rooms: Any) -> Any:
+    return SimpleNamespace(**rooms)
+
+
 class Yard:
     """The rooms a build needs, a builder, and the messages of the builds it carried out."""
 
@@ -116,7 +120,7 @@ class Yard:
         self.layers = LayerStore(base, self.catalogue, self.workers, kind)
         blobs = BlobStore(base, self.catalogue)
         self.images = ImageStore(self.catalogue, blobs)
-        self.rooms: Any = SimpleNamespace(
+        self.rooms: Any = _namespace(
             data_root=base, exec_root=base / "run", catalogue=self.catalogue, events=EventJournal(self.catalogue),
             blobs=blobs, images=self.images, leases=Leases(self.catalogue), layers=self.layers, workers=self.workers,
             garbage=Garbage(self.catalogue, blobs, self.layers), log=None,
