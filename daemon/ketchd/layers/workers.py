@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import socket
 import sys
@@ -31,6 +32,14 @@ class _Worker:
         asyncio.get_running_loop().remove_reader(self.pidfd)
         os.close(self.pidfd)
         self.ended.set()
+
+    def lives(self) -> bool:
+        """Looked up now: the event loop may not have been told yet."""
+        if self.ended.is_set():
+            return False
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return not poll.poll(0)
 
     async def receive(self) -> dict[str, Any]:
         while not self.frames:
@@ -169,7 +178,7 @@ class WorkerPool:
             worker = self._idle.pop()
             if worker.idle_timer is not None:
                 worker.idle_timer.cancel()
-            if not worker.ended.is_set():
+            if worker.lives():
                 return worker
             self._all.discard(worker)
             worker.end()
