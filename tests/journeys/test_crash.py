@@ -47,7 +47,9 @@ class Story:
         self.run("run", "-d", "--name", "witness", "busybox", "sh", "-c", "echo here; exec sleep 3600")
         (self.context / "a.txt").write_text("x\n")
         self.run("build", "-t", "kept", ".")
-        self.run("save", "-o", str(self.archive), "kept")
+        self.fresh()
+        self.run("build", "-t", "archived", ".")
+        self.run("save", "-o", str(self.archive), "archived")
 
     def fresh(self) -> None:
         """Something in the build context that no build has seen."""
@@ -57,8 +59,7 @@ class Story:
     def build(self, check: bool = True) -> None:
         self.fresh()
         self.run("build", "-t", "made", ".", check=check)
-        if check:
-            self.run("rmi", "made")
+        self.run("rmi", "made", check=check)
 
     def push(self, check: bool = True) -> None:
         self.fresh()
@@ -90,7 +91,7 @@ class Story:
         self.run("rm", "-v", name, check=check)
 
     def load(self, check: bool = True) -> None:
-        self.run("rmi", "kept", check=check)
+        self.run("rmi", "archived", check=check)
         self.run("builder", "prune", "-f", check=check)
         self.run("load", "-i", str(self.archive), check=check)
 
