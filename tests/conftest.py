@@ -32,7 +32,12 @@ def busybox_tar() -> bytes:
         entry = tarfile.TarInfo("bin/busybox")
         entry.size, entry.mode = len(program), 0o755
         tar.addfile(entry, io.BytesIO(program))
-        for applet in ["sh", "echo", "cat", "ls", "true", "false", "sleep", "id", "env", "pwd", "touch", "mkdir", "rm", "cp", "mv", "ln", "chmod", "chown", "head", "tail", "grep", "sed", "awk", "wc", "date", "hostname", "ip", "ping", "wget", "nc", "ps", "kill", "mount", "umount", "df", "du", "dd", "seq", "yes", "test", "stat", "readlink", "uname", "whoami", "tty", "stty", "sort", "uniq", "tr", "cut", "find", "xargs", "tee", "sync", "md5sum", "sha256sum", "httpd", "nslookup", "printf", "expr", "trap", "timeout"]:
+        for applet in (
+            "sh echo cat ls true false sleep id env pwd touch mkdir rm cp mv ln chmod chown head tail grep "
+            "sed awk wc date hostname ip ping wget nc ps kill mount umount df du dd seq yes test stat "
+            "readlink uname whoami tty stty sort uniq tr cut find xargs tee sync md5sum sha256sum httpd "
+            "nslookup printf expr trap timeout"
+        ).split():
             link = tarfile.TarInfo(f"bin/{applet}")
             link.type, link.linkname, link.mode = tarfile.SYMTYPE, "busybox", 0o777
             tar.addfile(link)

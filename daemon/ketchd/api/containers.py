@@ -29,23 +29,7 @@ from ketchd.engine.start import start
 from ketchd.model.times import parse_timestamp
 
 _FILTERS = frozenset(
-    [
-        "ancestor",
-        "before",
-        "exited",
-        "expose",
-        "health",
-        "id",
-        "isolation",
-        "is-task",
-        "label",
-        "name",
-        "network",
-        "publish",
-        "since",
-        "status",
-        "volume",
-    ]
+    "ancestor before exited expose health id isolation is-task label name network publish since status volume".split()
 )
 
 

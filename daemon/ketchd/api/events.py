@@ -19,7 +19,7 @@ from ketchd.model.reference import Reference
 from ketchd.model.times import parse_timestamp
 
 _FILTERS = frozenset(
-    ["type", "event", "container", "image", "label", "network", "volume", "daemon", "plugin", "scope", "node", "service", "secret", "config"]
+    "type event container image label network volume daemon plugin scope node service secret config".split()
 )
 
 

@@ -10,7 +10,9 @@ from ketchd.containers.lifecycle import State
 from ketchd.containers.recovery import Decision, decide
 
 
-@pytest.mark.parametrize(("state", "shim", "left"), list(itertools.product(State, (False, True), (False, True))))
+@pytest.mark.parametrize(
+    ("state", "shim", "left"), list(itertools.product(State, (False, True), (False, True)))
+)
 def test_total(state: State, shim: bool, left: bool) -> None:
     """There is a decision for everything that may be found."""
     assert decide(state, shim_runs=shim, exit_recorded=left) in Decision
