@@ -209,6 +209,7 @@ class ShimLink:
         if not self._ended.done():
             self._ended.set_result(record)
         self._close_pidfd()
+        self._shims.forget(self)
 
     def _lost(self) -> None:
         """The connection ended: the shim has, or it was cut. Before an end was told, look for the shim once more."""
@@ -389,6 +390,10 @@ class Shims:
             ended = hello["exit"]
             link._has_ended(ExitRecord(ended["code"], ended["oom"], ended["finished_ns"]))
         return True
+
+    def forget(self, link: ShimLink) -> None:
+        """Its container has ended; the connection ends with the shim."""
+        self._links.discard(link)
 
     async def close(self) -> None:
         """Let go of every shim; containers run on. May be called twice."""

@@ -117,6 +117,7 @@ class StepRunner:
                 cgroup=cgroup,
                 log=LogPlan(driver="none"),
                 netlink=tuple(rooms.networks.netlink_messages(lease)),
+                transient=True,
             )  # fmt: skip
             return await self._carry_out(plan, lease, output)
 

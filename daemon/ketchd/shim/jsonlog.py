@@ -51,10 +51,10 @@ def encode_piece(piece: bytes, stream: bytes, stamp: bytes) -> bytes:
 
 
 def has_long_line(lines: bytes) -> bool:
-    """Whether a line of `lines` (which ends with a newline) is over the limit. Looks at few places, not at every line."""
+    """Whether a line of `lines` (which ends with a newline) reaches the limit. Looks at few places, not at every line."""
     start, end = 0, len(lines)
     while end - start > LINE_LIMIT:
-        newline = lines.rfind(b"\n", start, start + LINE_LIMIT + 1)
+        newline = lines.rfind(b"\n", start, start + LINE_LIMIT)
         if newline < 0:
             return True
         start = newline + 1

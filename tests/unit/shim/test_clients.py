@@ -1,0 +1,184 @@
+"""Streams between pipes and sockets, on a real loop: patience, spilling, stalling, and who waits for whom."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from ketchd.shim import clients
+from ketchd.shim import spill as spilling
+from ketchd.shim.loop import Loop
+from ketchd.shim.streams import Streams
+
+SPEC: dict[str, Any] = {
+    "stdin": False, "stdout": True, "stderr": True, "multiplexed": False, "detach_keys": b"", "initial": b"",
+}  # fmt: skip
+
+
+class Bench:
+    """Streams over one pipe, driven by hand."""
+
+    def __init__(self) -> None:
+        self.loop = Loop()
+        self.streams = Streams(self.loop, terminal=False, stdin_once=True, log=None, spill_directory=-1)
+        reader, self.writer = os.pipe()
+        os.set_blocking(self.writer, False)
+        self.drained = False
+        self.streams.on_drained = self.note
+        self.streams.connect_pipes(-1, {reader: 1})
+        self.sockets: list[socket.socket] = []
+
+    def note(self) -> None:
+        """The output ended."""
+        self.drained = True
+
+    def attach(self, **given: Any) -> socket.socket:
+        """One more client."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        self.sockets.append(ours)
+        self.streams.attach(theirs.detach(), SPEC | given)
+        return ours
+
+    def run_until(self, condition: Callable[[], bool], seconds: float = 20.0) -> None:
+        """Run the loop until it holds."""
+        failed = [False]
+
+        def give_up() -> None:
+            failed[0] = True
+
+        limit = self.loop.later(seconds, give_up)
+
+        def look() -> None:
+            if condition() or failed[0]:
+                self.loop.stop()
+            else:
+                self.loop.later(0.001, look)
+
+        self.loop._running = True
+        self.loop.later(0.0, look)
+        self.loop.run()
+        limit.cancel()
+        assert not failed[0]
+
+    def write_all(self, data: bytes) -> None:
+        """Through the pipe, however small it is."""
+        view = memoryview(data)
+
+        def more() -> bool:
+            nonlocal view
+            try:
+                view = view[os.write(self.writer, view) :]
+            except BlockingIOError:
+                return False
+            return not view
+
+        self.run_until(more)
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    """Closed afterwards."""
+    made = Bench()
+    yield made
+    os.close(made.writer)
+    for one in made.sockets:
+        one.close()
+    if not made.drained:
+        made.run_until(lambda: made.drained)
+    made.streams.finish()
+    made.run_until(lambda: not made.streams.has_clients)
+    made.loop.close()
+
+
+def receive_all(bench: Bench, client: socket.socket, size: int) -> bytes:
+    """`size` bytes, while the loop runs."""
+    got = bytearray()
+
+    def more() -> bool:
+        try:
+            got.extend(client.recv(1 << 20))
+        except BlockingIOError:
+            pass
+        return len(got) >= size
+
+    bench.run_until(more)
+    return bytes(got)
+
+
+def test_a_stuck_client_holds_nothing_up_and_misses_nothing(bench: Bench) -> None:
+    stuck, data = bench.attach(), os.urandom(4 << 20)
+
+    bench.write_all(data)
+
+    assert receive_all(bench, stuck, len(data)) == data
+
+
+def test_when_the_file_is_full_the_process_waits_for_a_client_that_moves(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clients, "Spill", lambda directory: spilling.Spill(directory, 3 << 20))
+    slow, data = bench.attach(), os.urandom(8 << 20)
+    view = memoryview(data)
+    got = bytearray()
+
+    def both() -> bool:
+        nonlocal view
+        try:
+            view = view[os.write(bench.writer, view) :]
+        except BlockingIOError:
+            try:
+                got.extend(slow.recv(4096))  # a little, only when the process waits
+            except BlockingIOError:
+                pass
+        return not view
+
+    bench.run_until(both, 60)
+
+    assert bytes(got) + receive_all(bench, slow, len(data) - len(got)) == data
+
+
+def test_one_that_takes_nothing_while_everybody_waits_is_cut_off(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clients, "Spill", lambda directory: spilling.Spill(directory, 2 << 20))
+    monkeypatch.setattr(clients, "STALL_SECONDS", 0.05)
+    bench.attach()
+
+    bench.write_all(os.urandom(6 << 20))
+
+    bench.run_until(lambda: not bench.streams.has_clients)
+
+
+def test_a_client_that_leaves_is_forgotten(bench: Bench) -> None:
+    bench.attach().close()
+
+    bench.run_until(lambda: not bench.streams.has_clients)
+    bench.write_all(b"nobody listens")
+
+
+def test_a_half_closed_client_goes_on_reading(bench: Bench) -> None:
+    client = bench.attach()
+    client.shutdown(socket.SHUT_WR)
+    bench.write_all(b"still here")
+
+    assert receive_all(bench, client, 10) == b"still here"
+    assert bench.streams.has_clients
+
+
+def test_the_end_comes_without_a_reset_though_input_was_never_read(bench: Bench) -> None:
+    """A socket closed with unread input resets the connection, and the peer loses the rest of its output."""
+    client = bench.attach(stdin=False)
+    client.send(b"nobody reads this")
+    bench.write_all(b"the last words")
+    os.close(bench.writer)
+    bench.writer = os.open("/dev/null", os.O_WRONLY)
+    bench.run_until(lambda: bench.drained)
+    bench.streams.finish()
+
+    assert client.recv(100) == b"the last words"
+    assert client.recv(100) == b""

@@ -1,0 +1,142 @@
+"""What crosses the wire: plans, exec plans, failures, exit records."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ketch_wire.frames import FrameReader, pack
+from ketch_wire.launch import (
+    CgroupPlan,
+    DevicePlan,
+    LaunchPlan,
+    LayerMount,
+    LogPlan,
+    MountPlan,
+    ProcessPlan,
+    RootPlan,
+)
+from ketch_wire.shim import ExecPlan
+from ketchd.containers.shims import ExitRecord, LaunchFailed, read_exit
+from ketchd.shim.exits import sync_exit, write_exit
+from ketchd.shim.plans import launch_plan, process_plan
+
+PLAN = LaunchPlan(
+    id="a" * 64,
+    root=RootPlan((LayerMount("erofs", "/l1"), LayerMount("directory", "/l2")), "/u", "/w", True),
+    process=ProcessPlan(("sh", "-c", "x"), ("A=b",), seccomp=b"\0\xff", rlimits={"nofile": (1, 2)}, tty=True),
+    run_dir="/run/x", state_dir="/state", namespaces={"pid": "new"}, hostname="h",
+    mounts=(MountPlan("/m", "bind", "/s", ("rbind", "ro")),), devices=(DevicePlan("/dev/x", "c", 1, 2),),
+    masked_paths=("/proc/kcore",), sysctls={"a": "b"}, cgroup=CgroupPlan(("/cg",), (("/cg/f", "1"),), b"\x01"),
+    log=LogPlan(path="/log"), netlink=(b"\x01\x02",), transient=True,
+)  # fmt: skip
+
+
+def over_the_wire(message: dict[str, object]) -> dict[str, object]:
+    """As the other side sees it."""
+    return FrameReader().feed(pack(message))[0]
+
+
+def test_a_plan_survives_the_wire() -> None:
+    assert LaunchPlan.from_wire(over_the_wire(PLAN.to_wire())) == PLAN
+
+
+def test_the_shims_own_reading_agrees_with_the_dataclasses() -> None:
+    """Every name that a plan has, the shim's light object has, with the same value."""
+    seen = launch_plan(over_the_wire(PLAN.to_wire()))
+
+    def same(plan: object, light: object) -> None:
+        for name in getattr(plan, "__dataclass_fields__", {}):
+            one, other = getattr(plan, name), getattr(light, name)
+            if hasattr(one, "__dataclass_fields__"):
+                same(one, other)
+            elif isinstance(one, tuple) and one and hasattr(one[0], "__dataclass_fields__"):
+                for left, right in zip(one, other, strict=True):
+                    same(left, right)
+            elif isinstance(one, dict):
+                assert {key: tuple(v) if isinstance(v, list) else v for key, v in other.items()} == one
+            else:
+                assert (
+                    tuple(tuple(v) if isinstance(v, list) else v for v in other)
+                    if isinstance(one, tuple)
+                    else other
+                ) == one
+
+    same(PLAN, seen)
+
+
+def test_a_plan_of_an_older_daemon_is_understood() -> None:
+    wire = PLAN.to_wire()
+    for name in ("transient", "netlink"):
+        del wire[name]
+    del wire["process"]["init"]
+
+    seen = launch_plan(wire)
+
+    assert (seen.transient, tuple(seen.netlink), seen.process.init) == (False, (), False)
+
+
+def test_an_exec_plan_survives_the_wire() -> None:
+    plan = ExecPlan("e" * 64, PLAN.process)
+
+    again = ExecPlan.from_wire(over_the_wire(plan.to_wire()))
+
+    assert (again.id, again.process.argv, again.process.seccomp) == (plan.id, plan.process.argv, b"\0\xff")
+    assert process_plan(plan.to_wire()["process"]).argv == ("sh", "-c", "x")
+
+
+@pytest.mark.parametrize(
+    ("told", "exec_", "message"),
+    [
+        ({"kind": "plain", "code": 128, "status": 500, "message": "unable to find user x"}, False, "unable to find user x"),
+        (
+            {"kind": "init", "code": 127, "status": 400, "message": "exec: x"}, True,
+            "OCI runtime exec failed: exec failed: unable to start container process: exec: x: unknown",
+        ),
+        (
+            {"kind": "init", "code": 127, "status": 400, "message": "exec: x"}, False,
+            "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: "
+            "unable to start container process: error during container init: exec: x: unknown",
+        ),
+    ],
+)  # fmt: skip
+def test_failures_are_told_in_dockerds_words(told: dict[str, object], exec_: bool, message: str) -> None:
+    failure = LaunchFailed.from_wire(told, exec=exec_)
+
+    assert (failure.message, failure.exit_code, failure.status) == (message, told["code"], told["status"])
+
+
+@given(st.integers(0, 255), st.booleans(), st.integers(0, 1 << 62))
+def test_exit_records(tmp_path_factory: pytest.TempPathFactory, code: int, oom: bool, finished: int) -> None:
+    path = tmp_path_factory.mktemp("exit")
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    write_exit(directory, code, oom, finished)
+    sync_exit(directory)
+    os.close(directory)
+
+    assert read_exit(path) == ExitRecord(code, oom, finished)
+    assert os.listdir(path) == ["exit"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\x83", b"rubbish", b"\xff" * 100, b"\x81\xa4code\x01", b"\x93\x01\x02\x03"]
+)
+def test_half_a_record_is_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "exit").write_bytes(content)
+
+    assert read_exit(tmp_path) is None
+    assert read_exit(tmp_path / "nowhere") is None
+
+
+def test_syncing_what_somebody_removed_is_no_failure(tmp_path: Path) -> None:
+    directory = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    write_exit(directory, 1, False, 2)
+    (tmp_path / "exit").unlink()
+
+    sync_exit(directory)
+
+    os.close(directory)
