@@ -181,7 +181,7 @@ class LogReader:
             await handle.close()
 
     def _select(self, lines: list[bytes]) -> tuple[list[LogLine], bool]:
-        batch = []
+        batch: list[LogLine] = []
         for raw in lines:
             line = parse_line(raw)
             if line is None:
@@ -205,7 +205,12 @@ class LogReader:
             return False
         loop = asyncio.get_running_loop()
         readable: asyncio.Future[None] = loop.create_future()
-        loop.add_reader(watch.fd, lambda: readable.done() or readable.set_result(None))
+
+        def note() -> None:
+            if not readable.done():
+                readable.set_result(None)
+
+        loop.add_reader(watch.fd, note)
         try:
             waiting: set[asyncio.Future[None] | asyncio.Future[int]] = {readable}
             if self._ended is not None:

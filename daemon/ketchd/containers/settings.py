@@ -68,7 +68,9 @@ def merge(sent: Mapping[str, Any], image: RunConfig) -> dict[str, Any]:
     env += [entry for entry in image.env if entry.split("=", 1)[0] not in mine]
     config["Env"] = env
     config["Labels"] = {**image.labels, **(config["Labels"] or {})}
-    ports = {port_key(port): {} for port in [*image.exposed_ports, *(config["ExposedPorts"] or {})]}
+    ports: dict[str, Any] = {
+        port_key(port): {} for port in [*image.exposed_ports, *(config["ExposedPorts"] or {})]
+    }
     config["ExposedPorts"] = ports or None
     volumes: dict[str, Any] = {path: {} for path in [*image.volumes, *(config["Volumes"] or {})]}
     config["Volumes"] = volumes or None

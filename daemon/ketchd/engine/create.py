@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -168,7 +168,9 @@ def _check_sources(points: list[MountPoint]) -> None:
             )
 
 
-async def _place_volume(rooms: Rooms, point: MountPoint, layers: list[Digest], made: list[str]) -> MountPoint:
+async def _place_volume(
+    rooms: Rooms, point: MountPoint, layers: Sequence[Digest], made: list[str]
+) -> MountPoint:
     """`point` with its host directory: volumes made and filled from the image, missing `-v` sources made."""
     if point.type == "bind":
         if point.make_source and not os.path.lexists(point.source):
