@@ -199,7 +199,7 @@ async def restores() -> None:
         web = await contain(killed, "web", ("127.0.0.1", "8080", 80))
         lost = await contain(killed, "lost")
         await web.guest.ask("serve", port=80, name="web")
-        killed._watch.close()  # as the kernel does at a kill -9
+        await killed._watch.close()  # as the kernel does at a kill -9
         killed._instance.close()
         catalogue.close()
         catalogue = Catalogue(path)
@@ -272,19 +272,47 @@ async def lets_nobody_through_loopback() -> None:
         await rooms.release("attacker")
 
 
+DROPPING = "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority filter; policy drop; }"
+
+
+def passages() -> int:
+    """How many rules of ours stand in another program's chain."""
+    return output("nft", "list", "chain", "ip", "filter", "FORWARD").count(f"ketch:{BRIDGE}")
+
+
 async def through_a_drop_policy() -> None:
     """Another program's FORWARD chain that drops by default lets our containers through, and is as before at the end."""
-    output(
-        "nft",
-        "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority filter; policy drop; }",
-    )
+    output("nft", DROPPING)
     async with networks() as rooms:
         web = await contain(rooms, "web", ("", "8080", 80))
         await web.guest.ask("serve", port=80, name="web")
         outside = await _outside()
         assert await outside.ask("get", host="10.99.0.1", port=8080) == "web 10.99.0.2"
+        output("nft", "flush", "chain", "ip", "filter", "FORWARD")
+        await until(lambda: passages() == 2)
+        assert await outside.ask("get", host="10.99.0.1", port=8080) == "web 10.99.0.2"
         await rooms.release("web")
-    assert "ketch" not in output("nft", "list", "chain", "ip", "filter", "FORWARD")
+    assert passages() == 0
+
+
+async def through_a_later_drop_policy() -> None:
+    """The other program may start after us. Our own change of its chain is no reason to change it again."""
+    async with networks() as rooms:
+        web = await contain(rooms, "web", ("", "8080", 80))
+        await web.guest.ask("serve", port=80, name="web")
+        outside = await _outside()
+        output("nft", DROPPING)
+        await until(lambda: passages() == 2)
+        assert await outside.ask("get", host="10.99.0.1", port=8080) == "web 10.99.0.2"
+        before = output("nft", "-a", "list", "chain", "ip", "filter", "FORWARD")
+        output("nft", "add", "chain", "ip", "filter", "OTHER")
+        output("nft", "delete", "chain", "ip", "filter", "OTHER")
+        await until(lambda: not rooms._watch._touched and rooms._watch._task.done())
+        handles = [line.split("handle")[1] for line in before.splitlines() if "comment" in line]
+        after = output("nft", "-a", "list", "chain", "ip", "filter", "FORWARD")
+        assert all(handle in after for handle in handles), (before, after)
+        await rooms.release("web")
+    assert passages() == 0
 
 
 def question(name: str, kind: str = "A") -> str:

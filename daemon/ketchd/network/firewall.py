@@ -84,21 +84,27 @@ class Firewall:
         if not done:
             raise EngineFailure(f"packet rules are refused: {_first_line(complaint)}")
         self._ports = {one.map + one.key: one for one in ports}
-        self._open_foreign(networks)
+        self.open_foreign(networks, anew=True)
 
-    def _open_foreign(self, networks: Sequence[NetworkRules]) -> None:
-        """Another's FORWARD or INPUT chain that drops by default (dockerd's, ufw's) has the last word: ask it for a passage."""
+    def open_foreign(self, networks: Sequence[NetworkRules], *, anew: bool = False) -> None:
+        """Another's FORWARD or INPUT chain that drops by default (dockerd's, ufw's) has the last word: ask it for a passage.
+
+        anew: also when there is one already. Raises EngineFailure without nftables.
+        """
         nft = self._nft()
         for chain, passages in foreign.passages(self._bridge, networks).items():
-            done, listed, _ = nft.run(f"list chain ip filter {chain}", json=True)
+            done, listed, _ = nft.run(f"list chain ip {foreign.TABLE} {chain}", json=True)
             if not done or not foreign.drops(listed):
+                continue
+            if foreign.is_open(listed, passages, self._bridge) and not (anew and passages):
                 continue
             commands = foreign.close(chain, listed, self._bridge) + foreign.open_(
                 chain, passages, self._bridge
             )
             done, _, complaint = nft.run(commands)
-            self._log.info("a chain that drops by default lets our bridges through", chain=chain, done=done)
-            if not done:
+            if done:
+                self._log.info("a chain that drops by default lets our bridges through", chain=chain)
+            else:
                 self._log.warning(
                     "a foreign chain may drop containers' packets", chain=chain, reason=_first_line(complaint)
                 )
@@ -138,7 +144,7 @@ class Firewall:
         for command in rules.removals(self._bridge):
             nft.run(command)
         for chain in foreign.CHAINS:
-            done, listed, _ = nft.run(f"list chain ip filter {chain}", json=True)
+            done, listed, _ = nft.run(f"list chain ip {foreign.TABLE} {chain}", json=True)
             if done and (commands := foreign.close(chain, listed, self._bridge)):
                 nft.run(commands)
         self._ports = {}

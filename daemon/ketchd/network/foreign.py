@@ -14,6 +14,7 @@ from typing import Any
 
 from ketchd.network.rules import NetworkRules
 
+TABLE = "filter"
 CHAINS = ("FORWARD", "INPUT")
 
 
@@ -46,18 +47,31 @@ def drops(listed: str) -> bool:
     return any(one.get("chain", {}).get("policy") == "drop" for one in _objects(listed))
 
 
+def is_open(listed: str, matches: Sequence[str], bridge: str) -> bool:
+    """Whether our rules are there already, one a match.
+
+    By number: what nft prints of a rule is not what was written. Rules of another set of matches have another number, but for
+    the DNS server's ports, which are new with each start of ketchd; that begins with `apply`, which renews them in any case.
+    """
+    return len(_ours(listed, bridge)) == len(matches)
+
+
+def _ours(listed: str, bridge: str) -> list[int]:
+    return [
+        rule["handle"]
+        for rule in (one.get("rule", {}) for one in _objects(listed))
+        if rule.get("comment") == _comment(bridge) and isinstance(rule.get("handle"), int)
+    ]
+
+
 def open_(chain: str, matches: Sequence[str], bridge: str) -> str:
     """Commands that let `matches` through."""
     return "".join(
-        f'insert rule ip filter {chain} {match} counter accept comment "{_comment(bridge)}"\n'
+        f'insert rule ip {TABLE} {chain} {match} counter accept comment "{_comment(bridge)}"\n'
         for match in matches
     )
 
 
 def close(chain: str, listed: str, bridge: str) -> str:
     """Commands that take our rules away again; empty when there are none."""
-    return "".join(
-        f"delete rule ip filter {chain} handle {rule['handle']}\n"
-        for rule in (one.get("rule", {}) for one in _objects(listed))
-        if rule.get("comment") == _comment(bridge) and isinstance(rule.get("handle"), int)
-    )
+    return "".join(f"delete rule ip {TABLE} {chain} handle {handle}\n" for handle in _ours(listed, bridge))

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from ketch_wire.faults import Conflict, EngineFailure, Forbidden, InvalidInput, NotFound
 from ketchd import tracepoint
 from ketchd.catalogue.database import Catalogue
-from ketchd.network import bridges, conntrack, hostfiles, rules, wishes
+from ketchd.network import bridges, conntrack, foreign, hostfiles, rules, wishes
 from ketchd.network.addresses import mac_of
 from ketchd.network.definition import BRIDGE, DRIVERS, PREDEFINED, Network, configured
 from ketchd.network.firewall import Firewall
@@ -78,8 +78,7 @@ class Networks:
         self._leases: dict[str, dict[str, EndpointLease]] = {}
         self._applied = False
         self._instance: Instance | None = None
-        self._watch: RuleWatch | None = None
-        self._checking: asyncio.Task[None] | None = None
+        self._watch = RuleWatch({rules.table_name(self.instance), foreign.TABLE}, self._check_rules)
         self._making = asyncio.Lock()
         self._closed = False
 
@@ -101,7 +100,7 @@ class Networks:
         with contextlib.suppress(OSError):
             await self._run(bridges.sweep, self.instance, list(self._known), None)
         try:
-            self._watch = RuleWatch(rules.table_name(self.instance), self._rules_touched)
+            self._watch.start()
         except OSError as error:
             self._log.warning("packet rules cannot be watched", reason=error.strerror)
 
@@ -166,11 +165,7 @@ class Networks:
         if self._closed:
             return
         self._closed = True
-        if self._watch is not None:
-            self._watch.close()
-        if self._checking is not None:
-            self._checking.cancel()
-            await asyncio.gather(self._checking, return_exceptions=True)
+        await self._watch.close()
         await self._naming.close()
         try:
             await self._leftovers.close()
@@ -191,23 +186,25 @@ class Networks:
 
     async def apply_rules(self) -> None:
         """Put every packet rule in place anew. Raises EngineFailure."""
-        networks = [
-            one.rules(self._naming.place(one)) for one in self._known if one.driver == "bridge" and one.subnet
-        ]
         self._applied = True
         try:
-            await self._run(self._firewall.apply, networks, self._publishing.forwards())
+            await self._run(self._firewall.apply, self._rules(), self._publishing.forwards())
         except BaseException:
             self._applied = False
             raise
 
-    def _rules_touched(self) -> None:
-        if self._applied and not self._closed and (self._checking is None or self._checking.done()):
-            self._checking = asyncio.get_running_loop().create_task(self._check_rules())
+    def _rules(self) -> list[rules.NetworkRules]:
+        return [
+            one.rules(self._naming.place(one)) for one in self._known if one.driver == "bridge" and one.subnet
+        ]
 
     async def _check_rules(self) -> None:
+        if not self._applied or self._closed:
+            return
         try:
-            if not await self._run(self._firewall.is_intact):
+            if await self._run(self._firewall.is_intact):
+                await self._run(self._firewall.open_foreign, self._rules())
+            else:
                 self._log.warning("somebody deleted our packet rules: they are put in place again")
                 await self.apply_rules()
         except EngineFailure as fault:

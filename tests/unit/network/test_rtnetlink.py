@@ -55,7 +55,7 @@ def test_any_datagram_can_be_read(data: bytes) -> None:
     """From the kernel or not: no exception, no endless loop."""
     for answer in rtnetlink.answers(data):
         rtnetlink.attributes(answer.payload)
-    watch.deleted_tables(data)
+    watch.changed_tables(data)
 
 
 def test_an_error_is_read() -> None:
@@ -64,13 +64,18 @@ def test_an_error_is_read() -> None:
     assert (answer.error, answer.sequence) == (17, 9)
 
 
-def test_deleted_tables_are_seen() -> None:
+def test_changed_tables_are_seen() -> None:
     name = b"ketch-ketch0\0"
     attribute = struct.pack("=HH", 4 + len(name), 1) + name + bytes(-len(name) % 4)
     body = b"\1\0\0\0" + attribute
-    for kind, seen in (((10 << 8) | 2, True), ((10 << 8) | 8, True), ((10 << 8) | 14, False)):
+    for kind, seen in (
+        ((10 << 8) | 2, True),
+        ((10 << 8) | 3, True),
+        ((10 << 8) | 8, True),
+        ((10 << 8) | 14, False),
+    ):
         data = struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body
-        assert watch.deleted_tables(data) == ({"ketch-ketch0"} if seen else set())
+        assert watch.changed_tables(data) == ({"ketch-ketch0"} if seen else set())
 
 
 def test_connections_are_known_by_who_answers() -> None:

@@ -113,6 +113,7 @@ def test_passages_through_foreign_chains() -> None:
         foreign.drops(CHAIN) and not foreign.drops(CHAIN.replace("drop", "accept")) and not foreign.drops("")
     )
     assert foreign.close("FORWARD", CHAIN, "ketch0") == "delete rule ip filter FORWARD handle 4\n"
+    assert foreign.is_open(CHAIN, ["one"], "ketch0") and not foreign.is_open(CHAIN, ["one", "two"], "ketch0")
     wanted = foreign.passages("ketch0", [DEFAULT, SHOP])
     assert len(wanted["FORWARD"]) == 4 and len(wanted["INPUT"]) == 2
     assert foreign.open_("FORWARD", ['iifname "ketch0"'], "ketch0") == (
