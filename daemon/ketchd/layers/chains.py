@@ -62,12 +62,14 @@ class Chains:
             if name in self._ready:
                 return self._root(name)
             staged = self._stage / uuid.uuid4().hex
-            arguments: dict[str, Any] = {"staged": str(staged), "layers": mounts, "implied": implied}
+            arguments: dict[str, Any] = {
+                "staged": str(staged), "layers": mounts, "implied": implied,
+                "chain": "".join(f"{diff_id}\n" for diff_id in diff_ids),
+            }  # fmt: skip
             try:
                 await self._workers.run("ketchd.layers.snapshots:compose", arguments)
-                (staged / "layers").write_text("".join(f"{diff_id}\n" for diff_id in diff_ids))
                 tracepoint.reach("compose.staged")
-                await asyncio.to_thread(place, str(staged), self._directory / name)
+                place(str(staged), self._directory / name, f"init layer {name}", durable=False)
                 tracepoint.reach("compose.placed")
             except BaseException:
                 await asyncio.to_thread(remove_staged, str(staged))

@@ -50,7 +50,7 @@ def from_upper(arguments: dict[str, Any], port: JobPort) -> dict[str, Any]:
             return {"empty": True}
         layers = [LayerMount(**layer) for layer in arguments["lower"]]
         if layers:
-            merged = port.scratch()
+            merged = port.scratch(outlives=True)
             mount_chain(layers, merged, None, None, True)
             below = os.open(merged, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         with LayerFile(arguments["place"]) as layer:

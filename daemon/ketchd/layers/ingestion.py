@@ -117,7 +117,7 @@ class Ingestion:
     async def finish(
         self, expected_diff_id: Digest | None = None, *, expected_blob: Digest | None = None
     ) -> IngestResult:
-        """Everything was fed: publish the layer. The blob, if it was to be kept, lies synced where the caller wanted it.
+        """Everything was fed: publish the layer. The blob, if it was to be kept, lies where the caller wanted it, not yet synced.
 
         Raises LayerMismatch, InvalidInput, EngineFailure; then nothing stays. Cancelled: nothing stays, or the whole layer.
         """

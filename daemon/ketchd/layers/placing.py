@@ -18,22 +18,24 @@ def disk_fault(error: OSError, what: str) -> EngineFailure:
     return EngineFailure(f"{what}: {(error.strerror or str(error)).lower()}")
 
 
-def place(staged: str, final: Path) -> None:
-    """Rename `staged` to `final` and sync the directory. What lies there already belongs to nobody: it goes.
+def place(staged: str, final: Path, what: str, *, durable: bool = True) -> None:
+    """Rename `staged` to `final`; durable: and sync the directory. What lies there already belongs to nobody: it goes.
 
-    Raises EngineFailure.
+    Raises EngineFailure, naming `what`.
     """
     try:
         if final.is_dir():
             remove_staged(str(final))
         os.rename(staged, final)
+        if not durable:
+            return
         descriptor = os.open(final.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise disk_fault(error, f"cannot store layer {final.name[:12]}") from error
+        raise disk_fault(error, f"cannot store {what}") from error
 
 
 def remove_staged(path: str) -> None:

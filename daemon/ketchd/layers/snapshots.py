@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ketch_wire.launch import LayerMount
-from ketchd.kernel.mounts import umount
 from ketchd.layers.mounting import mount_chain, mount_layer
 from ketchd.layers.worker import JobPort
 
@@ -57,9 +56,12 @@ class Metadata:
 
 
 def compose(arguments: dict[str, Any], port: JobPort) -> dict[str, Any]:
-    """arguments: staged (a free path), layers (top first), implied (of each layer, in the same order). Makes staged/root."""
+    """arguments: staged (a free path), layers (top first), implied (of each layer, in the same order), chain (a text).
+
+    Makes staged/root, the init layer, and staged/layers, the text.
+    """
     staged = arguments["staged"]
-    scratch = port.scratch()
+    scratch = port.scratch(outlives=True)
     upper, work, merged = (
         os.path.join(staged, "root"),
         os.path.join(staged, "work"),
@@ -84,9 +86,10 @@ def compose(arguments: dict[str, Any], port: JobPort) -> dict[str, Any]:
         for path, metadata in sorted(found.items()):
             with _walk(root, path.split(b"/")) as directory:
                 metadata.apply(directory)
-    umount(merged)
-    shutil.rmtree(work)
+    shutil.rmtree(work)  # the overlay goes with the job
     _strip(upper)
+    with open(os.path.join(staged, "layers"), "x", encoding="ascii") as file:
+        file.write(arguments["chain"])
     return {}
 
 
@@ -155,13 +158,18 @@ def _walk(root: int, parts: Sequence[str | bytes], *, make: bool = False) -> Any
 
 
 def _fill(root: int) -> None:
-    """What Docker's init layer holds; times of directories that were there stay."""
+    """What Docker's init layer holds; directories that were there keep their times."""
+    known: list[tuple[str, tuple[int, int]]] = []
+    for parent in ("", "dev", "etc"):
+        with contextlib.suppress(OSError), _walk(root, parent.split("/") if parent else ()) as directory:
+            info = os.fstat(directory)
+            known.append((parent, (info.st_atime_ns, info.st_mtime_ns)))
     for path in _DIRECTORIES:
-        with _unchanged_times(root, path), _walk(root, path.split("/"), make=True):
+        with _walk(root, path.split("/"), make=True):
             pass
     for path in (*_FILES, *_LINKS):
         *parents, name = path.split("/")
-        with _unchanged_times(root, path), _walk(root, parents, make=True) as directory:
+        with _walk(root, parents, make=True) as directory:
             try:
                 os.unlink(name, dir_fd=directory)
             except FileNotFoundError:
@@ -171,25 +179,10 @@ def _fill(root: int) -> None:
             if path in _LINKS:
                 os.symlink(_LINKS[path], name, dir_fd=directory)
             else:
-                os.close(
-                    os.open(
-                        name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o755, dir_fd=directory
-                    )
-                )
-
-
-@contextlib.contextmanager
-def _unchanged_times(root: int, path: str) -> Any:
-    """Whatever happens to `path`: its parents keep their times."""
-    parents = path.split("/")[:-1]
-    known: list[tuple[list[str], tuple[int, int]]] = []
-    for length in range(len(parents) + 1):
-        with contextlib.suppress(OSError), _walk(root, parents[:length]) as directory:
-            info = os.fstat(directory)
-            known.append((parents[:length], (info.st_atime_ns, info.st_mtime_ns)))
-    yield
-    for parts, times in reversed(known):
-        with contextlib.suppress(OSError), _walk(root, parts) as directory:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                os.close(os.open(name, flags, 0o755, dir_fd=directory))
+    for parent, times in reversed(known):
+        with _walk(root, parent.split("/") if parent else ()) as directory:
             os.utime(directory, ns=times)
 
 

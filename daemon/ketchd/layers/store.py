@@ -215,7 +215,7 @@ class LayerStore:
                 self.touch([diff_id])
                 await asyncio.to_thread(remove_staged, facts["path"])
                 return
-            await asyncio.to_thread(place, facts["path"], self.path(diff_id))
+            await asyncio.to_thread(place, facts["path"], self.path(diff_id), f"layer {diff_id}")
             tracepoint.reach("layer.placed")
             now = time.time_ns()
             with self._catalogue.transaction() as connection:

@@ -55,6 +55,7 @@ class JobPort:
         self._waiting: list[dict[str, Any]] = []
         self._fds: list[int] = []
         self._scratched = False
+        self._outlives = False
 
     def take_fd(self) -> int:
         """The next descriptor that came with the job; it is the caller's to close. Raises EngineFailure."""
@@ -62,27 +63,35 @@ class JobPort:
             raise faults.EngineFailure("the job misses a file descriptor")
         return self._fds.pop(0)
 
-    def scratch(self) -> str:
+    def scratch(self, *, outlives: bool = False) -> str:
         """An empty directory for the job's mounts and small files, on a tmpfs that goes with the job, mounts and all.
 
+        outlives: it may go after the outcome was told, since unmounting waits for every processor; not for a job that mounts
+        a writable layer which others will mount next.
         It covers /proc/driver, in this process's mount namespace: a directory that every Linux has, that no job reads, and
         with which nothing is ever left on a disk, however the worker ends. Raises OSError; EngineFailure without root.
         """
         if os.geteuid() != 0:
             raise faults.EngineFailure("mounting layers needs root")
+        self._outlives = outlives and (self._outlives or not self._scratched)
         if not self._scratched:
             mount("scratch", _SCRATCH, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0700,size=16m")
             self._scratched = True
         return tempfile.mkdtemp(dir=_SCRATCH)
 
-    def end_job(self) -> None:
-        """Let go of what the job used: its mounts, and the descriptors that it did not take."""
+    def end_job(self, outcome: dict[str, Any]) -> None:
+        """Tell the outcome, and let go of what the job used: its mounts, and the descriptors that it did not take."""
+        if self._outlives:
+            self.send(outcome)
         if self._scratched:
             os.chdir("/")
             umount(_SCRATCH, MNT_DETACH)
             self._scratched = False
         while self._fds:
             os.close(self._fds.pop())
+        if not self._outlives:
+            self.send(outcome)
+        self._outlives = False
 
     def send(self, message: dict[str, Any]) -> None:
         """Say something before the result."""
@@ -144,9 +153,7 @@ def serve(channel: socket.socket) -> None:
         while True:
             frame = port.next_frame()
             if "job" in frame:
-                outcome = run_job(frame["job"], frame["args"], port)
-                port.end_job()
-                port.send(outcome)
+                port.end_job(run_job(frame["job"], frame["args"], port))
 
 
 def main() -> int:
