@@ -91,7 +91,7 @@ class Story:
         self.run("rm", "-v", name, check=check)
 
     def load(self, check: bool = True) -> None:
-        self.run("rmi", "archived", check=check)
+        self.run("rmi", "archived", check=False)  # gone already when the kill came between
         self.run("builder", "prune", "-f", check=check)
         self.run("load", "-i", str(self.archive), check=check)
 
