@@ -12,11 +12,11 @@ import time
 
 LINE_LIMIT = 16 * 1024
 _PLAIN = bytes(byte for byte in range(0x20, 0x80) if byte not in b'"\\') + b"\n"
-_ESCAPES = {byte: b"\\u%04x" % byte for byte in range(0x20)} | {
-    0x08: b"\\b", 0x09: b"\\t", 0x0C: b"\\f", 0x0D: b"\\r", 0x22: b'\\"', 0x5C: b"\\\\",
-}  # fmt: skip
-del _ESCAPES[0x0A]
+# The backslash first: the other escapes bring backslashes of their own.
+_ESCAPES = {0x5C: b"\\\\"} | {byte: b"\\u%04x" % byte for byte in range(0x20) if byte != 0x0A}
+_ESCAPES |= {0x08: b"\\b", 0x09: b"\\t", 0x0C: b"\\f", 0x0D: b"\\r", 0x22: b'\\"'}
 _HEAD = b'{"log":"'
+_RUN = 64
 
 
 def escape(text: bytes) -> bytes:
@@ -24,13 +24,12 @@ def escape(text: bytes) -> bytes:
     special = text.translate(None, _PLAIN)
     if not special:
         return text
-    kinds = set(special)
-    if 0x5C in kinds:  # first: the other escapes bring backslashes of their own
-        text = text.replace(b"\\", b"\\\\")
-        kinds.discard(0x5C)
-    for kind in kinds:
-        if kind < 0x80:
-            text = text.replace(bytes((kind,)), _ESCAPES[kind])
+    if 0x5C not in special and special.count(b"\0") > _RUN:
+        # disk images, and what `dd if=/dev/zero` makes: not byte by byte
+        text = text.replace(b"\0" * _RUN, _ESCAPES[0] * _RUN)
+    for kind, escaped in _ESCAPES.items():
+        if kind in special:
+            text = text.replace(bytes((kind,)), escaped)
     if not special.isascii():
         try:
             text.decode("utf-8")
