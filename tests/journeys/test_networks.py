@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,23 @@ def serve(text: str) -> list[str]:
     return ["sh", "-c", f"while true; do echo -n {text} | nc -l -p 80; done"]
 
 
+def until(holds: Callable[[], bool]) -> None:
+    """Wait for what a started program or the kernel is about to do. Raises AssertionError after half a minute."""
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline, "it does not come about"
+        time.sleep(0.02)
+
+
 def answer(port: int) -> str:
     """What is served there, as soon as the container's program listens."""
-    for _ in range(200):
-        if not (said := get("127.0.0.1", port)).startswith("error"):
-            break
-    return said
+    until(lambda: not get("127.0.0.1", port).startswith("error"))
+    return get("127.0.0.1", port)
+
+
+def ports_of(bridge: str) -> list[str]:
+    """The links in a bridge."""
+    return os.listdir(f"/sys/class/net/{bridge}/brif")
 
 
 def test_names_on_a_user_network(machine: Machine) -> None:
@@ -126,10 +138,7 @@ def test_a_killed_start_leaves_nothing(machine: Machine) -> None:
         docker(machine, "run", "-d", "--name", "next", "-p", f"{port}:80", "busybox", *serve("next"))
         assert answer(port) == "next"
         docker(machine, "rm", "-f", "next")
-        links = subprocess.run(
-            ["ip", "-br", "link", "show", "master", machine.bridge], capture_output=True, text=True, check=True
-        )  # fmt: skip
-        assert links.stdout.strip() == ""
+        until(lambda: not ports_of(machine.bridge))
 
 
 @pytest.mark.parametrize("point", ["network.bridged", "network.recorded", "network.forgotten"])

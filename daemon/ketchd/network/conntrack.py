@@ -1,7 +1,8 @@
-"""Connections that the kernel still leads to a container which has ended: forgotten, or a peer that keeps its source port
-(WireGuard, syslog, a DNS forwarder) would talk to the dead address for as long as it talks.
+"""Flows that the kernel still leads to a container which has ended: forgotten, or a peer that keeps its source port
+(WireGuard, syslog, a DNS forwarder) would talk to the dead address for as long as it talks. A TCP connection ends by itself: its
+packets come back as unreachable.
 
-Messages are pure; `forget` acts, blocking: called on the network thread only.
+Messages are pure; `forget` acts, blocking: called on a thread of its own.
 Source: linux/netfilter/nfnetlink_conntrack.h; moby libnetwork/iptables/conntrack.go for why.
 """
 

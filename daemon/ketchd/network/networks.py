@@ -71,6 +71,9 @@ class Networks:
         self._book = LeaseBook(catalogue)
         self._firewall = Firewall(self.instance, log)
         self._thread = ThreadPoolExecutor(1, "network")
+        self._forgetting = ThreadPoolExecutor(
+            1, "conntrack"
+        )  # it reads a table of any size: nobody waits for it
         self._leftovers = Leftovers(self._thread)
         self._naming = Naming(self._every_lease, hostfiles.resolv_conf, log)
         self._publishing = Publishing()
@@ -177,6 +180,7 @@ class Networks:
         if self._instance is not None:
             self._instance.close()
         await self._run(self._firewall.close)
+        self._forgetting.shutdown()
         self._thread.shutdown()
 
     async def _run(self, job: Callable[..., T], *arguments: Any) -> T:
@@ -359,7 +363,8 @@ class Networks:
             if not await self._run(self._firewall.remove, forwards):
                 with contextlib.suppress(EngineFailure):
                     await self.apply_rules()
-            self._thread.submit(conntrack.forget_quietly, {one.address for one in forwards})
+            if datagrams := {one.address for one in forwards if one.proto == "udp"}:
+                self._forgetting.submit(conntrack.forget_quietly, datagrams)
 
     def lead_by(self, container_id: str, network_id: str) -> list[EndpointLease]:
         """The container's default route goes by that network from now on; its leases as they are then."""
