@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
-from registry.conftest import Engine, noise, until
+from aiohttp import web
+from registry.conftest import Engine, engine_below, noise, until
 
-from ketch_testing.hostile import DOCKER_INDEX, DOCKER_MANIFEST, HostileRegistry, digest_of
+from ketch_testing.hostile import DOCKER_INDEX, DOCKER_MANIFEST, HostileRegistry, digest_of, on, refuse
 from ketch_testing.rooms import tar_of
 from ketch_wire.faults import EngineFailure, Forbidden, InvalidInput, NotFound
+from ketchd.engine.search import search
 from ketchd.model.digest import Digest
 from ketchd.model.reference import Reference
+from ketchd.registry.endpoints import Settings
+from ketchd.registry.tokens import Credentials
 
 BASE, TOP = tar_of({"a": b"base"}), tar_of({"b": b"top"})
 
@@ -246,8 +251,6 @@ async def test_names_that_are_not_there(engine: Engine, hostile: HostileRegistry
 
 
 async def _no_such_repository(request):  # type: ignore[no-untyped-def]
-    from ketch_testing.hostile import refuse
-
     if request.path.endswith("/tags/list"):
         return refuse(404, "NAME_UNKNOWN", "repository name not known to registry")
     return None
@@ -305,3 +308,35 @@ async def test_another_operating_system_is_refused(engine: Engine, hostile: Host
 
     with pytest.raises(EngineFailure, match="image is for 'windows'"):
         await engine.pull(f"{hostile.host}/app:1")
+
+
+async def test_through_a_proxy(tmp_path: Path, hostile: HostileRegistry) -> None:
+    """By the daemon's environment; the registry's name is the proxy's business."""
+    hostile.put_image("app", "1", [BASE])
+    settings = Settings(
+        insecure=("registry.invalid",),
+        certificate_directories=(),
+        environment={"HTTP_PROXY": f"http://{hostile.host}", "HTTPS_PROXY": "http://127.0.0.1:1"},
+    )
+    async with engine_below(tmp_path / "data", settings) as engine:
+        await engine.pull("registry.invalid/app:1")
+    assert {seen.headers["Host"] for seen in hostile.seen} == {"registry.invalid"}
+
+
+async def test_search_where_a_registry_offers_it(engine: Engine, hostile: HostileRegistry) -> None:
+    """Rows in the API's form, filtered."""
+    rows = [
+        {"name": "a", "star_count": 7, "is_official": True, "description": "first"},
+        {"name": "b", "star_count": None, "is_official": False},
+    ]
+    hostile.tricks.append(on("GET", "/v1/search", lambda _: web.json_response({"results": rows})))
+
+    found = await search(engine.rooms, f"{hostile.host}/x y", 10, {}, Credentials())
+    assert [(row["name"], row["star_count"], row["is_official"]) for row in found] == [
+        ("a", 7, True),
+        ("b", 0, False),
+    ]
+    assert hostile.seen[-1].query == "q=x%20y&n=10"
+    assert [row["name"] for row in await search(
+        engine.rooms, f"{hostile.host}/x", 25, {"stars": ["3"], "is-official": ["true"]}, Credentials()
+    )] == ["a"]  # fmt: skip

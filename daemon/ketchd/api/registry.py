@@ -86,9 +86,12 @@ class RegistryApi:
         if call.request.headers.get("X-Registry-Auth") is not None:
             return call.registry_auth()
         try:
-            return await call.json()
+            if body := await call.json():
+                return body
+            why = "EOF"
         except InvalidInput as fault:
-            raise InvalidInput(f"Bad parameters and missing X-Registry-Auth: {fault.message}") from fault
+            why = fault.message
+        raise InvalidInput(f"Bad parameters and missing X-Registry-Auth: {why}")
 
 
 def _target(name: str, tag: str) -> Reference:

@@ -56,7 +56,7 @@ class ProgressBoard:
         self._waiting: list[dict[str, Any]] = []
         self._moving: dict[tuple[str, str], tuple[int, int]] = {}
         self._last: dict[tuple[str, str], float] = {}
-        self._begun = False
+        self._begun = self._is_ending = False
         self._wake = asyncio.Event()
         self._lock = asyncio.Lock()
 
@@ -123,33 +123,40 @@ class ProgressBoard:
         pumping = asyncio.create_task(self._pump())
 
         def ended(task: asyncio.Task[None]) -> None:
-            if not task.cancelled() and task.exception() is not None:
+            if _failure(task) is not None:
                 owner.cancel()
+
+        async def finish() -> None:
+            pumping.remove_done_callback(ended)
+            self._is_ending = True
+            self._wake.set()
+            await pumping
 
         pumping.add_done_callback(ended)
         try:
-            yield
+            try:
+                yield
+            except Exception:
+                if self._begun:  # before that a fault is a status of its own
+                    await finish()
+                raise
+            await finish()
         except asyncio.CancelledError:
-            if pumping.done() and not pumping.cancelled() and (gone := pumping.exception()) is not None:
-                owner.uncancel()
-                raise gone from None
-            raise
-        except Exception:
-            await self._end(pumping)
-            if self._begun:  # before that a fault is a status of its own
-                await self.flush()
-            raise
-        else:
-            await self._end(pumping)
-            await self.flush()
+            gone = _failure(pumping)
+            if gone is None:
+                raise
+            owner.uncancel()
+            raise gone from None
         finally:
-            await self._end(pumping)
-
-    async def _end(self, pumping: asyncio.Task[None]) -> None:
-        pumping.cancel()
-        await asyncio.wait([pumping])
+            pumping.cancel()
+            await asyncio.wait([pumping])
 
     async def _pump(self) -> None:
-        while True:
+        while not self._is_ending:
             await self._wake.wait()
             await self.flush()
+        await self.flush()
+
+
+def _failure(task: asyncio.Task[None]) -> BaseException | None:
+    return task.exception() if task.done() and not task.cancelled() else None

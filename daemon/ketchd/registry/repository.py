@@ -85,7 +85,7 @@ class Repository:
                 async with self._exchange.send(request, self._credentials) as response:
                     return _named(response.headers.get("Docker-Content-Digest"))
             except Refused as fault:
-                if fault.http_status in (401, 403, 429):
+                if fault.http_status in (401, 429):
                     raise
                 return None  # a GET has the words that a HEAD cannot have
 

@@ -1,0 +1,116 @@
+"""The registry endpoints of a real ketchd: statuses, headers, and the stock docker client where it is installed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from ketch_testing.machine import Machine
+
+pytestmark = pytest.mark.root
+ME = {"username": "me", "password": "secret"}
+
+
+def auth(credentials: dict[str, str]) -> dict[str, str]:
+    return {"X-Registry-Auth": base64.urlsafe_b64encode(json.dumps(credentials).encode()).decode()}
+
+
+def ask(machine: Machine, method: str, path: str, **more: Any) -> tuple[int, str]:
+    status, body = machine.request(method, path, **more)
+    return status, body.decode()
+
+
+def message(body: str) -> str:
+    return str(json.loads(body)["message"])
+
+
+def test_login(machine: Machine, guarded_registry: str) -> None:
+    """200 with dockerd's body; 401 for what is wrong; 500 for who is not there."""
+    good = {**ME, "serveraddress": guarded_registry}
+    status, body = ask(machine, "POST", "/auth", body=good)
+    assert (status, json.loads(body)) == (200, {"IdentityToken": "", "Status": "Login Succeeded"})
+    status, body = ask(machine, "POST", "/auth", body={**good, "password": "no"})
+    assert status == 401
+    assert message(body) == f'Get "http://{guarded_registry}/v2/": unauthorized: authentication required'
+    status, body = ask(machine, "POST", "/auth", body={**ME, "serveraddress": "127.0.0.1:1"})
+    assert status == 500 and message(body).endswith("connect: connection refused")
+    assert ask(machine, "POST", "/auth", body={**ME, "serveraddress": "a b"})[0] == 400
+
+
+def test_push_pull_and_inspect(machine: Machine, guarded_registry: str) -> None:
+    """The whole way with credentials in a header."""
+    repository = f"{guarded_registry}/door/app"
+    assert ask(machine, "POST", f"/images/busybox/tag?repo={quote(repository, safe='')}&tag=1")[0] == 201
+    status, body = ask(machine, "POST", f"/v1.41/images/{repository}/push?tag=1", headers=auth(ME))
+    assert status == 200 and '"Tag":"1","Digest":"sha256:' in body and "error" not in body
+    status, body = ask(machine, "POST", f"/images/{repository}/push?tag=1")
+    assert (status, message(body)) == (400, "Bad parameters and missing X-Registry-Auth: EOF")
+    status, body = ask(machine, "POST", f"/images/{repository}/push?tag=2", headers=auth({}))
+    assert status == 200 and f"tag does not exist: {repository}:2" in body
+
+    status, body = ask(machine, "GET", f"/distribution/{repository}:1/json", headers=auth(ME))
+    shown = json.loads(body)
+    assert status == 200 and shown["Platforms"][0]["os"] == "linux"
+    assert set(shown["Descriptor"]) == {"mediaType", "digest", "size"}
+    assert ask(machine, "GET", f"/distribution/{repository}:2/json", headers=auth(ME))[0] == 404
+    assert (
+        ask(machine, "GET", f"/distribution/{repository}:1/json", headers=auth({**ME, "password": "x"}))[0]
+        == 401
+    )
+
+    digest = shown["Descriptor"]["digest"]
+    assert ask(machine, "DELETE", f"/images/{repository}:1")[0] == 200
+    for tag in ("1", digest):
+        path = f"/images/create?fromImage={quote(repository, safe='')}&tag={tag}"
+        status, body = ask(machine, "POST", path, headers=auth(ME))
+        assert status == 200 and f"Digest: {digest}" in body and "error" not in body
+    assert ask(machine, "GET", f"/images/{repository}@{digest}/json")[0] == 200
+
+
+def test_faults_are_statuses_when_nothing_was_said(machine: Machine, open_registry: str) -> None:
+    """With dockerd's lines."""
+    create = "/images/create?fromImage="
+    for path, expected, words in (
+        (f"{open_registry}/a&tag=1", 404, f"manifest for {open_registry}/a:1 not found: manifest unknown: manifest unknown"),
+        (f"{open_registry}/a", 404, f"repository {open_registry}/a not found: name unknown: "),
+        ("127.0.0.1:1/a&tag=1", 500, 'Get "http://127.0.0.1:1/v2/": dial tcp 127.0.0.1:1: connect: connection refused'),
+        ("scratch&tag=latest", 403, "'scratch' is a reserved name"),
+        ("A/b/C&tag=1", 400, "invalid reference format: repository name (b/C) must be lowercase"),
+        (f"{open_registry}/a&tag=1&platform=a/b/c/d", 400, "cannot parse platform specifier"),
+    ):  # fmt: skip
+        status, body = ask(machine, "POST", create + path)
+        assert status == expected and words in message(body), body
+
+
+def test_search(machine: Machine, open_registry: str) -> None:
+    """Bounds and filters are checked here; a registry that cannot search says so."""
+    status, body = ask(machine, "GET", "/images/search?term=a&limit=0")
+    assert (status, message(body)) == (400, "Limit 0 is outside the range of [1, 100]")
+    filters = quote(json.dumps({"is-official": ["perhaps"]}))
+    status, body = ask(machine, "GET", f"/images/search?term=a&filters={filters}")
+    assert (status, message(body)) == (400, "Invalid filter 'is-official=[perhaps]'")
+    status, body = ask(machine, "GET", f"/images/search?term={open_registry}/a")
+    assert (status, message(body)) == (500, "Unexpected status code 404")
+
+
+def test_the_stock_client(machine: Machine, guarded_registry: str) -> None:
+    """docker login, push, pull, logout."""
+    if shutil.which("docker") is None:
+        pytest.skip("docker (the client) is not installed")
+    name = f"{guarded_registry}/stock/app:1"
+    machine.run("docker", "login", "-u", "me", "--password-stdin", guarded_registry, stdin=b"secret")
+    machine.run("docker", "tag", "busybox", name)
+    pushed = machine.run("docker", "push", name).stdout
+    assert "1: digest: sha256:" in pushed
+    machine.run("docker", "rmi", name)
+    pulled = machine.run("docker", "pull", name).stdout
+    assert pulled.splitlines()[-2:] == [f"Status: Downloaded newer image for {name}", name]
+    assert "Image is up to date" in machine.run("docker", "pull", name).stdout
+    machine.run("docker", "logout", guarded_registry)
+    refused = machine.run("docker", "pull", name, check=False)
+    assert refused.returncode == 1 and "no basic auth credentials" in refused.stderr
