@@ -28,6 +28,7 @@ class Process:
         self._data_root = Path(os.path.abspath(config.data_root))
         self._exec_root = Path(os.path.abspath(config.exec_root))
         self._lock = -1
+        self._socket_files: list[str] = []
 
     def run(self) -> int:
         """The whole life. Raises EngineFailure when something needed is taken."""
@@ -98,10 +99,9 @@ class Process:
             log.info("ending", containers="run on" if self._config.live_restore else "are stopped")
         finally:
             await engine.close(stop_containers=ending.is_set() and not self._config.live_restore)
+            for path in self._socket_files:
+                Path(path).unlink(missing_ok=True)
             for listener in sockets:
-                if listener.family == socket.AF_UNIX and os.environ.get("LISTEN_PID") != str(os.getpid()):
-                    with contextlib.suppress(OSError):
-                        os.unlink(listener.getsockname())
                 listener.close()
         return 0
 
@@ -140,6 +140,7 @@ class Process:
                 os.chown(path, 0, grp.getgrnam(self._config.group).gr_gid)
             os.chmod(path, 0o660)
             listener.listen(1024)
+            self._socket_files.append(path)
         except OSError as error:
             listener.close()
             raise EngineFailure(f"cannot listen on unix://{path}: {_reason(error)}") from error

@@ -25,6 +25,7 @@ from ketchd.shim.launcher import Launcher
 
 __all__ = ["ClientStream", "ExitRecord", "LaunchFailed", "ShimLink", "Shims", "read_exit"]
 
+FAILURE_SECONDS = 0.5
 ANSWER_SECONDS = 10.0
 OnExecExit = Callable[[str, str, int], None]
 OnPid = Callable[[int, int], Awaitable[None]]
@@ -263,7 +264,19 @@ class ShimLink:
         either: set[asyncio.Future[Any]] = {self._child, self._outcome}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if self._child.done() and not self._child.cancelled() and not self._outcome.done():
-            await on_pid(self._child.result())
+            try:
+                await on_pid(self._child.result())
+            except OSError as error:
+                # The child may just have failed for a reason of its own, which tells more than its missing namespace.
+                await asyncio.wait([self._outcome], timeout=FAILURE_SECONDS)
+                if (
+                    self._outcome.done()
+                    and not self._outcome.cancelled()
+                    and self._outcome.result() is not None
+                ):
+                    await self.gone()
+                    raise self._outcome.result() from error  # type: ignore[misc]
+                raise
             channel.send({"op": "go"})
         await asyncio.wait([self._outcome])
         if self._outcome.cancelled():

@@ -39,17 +39,18 @@ Stdio = tuple[int, int, int]
 
 
 def become_container(
-    plan: LaunchPlan, donors: dict[str, int], stdio: Stdio | None, report: Report
+    plan: LaunchPlan, donors: dict[str, int], loops: dict[int, int], stdio: Stdio | None, report: Report
 ) -> NoReturn:
     """Be `plan`'s process. stdio: the shim's pipes, None for a terminal (then its master goes to the shim).
 
     donors: pidfds of the processes whose namespaces are joined, by kind; their pids mean nothing in a new pid namespace.
+    loops: layers that are already mounted (`layermounts.open_loops`).
 
     The caller is the first process of its pid namespace, if that is new.
     """
     try:
-        _start_clean({*(stdio or ()), *donors.values(), report.fileno()})
-        _container(plan, donors, stdio, report)
+        _start_clean({*(stdio or ()), *donors.values(), *loops.values(), report.fileno()})
+        _container(plan, donors, loops, stdio, report)
     except BaseException as error:
         report.failed(as_launch_error(error, "error during container init"))
         os._exit(1)
@@ -89,7 +90,9 @@ def _start_clean(keep: set[int]) -> None:
     os.umask(0o022)
 
 
-def _container(plan: LaunchPlan, donors: dict[str, int], stdio: Stdio | None, report: Report) -> NoReturn:
+def _container(
+    plan: LaunchPlan, donors: dict[str, int], loops: dict[int, int], stdio: Stdio | None, report: Report
+) -> NoReturn:
     process = plan.process
     enterprocess.set_oom_score(process.oom_score_adj, report)
     enterprocess.join_cgroups(plan.cgroup.join)
@@ -99,7 +102,9 @@ def _container(plan: LaunchPlan, donors: dict[str, int], stdio: Stdio | None, re
         lockdown.new_session_keyring(f"_ses.{plan.id}")
     except OSError:
         pass  # no keyrings in this kernel, or none left: then the process keeps the daemon's empty one
-    root = enterroot.build(plan)
+    root = enterroot.build(plan, loops)
+    for mounted in loops.values():
+        os.close(mounted)
     if plan.namespaces.get("uts") == "new":
         if plan.hostname:
             set_hostname(plan.hostname)

@@ -32,14 +32,14 @@ class Root:
         self.fd = self.proc = self.devpts = -1
 
 
-def build(plan: LaunchPlan) -> Root:
-    """Mount everything of `plan` but what must come last. The caller is in its own mount namespace. Raises LaunchError."""
+def build(plan: LaunchPlan, loops: dict[int, int]) -> Root:
+    """Mount everything of `plan` but what must come last. loops: see `layermounts.open_loops`. The caller is in its own mount namespace. Raises LaunchError."""
     made = Root()
     sources = open_sources(plan.mounts)
     try:
         cut_propagation()
         # Over the run directory: it exists, it is ours, and in this namespace nobody looks for the socket in it.
-        mount_chain(plan.root.layers, plan.run_dir, plan.root.upper, plan.root.work)
+        mount_chain(plan.root.layers, plan.run_dir, plan.root.upper, plan.root.work, loops=loops)
         made.fd = os.open(plan.run_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise as_launch_error(error, "error preparing rootfs") from error

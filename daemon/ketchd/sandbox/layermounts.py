@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from ketchd.kernel import loop
+from ketchd.kernel import detached, loop
 from ketchd.kernel.mounts import MS_NODEV, MS_NOSUID, MS_RDONLY, mount, mount_new
 
 TYPE_CHECKING = False  # typing and dataclasses would cost each shim 2 MiB
@@ -21,12 +21,44 @@ _MOUNT_ATTR_RDONLY = 1
 _OPTIONS_LIMIT = 4000
 
 
-def mount_layer(layer: LayerMount, target: str) -> str:
-    """Mount one layer read-only at `target`, or name the directory that it is. Returns the lower directory's path."""
+def open_loops(layers: Sequence[LayerMount]) -> dict[int, int]:
+    """The layers that need a loop device as detached mounts: place in `layers` -> mount fd, to be closed by the caller.
+
+    For a child whose device policy, in force from its birth, would keep it from the loop devices. Raises OSError.
+    """
+    opened: dict[int, int] = {}
+    try:
+        for index, layer in enumerate(layers):
+            if layer.kind == "erofs-loop":
+                fd, device = loop.attach(layer.path)
+                try:
+                    opened[index] = detached.fsmount(
+                        "erofs", [("source", device), ("ro", None)], detached.MOUNT_ATTR_RDONLY
+                    )
+                finally:
+                    os.close(fd)
+    except BaseException:
+        for mounted in opened.values():
+            os.close(mounted)
+        raise
+    return opened
+
+
+def mount_layer(layer: LayerMount, target: str, mounted: int = -1) -> str:
+    """Mount one layer read-only at `target`, or name the directory that it is. Returns the lower directory's path.
+
+    mounted: the layer as a detached mount, if it is one already.
+    """
     if layer.kind == "directory":
         return layer.path
     os.mkdir(target)
-    if layer.kind == "erofs":
+    if mounted >= 0:
+        place = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            detached.move_mount(mounted, place, target)
+        finally:
+            os.close(place)
+    elif layer.kind == "erofs":
         mount(layer.path, target, "erofs", MS_RDONLY)
     else:
         fd, device = loop.attach(layer.path)
@@ -38,14 +70,22 @@ def mount_layer(layer: LayerMount, target: str) -> str:
 
 
 def mount_chain(
-    layers: Sequence[LayerMount], target: str, upper: str | None, work: str | None, readonly: bool = False
+    layers: Sequence[LayerMount],
+    target: str,
+    upper: str | None,
+    work: str | None,
+    readonly: bool = False,
+    loops: Mapping[int, int] | None = None,
 ) -> None:
-    """An overlay of `layers` (TOP FIRST) at `target`, writable when `upper` and `work` are given.
+    """An overlay of `layers` (TOP FIRST) at `target`, writable when `upper` and `work` are given. loops: see `open_loops`.
 
     Raises OSError with what failed. What was mounted before the failure goes with the caller's namespace.
     """
     mount("layers", target, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0700,size=1m")
-    lowers = [mount_layer(layer, os.path.join(target, f"l{index}")) for index, layer in enumerate(layers)]
+    lowers = [
+        mount_layer(layer, os.path.join(target, f"l{index}"), (loops or {}).get(index, -1))
+        for index, layer in enumerate(layers)
+    ]
     if upper is None and len(lowers) == 1:
         empty = os.path.join(target, "empty")
         os.mkdir(empty)

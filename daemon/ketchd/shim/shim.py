@@ -15,6 +15,7 @@ from ketchd.kernel.namespaces import CLONE_NEWPID, unshare
 from ketchd.kernel.process import start_time
 from ketchd.sandbox import enter
 from ketchd.sandbox.failures import LaunchError, as_launch_error, reason
+from ketchd.sandbox.layermounts import open_loops
 from ketchd.shim import cgroups, exits
 from ketchd.shim.contained import Contained
 from ketchd.shim.execs import Execs
@@ -203,16 +204,20 @@ class Shim:
         self._oom_before = cgroups.oom_kills(plan.cgroup)
         self._execs = Execs(self._loop, plan.cgroup.join, self._state_fd, self._say)
         donors = enter.open_donors(plan)
+        try:
+            loops = open_loops(plan.root.layers)
+        except OSError as error:
+            raise as_launch_error(error, "error preparing rootfs") from error
         self._choose_pid_namespace(plan.namespaces.get("pid", "host"), donors)
 
         def become(stdio: Stdio | None, report: Report) -> NoReturn:
-            enter.become_container(plan, donors, stdio, report)
+            enter.become_container(plan, donors, loops, stdio, report)
 
         spawned = spawn(
             become, terminal=process.tty, stdin=process.open_stdin, stdout=True, stderr=True,
             cgroup=version_two_cgroup(plan.cgroup.join),
         )  # fmt: skip
-        for fd in donors.values():
+        for fd in (*donors.values(), *loops.values()):
             os.close(fd)
         main = self._main = Contained(
             self._loop, streams, spawned, (process.console_size[0], process.console_size[1])

@@ -1,0 +1,169 @@
+"""ketchd as a process: readiness, its lock, its end, its socket, and what outlives it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import import_busybox, needs_root
+
+from ketch_testing.machine import BIN, Machine
+
+pytestmark = [needs_root, pytest.mark.root]
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="ketch-daemon-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def daemon(base: Path) -> Iterator[Machine]:
+    made = Machine(base / "m")
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
+    assert made.leftovers() == []
+
+
+def ketchd(*flags: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(BIN / "ketchd"), *flags],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, **env},
+    )
+
+
+def test_a_second_daemon_on_the_same_root_refuses_with_one_line(daemon: Machine) -> None:
+    assert daemon.process is not None
+    refused = ketchd("--data-root", str(daemon.data_root), "--exec-root", str(daemon.base / "other"), "-H", f"unix://{daemon.base}/o.sock", "--pidfile", str(daemon.base / "o.pid"))  # fmt: skip
+    assert refused.returncode == 1
+    assert (
+        refused.stderr == f"ketchd: another ketchd (pid {daemon.process.pid}) is using {daemon.data_root}\n"
+    )
+
+
+def test_a_second_daemon_on_the_same_socket_refuses(daemon: Machine, base: Path) -> None:
+    refused = ketchd("--data-root", str(base / "d"), "--exec-root", str(base / "e"), "-H", f"unix://{daemon.socket}", "--pidfile", str(base / "p"), "--bridge", "none")  # fmt: skip
+    assert refused.returncode == 1
+    assert refused.stderr.endswith(
+        f"ketchd: cannot listen on unix://{daemon.socket}: another daemon answers there\n"
+    )
+    assert daemon.request("GET", "/_ping")[0] == 200
+
+
+def test_the_socket_is_for_root_and_its_group(daemon: Machine) -> None:
+    mode = os.stat(daemon.socket).st_mode
+    assert stat.S_ISSOCK(mode)
+    assert stat.S_IMODE(mode) == 0o660
+    assert stat.S_IMODE(os.stat(daemon.data_root).st_mode) == 0o710
+
+
+def test_sigterm_leaves_containers_running_and_cleans_up_after_itself(daemon: Machine) -> None:
+    import_busybox(daemon)
+    made = daemon.json("POST", "/containers/create", {"Image": "busybox", "Cmd": ["sleep", "3600"]})
+    daemon.json("POST", f"/containers/{made['Id']}/start")
+    pid = daemon.json("GET", f"/containers/{made['Id']}/json")["State"]["Pid"]
+    assert daemon.stop() == 0
+    assert not daemon.socket.exists()
+    assert not (daemon.base / "ketchd.pid").exists()
+    os.kill(pid, 0)
+    daemon.start()
+    state = daemon.json("GET", f"/containers/{made['Id']}/json")["State"]
+    assert (state["Running"], state["Pid"]) == (True, pid)
+
+
+def test_without_live_restore_sigterm_stops_containers(base: Path) -> None:
+    daemon = Machine(base / "m", flags=("--live-restore=false",))
+    try:
+        daemon.start()
+        import_busybox(daemon)
+        made = daemon.json(
+            "POST",
+            "/containers/create",
+            {"Image": "busybox", "Cmd": ["sh", "-c", "trap 'exit 5' TERM; while :; do sleep 0.05; done"]},
+        )
+        daemon.json("POST", f"/containers/{made['Id']}/start")
+        assert daemon.stop() == 0
+        daemon.start()
+        assert daemon.json("GET", f"/containers/{made['Id']}/json")["State"]["ExitCode"] == 5
+    finally:
+        daemon.close()
+
+
+def test_readiness_is_told_when_the_socket_answers(base: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(base / "notify"))
+        manager.settimeout(30)
+        os.environ["NOTIFY_SOCKET"] = str(base / "notify")
+        daemon = Machine(base / "m")
+        try:
+            daemon.start(wait=False)
+            assert manager.recv(100) == b"READY=1"
+            assert daemon.request("GET", "/_ping")[0] == 200
+            assert daemon.process is not None
+            daemon.process.send_signal(signal.SIGTERM)
+            assert manager.recv(100) == b"STOPPING=1"
+            assert daemon.process.wait(30) == 0
+        finally:
+            del os.environ["NOTIFY_SOCKET"]
+            daemon.close()
+
+
+def test_a_dead_daemons_socket_is_replaced(daemon: Machine) -> None:
+    daemon.kill()
+    assert daemon.socket.exists()
+    daemon.start()
+    assert daemon.request("GET", "/_ping")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--nonsense",), "ketchd: unrecognized arguments: --nonsense"),
+        (("--log-level", "loud"), "ketchd: invalid logging level: loud"),
+        (("--config-file", "/does/not/exist.json"), "ketchd: unable to configure the ketch daemon with file /does/not/exist.json: no such file or directory"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_one_line(flags: tuple[str, ...], words: str) -> None:
+    refused = ketchd(*flags)
+    assert (refused.returncode, refused.stderr.strip()) == (1, words)
+
+
+def test_an_ignored_setting_is_said_once(base: Path) -> None:
+    daemon = Machine(base / "m", flags=("--userland-proxy=false",))
+    try:
+        daemon.start()
+    finally:
+        daemon.stop()
+        said = daemon.log.read_text()
+        daemon.close()
+    assert said.count("userland-proxy") == 1
+    assert "known and ignored" in said
+
+
+def test_it_listens_on_tcp_too(base: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    daemon = Machine(base / "m", flags=("-H", f"tcp://127.0.0.1:{port}"))
+    try:
+        daemon.start()
+        with socket.create_connection(("127.0.0.1", port), 10) as link:
+            link.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
+            assert link.recv(1000).startswith(b"HTTP/1.0 200")
+    finally:
+        daemon.close()
