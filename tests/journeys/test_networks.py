@@ -46,9 +46,15 @@ def until(holds: Callable[[], bool]) -> None:
 
 
 def answer(port: int) -> str:
-    """What is served there, as soon as the container's program listens."""
-    until(lambda: not get("127.0.0.1", port).startswith("error"))
-    return get("127.0.0.1", port)
+    """What is served there, as soon as the container's program listens; it answers one at a time."""
+    said: list[str] = []
+
+    def answers() -> bool:
+        said.append(get("127.0.0.1", port))
+        return not said[-1].startswith("error")
+
+    until(answers)
+    return said[-1]
 
 
 def ports_of(bridge: str) -> list[str]:
