@@ -1,6 +1,6 @@
 """A layer worker: a process of its own that runs one job at a time, off ketchd's GIL, in its own mount namespace.
 
-`python -m ketchd.layers.worker FD` is the nursery: it imports what jobs need, has no threads, and for each byte that comes with a
+`main(FD)` is the nursery: it imports what jobs need, has no threads, and for each byte that comes with a
 descriptor over the inherited socket forks a worker for that descriptor, whose pidfd it sends back. It ends with its socket.
 
 A worker's socket carries frames. In: {"job": "module:function", "args": {…}, "fds": how many descriptors come with it}, then what
@@ -16,8 +16,6 @@ import importlib
 import os
 import signal
 import socket
-import sys
-import tempfile
 from typing import Any
 
 from ketch_wire import faults
@@ -29,7 +27,7 @@ from ketchd.kernel.process import PR_SET_PDEATHSIG, prctl, set_name
 FD_LIMIT = 16
 _SCRATCH = "/proc/driver"
 _PRELOADED = (
-    "ketchd.layers.ingest", "ketchd.layers.snapshots", "ketchd.layers.diff", "isal.igzip_lib", "isal.isal_zlib", "concurrent.futures.thread",
+    "ketchd.layers.ingest", "ketchd.layers.snapshots", "ketchd.layers.diff", "isal.igzip_lib", "isal.isal_zlib",
 )  # fmt: skip
 _ALLOWED = (
     "ketchd.layers.",
@@ -56,6 +54,7 @@ class JobPort:
         self._fds: list[int] = []
         self._scratched = False
         self._outlives = False
+        self._places = 0
 
     def take_fd(self) -> int:
         """The next descriptor that came with the job; it is the caller's to close. Raises EngineFailure."""
@@ -77,7 +76,10 @@ class JobPort:
         if not self._scratched:
             mount("scratch", _SCRATCH, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0700,size=16m")
             self._scratched = True
-        return tempfile.mkdtemp(dir=_SCRATCH)
+        self._places += 1
+        place = f"{_SCRATCH}/{self._places}"
+        os.mkdir(place, 0o700)
+        return place
 
     def end_job(self, outcome: dict[str, Any]) -> None:
         """Tell the outcome, and let go of what the job used: its mounts, and the descriptors that it did not take."""
@@ -156,13 +158,13 @@ def serve(channel: socket.socket) -> None:
                 port.end_job(run_job(frame["job"], frame["args"], port))
 
 
-def main() -> int:
+def main(fd: int) -> int:
     """The nursery's life."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a worker: ketchd watches its pidfd
     set_name("ketch-nursery")
-    control = socket.socket(fileno=int(sys.argv[1]))
+    control = socket.socket(fileno=fd)
     for name in _PRELOADED:
         importlib.import_module(name)
     gc.collect()
@@ -193,10 +195,3 @@ def _send_pidfd(control: socket.socket, pid: int) -> None:
         return
     socket.send_fds(control, [b"+"], [pidfd])
     os.close(pidfd)
-
-
-if __name__ == "__main__":
-    # Jobs import this module by its name: the nursery must not hold a second one, with other classes, as __main__.
-    from ketchd.layers import worker
-
-    sys.exit(worker.main())
