@@ -105,7 +105,15 @@ class Engine:
             with contextlib.suppress(Fault):
                 exec_ended(rooms, supervisor.find(container_id), exec_id, code)
 
-        shims = Shims(self._launcher, self._exec_root / "containers", log, on_exec_exit)
+        def on_detach(container_id: str, exec_id: str) -> None:
+            with contextlib.suppress(Fault):
+                box = supervisor.find(container_id)
+                if exec_id:
+                    supervisor.announce(box, "exec_detach", execID=exec_id)
+                else:
+                    supervisor.announce(box, "detach")
+
+        shims = Shims(self._launcher, self._exec_root / "containers", log, on_exec_exit, on_detach)
         self._closing.append(shims.close)
         rooms = self._rooms = Rooms(
             data_root=root, exec_root=self._exec_root, catalogue=catalogue, events=events, blobs=blobs,

@@ -297,8 +297,8 @@ class Shim:
             os.close(fd)
         self._ports = []
         self._say({"event": "exit", **self._exit})
-        exits.sync_exit(self._state_fd)
         self._streams.finish()
+        exits.sync_exit(self._state_fd)
         self._clients_gone()
 
     def _clients_gone(self) -> None:
