@@ -110,7 +110,9 @@ class Demo:
         digest = pushed.split("digest: ")[1].split()[0]
         names = [f"{remote}:latest", "my-python-app", "my-python-app:v1.0", "my-python-app:stable"]
         self.ketch("rmi", *names, "my-python-app:changed", "debian:bookworm")
-        self.ketch("builder", "prune", "-f")  # the cache would keep the layers: nothing would have to be fetched
+        self.ketch(
+            "builder", "prune", "-f"
+        )  # the cache would keep the layers: nothing would have to be fetched
         self.ketch("pull", f"{remote}:latest")
         self.ketch("rmi", f"{remote}:latest")
         self.ketch("pull", f"{remote}@{digest}")

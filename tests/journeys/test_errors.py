@@ -117,7 +117,7 @@ def test_full_disk(small_disk: Machine, tmp_path: Path, what: str, machine: Mach
         "build": ("build", "-t", "big", "."),
         "load": ("load", "-i", str(tmp_path / "saved.tar")),
         "import": ("import", str(tmp_path / "plain.tar"), "big"),
-        "run": ("run", "--rm", "busybox", "sh", "-c", "yes > /fill"),
+        "run": ("run", "--rm", "busybox", "sh", "-c", "dd if=/dev/zero of=/fill bs=64k"),
     }
     images = small_disk.json("GET", "/images/json")
     done = small_disk.run(KETCH, *commands[what], check=False, cwd=tmp_path)
