@@ -72,8 +72,11 @@ def renamed(name: str, target: Target) -> str:
     """An entry's name with the top entry's name changed."""
     if target.old == target.new:
         return name
-    old = "" if target.old == "/" else target.old
-    return name.replace(old, target.new, 1)
+    if target.old == "/":
+        return f"{target.new}/{name.lstrip('/')}"
+    if name == target.old or name.startswith(target.old + "/"):
+        return target.new + name[len(target.old) :]
+    return name
 
 
 def absolute(path: str) -> str:
@@ -183,6 +186,9 @@ def extract(parts: Iterator[bytes], target: Target, *, keep_owner: bool) -> int:
                 if member.issym():
                     if keep_owner:
                         os.lchown(place, member.uid, member.gid)
+                    continue
+                if member.islnk():
+                    # The first name had it all.
                     continue
                 if keep_owner:
                     os.chown(place, member.uid, member.gid)

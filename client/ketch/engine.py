@@ -7,7 +7,6 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import quote, urlencode
 
 from ketch import __version__
 from ketch.faults import CommandFailed, EngineAnswer, EngineAway
@@ -70,7 +69,7 @@ class Engine:
 
         The caller reads and closes the answer.
         """
-        target = f"/v{self.version}{quote(path, safe='/:@~!$()*,;=+')}"
+        target = f"/v{self.version}{quote(path, PATH_SAFE)}"
         encoded = encode_query(query)
         merged = dict(headers or {})
         if send is not None:
@@ -196,7 +195,18 @@ def encode_query(query: Query | None) -> str:
             pairs += [(key, str(item)) for item in value]
         else:
             pairs.append((key, "1" if value is True else str(value)))
-    return urlencode(pairs)
+    return "&".join(f"{quote(key)}={quote(value)}" for key, value in pairs)
+
+
+# As in urllib.parse, which alone would take a tenth of the time that `ketch version` has.
+UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-~")
+PATH_SAFE = UNRESERVED | frozenset(b"/:@!$()*,;=+")
+
+
+def quote(text: str, safe: frozenset[int] = UNRESERVED) -> str:
+    """`text` with every other byte as %XX."""
+    raw = text.encode("utf-8", "surrogateescape")
+    return "".join(chr(byte) if byte in safe else f"%{byte:02X}" for byte in raw)
 
 
 def error_text(answer: Answer, method: str, path: str) -> str:

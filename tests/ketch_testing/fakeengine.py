@@ -29,7 +29,10 @@ class Asked(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """An answer: status, and a body as bytes or JSON. 101: the connection is taken over, the body is sent, and it ends."""
+    """An answer: status, and a body as bytes or JSON. 101: the connection is taken over, the body is sent, and it ends.
+
+    A Content-Length among `headers` stands for the true one: what is longer than the body is an answer cut short.
+    """
 
     status: int
     body: Any = b""
@@ -112,8 +115,11 @@ class FakeEngine:
                 pass
             return False
         head = f"HTTP/1.1 {reply.status} X\r\nApi-Version: 1.50\r\nOstype: linux\r\nServer: Docker/28.2.2 (linux)\r\n{extra}"
+        is_cut = any(name == "Content-Length" for name, _ in reply.headers)
         if reply.status != 204:
-            head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+            head += "Content-Type: application/json\r\n" + (
+                f"Content-Length: {len(body)}\r\n" if not is_cut else ""
+            )
         link.sendall(
             head.encode() + b"\r\n" + (b"" if asked.method == "HEAD" or reply.status == 204 else body)
         )

@@ -39,6 +39,15 @@ CHANGES = [
 ]
 CHUNK = 1024 * 1024
 
+# What debootstrap leaves: packages that are installed, and files of this host.
+RUBBISH = (
+    "var/cache/apt/archives/*.deb",
+    "var/lib/apt/lists/*_*",
+    "var/log/bootstrap.log",
+    "etc/resolv.conf",
+    "etc/hostname",
+)
+
 # Suites that are typed without their distribution.
 SUITES = {
     **dict.fromkeys(
@@ -265,7 +274,7 @@ def _debootstrap(plan: Plan, quiet: bool) -> Iterator[bytes]:
     try:
         for _ in _output("debootstrap", debootstrap_command(plan, root), quiet, {"http_proxy": _proxy(plan)}):
             pass
-        for pattern in ("var/cache/apt/archives/*.deb", "var/lib/apt/lists/*_*", "var/log/bootstrap.log"):
+        for pattern in RUBBISH:
             for path in glob.glob(os.path.join(root, pattern)):
                 os.unlink(path)
         kept = without_password(plan.mirror)

@@ -139,7 +139,7 @@ def address_pools(
                     f"multiple overlapping subnet configuration is not supported: {other}, {text}"
                 )
         parsed[text] = network
-        pools[text] = {"Subnet": text, "AuxiliaryAddresses": {}}
+        pools[text] = {"Subnet": text}
 
     def place(text: str, field: str, what: str) -> None:
         address = ipaddress.ip_interface(text).ip
@@ -161,7 +161,7 @@ def address_pools(
         address = ipaddress.ip_address(text)
         for subnet, network in parsed.items():
             if address.version == network.version and address in network:
-                pools[subnet]["AuxiliaryAddresses"][name] = text
+                pools[subnet].setdefault("AuxiliaryAddresses", {})[name] = text
                 break
         else:
             raise ValueError(f"no matching subnet for aux-address {text}")
