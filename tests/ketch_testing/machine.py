@@ -172,12 +172,18 @@ class Machine:
                 os.kill(pid, signal.SIGKILL)
 
     def leftovers(self) -> list[str]:
-        """What a clean end must not leave: processes, mounts, links, nft tables, cgroups."""
+        """What a clean end must not leave: processes, mounts, links, nft tables. Links and tables are then removed."""
         found = [f"process {pid}" for pid in processes_naming(str(self.base))]
         mounts = Path("/proc/self/mounts").read_text().splitlines()
         found += [f"mount {line.split()[1]}" for line in mounts if str(self.base) in line]
-        links = os.listdir("/sys/class/net")
-        found += [f"link {link}" for link in links if link == self.bridge]
+        if self.bridge in os.listdir("/sys/class/net"):
+            found.append(f"link {self.bridge}")
+            subprocess.run(["ip", "link", "delete", self.bridge], check=False, capture_output=True)
+        listed = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False).stdout
+        for table in listed.splitlines():
+            if self.bridge in table:
+                found.append(f"nft {table}")
+                subprocess.run(["nft", "delete", *table.split()], check=False, capture_output=True)
         return found
 
 
