@@ -178,13 +178,19 @@ class Machine:
         found += [f"mount {line.split()[1]}" for line in mounts if str(self.base) in line]
         if self.bridge in os.listdir("/sys/class/net"):
             found.append(f"link {self.bridge}")
-            subprocess.run(["ip", "link", "delete", self.bridge], check=False, capture_output=True)
-        listed = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=False).stdout
-        for table in listed.splitlines():
+            _quietly("ip", "link", "delete", self.bridge)
+        for table in _quietly("nft", "list", "tables").splitlines():
             if self.bridge in table:
                 found.append(f"nft {table}")
-                subprocess.run(["nft", "delete", *table.split()], check=False, capture_output=True)
+                _quietly("nft", "delete", *table.split())
         return found
+
+
+def _quietly(*argv: str) -> str:
+    """What a program prints; nothing where it is not installed."""
+    if shutil.which(argv[0]) is None:
+        return ""
+    return subprocess.run(argv, capture_output=True, text=True, check=False).stdout
 
 
 def processes_naming(text: str) -> list[int]:
