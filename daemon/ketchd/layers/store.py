@@ -313,10 +313,14 @@ class LayerStore:
             if diff_id in self._remade:
                 self._drop_remade(diff_id)
             await asyncio.to_thread(self._chains.forget, diff_id)
-            try:
-                await asyncio.to_thread(remove_staged, str(self.path(diff_id)))
-            except OSError as error:
-                raise disk_fault(error, f"cannot remove layer {diff_id}") from error
+            path = self.path(diff_id)
+            if path.is_dir():
+                await self._workers.run("ketchd.layers.directories:remove", {"path": str(path)})
+            else:
+                try:
+                    await asyncio.to_thread(path.unlink, missing_ok=True)
+                except OSError as error:
+                    raise disk_fault(error, f"cannot remove layer {diff_id}") from error
             tracepoint.reach("layer.removed")
 
     async def close(self) -> None:
