@@ -115,9 +115,11 @@ async def test_cve_2024_21626_no_descriptor_is_a_working_directory(box: Containe
 
 
 async def test_cve_2024_21626_nor_by_a_link_of_the_image(box: Contained) -> None:
-    top = layer(
-        box, lambda top: [(top / f"w{n}").symlink_to(f"/proc/self/fd/{n}/../../..") for n in range(20)]
-    )
+    def links(top: Path) -> None:
+        for number in range(20):
+            (top / f"w{number}").symlink_to(f"/proc/self/fd/{number}/../../..")
+
+    top = layer(box, links)
 
     for number in range(3, 20, 4):
         with pytest.raises(LaunchFailed):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ketch_testing.contained import ALL_NEW, Contained, attached, read_all, split_frames, until
+from ketch_wire.launch import CgroupPlan
 from ketchd.containers.shims import LaunchFailed, read_exit
 from ketchd.sandbox import defaults
 
@@ -513,3 +514,40 @@ async def test_a_start_of_a_plan_that_cannot_be_leaves_nothing(box: Contained) -
 
     with pytest.raises(LaunchFailed, match="error preparing rootfs"):
         await box.start(broken)
+
+
+def unified() -> Path | None:
+    """Where cgroup version 2 is mounted."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        if line.split()[2] == "cgroup2":
+            return Path(line.split()[1])
+    return None
+
+
+async def test_a_version_two_cgroup_is_the_birthplace(box: Contained) -> None:
+    """Born in it by clone3: no migration, so no waiting for RCU; its exec likewise."""
+    mounted = unified()
+    if mounted is None:
+        pytest.skip("cgroup version 2 is not mounted")
+    directory = mounted / f"ketch-test-{os.getpid()}"
+    plan = box.plan(
+        "sh",
+        "-c",
+        "grep ^0: /proc/self/cgroup; sleep 60",
+        namespaces=ALL_NEW | {"cgroup": "host"},
+        cgroup=False,
+    )
+    plan = replace(plan, cgroup=CgroupPlan((str(directory),)))
+    try:
+        link = await box.start(plan)
+        await until(lambda: box.logged(plan))
+        assert box.logged(plan) == f"0::/{directory.name}\n"
+
+        code, output = await box.execute(link, "grep", "^0:", "/proc/self/cgroup")
+
+        assert (code, output) == (0, f"0::/{directory.name}\n".encode())
+        await link.signal(signal.SIGKILL)
+        await box.end(link)
+    finally:
+        await until(lambda: not (directory / "cgroup.procs").read_text())
+        directory.rmdir()
