@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -19,14 +20,15 @@ from ketchd import tracepoint
 from ketchd.model.digest import Digest
 
 PULL_POINTS = sorted(name for name in tracepoint.ALL if name.startswith(("pull.", "layer.")))
+PUSH_POINTS = sorted(name for name in tracepoint.ALL if name.startswith("push."))
 SCRIPT = Path(__file__).with_name("resumable.py")
 PIECE = 1024 * 1024
 
 
-async def run(root: Path, name: str, tracepoints: str = "") -> tuple[int, str]:
-    """A pull in its own process: exit status and output."""
+async def run(root: Path, name: str, *words: str, tracepoints: str = "") -> tuple[int, str]:
+    """A pull (or `push`) in its own process: exit status and output."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-W", "error", str(SCRIPT), str(root), name,
+        sys.executable, "-W", "error", str(SCRIPT), str(root), name, *words,
         env={**os.environ, "PYTHONPATH": str(SCRIPT.parent.parent), "KETCHD_TRACEPOINTS": tracepoints},
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
@@ -176,11 +178,11 @@ async def test_a_large_blob_comes_in_ranges(
 @pytest.mark.parametrize("point", PULL_POINTS)
 async def test_killed_at_every_step(tmp_path: Path, hostile: HostileRegistry, point: str) -> None:
     """Whatever had just happened: the next start finds nothing wrong, and the next pull ends as the first one should have."""
-    assert ketchd.engine.pull
+    assert ketchd.engine.pull and ketchd.engine.push
     image = hostile.put_image("app", "1", [tar_of({"a": b"base"}), tar_of({"big": noise(200_000)})])
     name = f"{hostile.host}/app:1"
 
-    status, output = await run(tmp_path, name, f"{point}=kill")
+    status, output = await run(tmp_path, name, tracepoints=f"{point}=kill")
     assert status == -signal.SIGKILL or point in ("layer.forgotten", "layer.removed"), output
     status, output = await run(tmp_path, name)
 
@@ -192,3 +194,22 @@ async def test_killed_at_every_step(tmp_path: Path, hostile: HostileRegistry, po
     # A layer's blob may be lost between its renaming and its record: the layer is there, and nothing needs the blob.
     assert named <= stored <= named | {digest[7:] for digest in image.layer_digests}
     assert len(list((tmp_path / "layers" / "sha256").iterdir())) == 2
+
+
+@pytest.mark.parametrize("point", PUSH_POINTS)
+async def test_a_push_killed_at_every_step(tmp_path: Path, hostile: HostileRegistry, point: str) -> None:
+    """The next one completes it, and sends no blob that had arrived."""
+    name = f"{hostile.host}/app:1"
+
+    status, output = await run(tmp_path, name, "push", tracepoints=f"{point}=kill")
+    assert status == -signal.SIGKILL, output
+    arrived = set(hostile.blobs.get("app", {}))
+    hostile.seen.clear()
+    status, output = await run(tmp_path, name, "push")
+
+    assert (status, output) == (0, "garbage: []\n")
+    document = json.loads(hostile.manifests["app"]["1"][0])
+    assert {part["digest"] for part in (document["config"], *document["layers"])} == set(hostile.blobs["app"])
+    sent = {seen.query.partition("digest=")[2] for seen in hostile.asked("PUT", "/uploads/")}
+    assert not sent & {digest.replace(":", "%3A") for digest in arrived}
+    assert list((tmp_path / "stage").iterdir()) == []

@@ -7,7 +7,6 @@ are known → config → manifest last. Returns when the registry has confirmed 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -217,22 +216,17 @@ class _Pushing:
 
     async def _upload(self, blob: Descriptor, source: str, on_sent: Callable[[int], None]) -> bool:
         path = self.rooms.blobs.path(blob.digest)
-        fd = await asyncio.to_thread(os.open, path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            self._check_size(fd, blob)
-            return await self.repository.upload(
-                blob.digest, blob.size, lambda start, stop: FileBody(fd, start, stop, on_sent),
-                mount_from=source,
-            )  # fmt: skip
-        finally:
-            os.close(fd)
-
-    def _check_size(self, fd: int, blob: Descriptor) -> None:
-        found = os.fstat(fd).st_size
+        found = path.stat().st_size
         if found != blob.size:
             raise EngineFailure(
                 f"blob {blob.digest} is damaged on disk: it has {found} bytes instead of {blob.size}"
             )
+        return await self.repository.upload(
+            blob.digest,
+            blob.size,
+            lambda start, stop: FileBody(path, start, stop, on_sent),
+            mount_from=source,
+        )
 
     def _sources(self, digest: Digest) -> list[str]:
         """Paths of other repositories of this registry that are known to have the blob."""

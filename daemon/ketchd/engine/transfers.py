@@ -131,7 +131,7 @@ class Transfers:
             if not shared.listeners and not shared.task.done():
                 shared.ending = True
                 shared.task.cancel()
-                await asyncio.wait([shared.task])
+                await asyncio.gather(shared.task, return_exceptions=True)
 
     # -- one transfer
 

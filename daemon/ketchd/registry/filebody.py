@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO, Any, cast
 
 from aiohttp.abc import AbstractStreamWriter
@@ -18,28 +19,24 @@ _IDLE_SECONDS = 60.0
 
 
 class FileBody(Payload):
-    """Bytes [start, stop) of the file `fd`, which stays the caller's. on_sent: hears of the position that was reached.
+    """Bytes [start, stop) of the file at `path`, opened anew for every attempt. on_sent: hears of the position reached.
 
     A peer that takes nothing for a minute ends the request with TimeoutError.
     """
 
-    def __init__(self, fd: int, start: int, stop: int, on_sent: Callable[[int], None]) -> None:
+    def __init__(self, path: Path, start: int, stop: int, on_sent: Callable[[int], None]) -> None:
         super().__init__(None, content_type="application/octet-stream")
-        self._fd = fd
+        self._path = path
         self._start = start
         self._stop = stop
         self._on_sent = on_sent
         self._size = stop - start
 
-    mode = "rb"
-
-    def fileno(self) -> int:
-        """For sendfile, which takes this object for the file."""
-        return self._fd
-
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """The whole body as text; aiohttp asks every payload for it, and never of one as large as this."""
-        return os.pread(self._fd, self._stop - self._start, self._start).decode(encoding, errors)
+        with self._path.open("rb") as file:
+            file.seek(self._start)
+            return file.read(self._stop - self._start).decode(encoding, errors)
 
     async def write(self, writer: AbstractStreamWriter) -> None:
         """Send everything."""
@@ -48,16 +45,19 @@ class FileBody(Payload):
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
         """Send at most `content_length` bytes. Raises OSError, EngineFailure (the file is shorter than it was)."""
         stop = self._stop if content_length is None else min(self._stop, self._start + content_length)
+        writer.send_headers()
+        with await asyncio.to_thread(self._path.open, "rb", buffering=0) as file:
+            await self._send(writer, file, self._start, stop)
+
+    async def _send(self, writer: AbstractStreamWriter, file: IO[bytes], at: int, stop: int) -> None:
         transport: asyncio.Transport | None = cast(Any, writer).transport
         plain = transport is not None and transport.get_extra_info("sslcontext") is None
-        at = self._start
-        writer.send_headers()
         while at < stop:
             async with asyncio.timeout(_IDLE_SECONDS):
-                sent = await self._sendfile(transport, at, stop) if plain and transport is not None else None
+                sent = await _sendfile(transport, file, at, stop) if plain and transport is not None else None
                 if sent is None:
                     plain = False
-                    piece = await asyncio.to_thread(os.pread, self._fd, min(_TLS_PIECE, stop - at), at)
+                    piece = await asyncio.to_thread(os.pread, file.fileno(), min(_TLS_PIECE, stop - at), at)
                     await writer.write(piece)
                     sent = len(piece)
             if not sent:
@@ -65,14 +65,13 @@ class FileBody(Payload):
             at += sent
             self._on_sent(at)
 
-    async def _sendfile(self, transport: asyncio.Transport, at: int, stop: int) -> int | None:
-        """Bytes sent; None when this connection cannot."""
-        if transport.is_closing():
-            raise ConnectionResetError("the connection was closed")
-        count = min(_SENDFILE_PIECE, stop - at)
-        try:
-            return await asyncio.get_running_loop().sendfile(
-                transport, cast(IO[bytes], self), at, count, fallback=False
-            )
-        except asyncio.SendfileNotAvailableError:
-            return None
+
+async def _sendfile(transport: asyncio.Transport, file: IO[bytes], at: int, stop: int) -> int | None:
+    """Bytes sent; None when this connection cannot."""
+    if transport.is_closing():
+        raise ConnectionResetError("the connection was closed")
+    count = min(_SENDFILE_PIECE, stop - at)
+    try:
+        return await asyncio.get_running_loop().sendfile(transport, file, at, count, fallback=False)
+    except asyncio.SendfileNotAvailableError:
+        return None

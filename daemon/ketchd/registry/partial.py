@@ -62,7 +62,8 @@ class Partial:
         try:
             await asyncio.shield(running)
         except asyncio.CancelledError:
-            await asyncio.wait([running])  # it uses our descriptors: they may be closed only after it
+            # It uses our descriptors: they may be closed only after it.
+            await asyncio.gather(running, return_exceptions=True)
             raise
         except OSError as error:
             raise _disk_fault(self.path.name[:12], error) from error
