@@ -273,6 +273,19 @@ class LayerStoreSuite:
         assert await bench.add(Member("other", data=b"1")) == second
         assert await bench.store.compose([first, second]) == init
 
+    async def test_a_host_that_changes_its_kind_keeps_its_layers(self, bench: Bench) -> None:
+        """Files and directories live side by side; a file that cannot be mounted any more is named, with what to do."""
+        before = await bench.add(*TREE)
+        for kind in ("directory", "erofs", "erofs-loop"):
+            changed = LayerStore(bench.root, bench.catalogue, bench.workers, kind)
+            assert changed.has(before)
+            if kind == "directory" and bench.store.kind != "directory":
+                with pytest.raises(EngineFailure, match="cannot mount"):
+                    changed.mounts([before])
+            else:
+                expected = "directory" if bench.store.kind == "directory" else kind
+                assert [mount.kind for mount in changed.mounts([before])] == [expected]
+
     async def test_damage_is_found(self, bench: Bench) -> None:
         """A flipped byte of a file's content, or a layer that lost its end or everything."""
         layer = await bench.add(Member("file", data=b"content" * 1000))
