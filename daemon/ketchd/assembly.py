@@ -20,6 +20,7 @@ from typing import Any
 from ketch_wire.faults import Fault
 from ketchd.api.archives import ArchiveApi
 from ketchd.api.build import BuildApi
+from ketchd.api.containerlist import ContainerListApi
 from ketchd.api.containers import ContainerApi
 from ketchd.api.events import EventsApi
 from ketchd.api.execs import ExecApi
@@ -159,7 +160,7 @@ class Engine:
         )  # fmt: skip
         registry = RegistryApi(rooms)
         apis = (
-            SystemApi(rooms, facts), EventsApi(rooms), ContainerApi(rooms), ExecApi(rooms), UsageApi(rooms), ArchiveApi(rooms),
+            SystemApi(rooms, facts), EventsApi(rooms), ContainerListApi(rooms), ContainerApi(rooms), ExecApi(rooms), UsageApi(rooms), ArchiveApi(rooms),
             registry, ImageApi(rooms, registry.create), BuildApi(rooms), NetworkApi(rooms), VolumeApi(rooms),
         )  # fmt: skip
         return [route for api in apis for route in api.routes()]
