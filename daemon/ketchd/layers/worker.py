@@ -20,8 +20,9 @@ from typing import Any
 
 from ketch_wire import faults
 from ketch_wire.frames import FrameReader, pack
-from ketchd.kernel.mounts import MNT_DETACH, MS_NODEV, MS_NOSUID, MS_REC, MS_SLAVE, mount, umount
+from ketchd.kernel.mounts import MNT_DETACH, MS_NODEV, MS_NOSUID, MS_SLAVE, mount, umount
 from ketchd.kernel.namespaces import CLONE_NEWNS, unshare
+from ketchd.kernel.ownroot import take_root
 from ketchd.kernel.process import PR_SET_PDEATHSIG, prctl, set_name
 
 FD_LIMIT = 16
@@ -149,7 +150,7 @@ def serve(channel: socket.socket) -> None:
     set_name("ketch-worker")
     if os.geteuid() == 0:
         unshare(CLONE_NEWNS)
-        mount(None, "/", None, MS_REC | MS_SLAVE)  # what the host mounts later is seen, nothing goes back
+        take_root(MS_SLAVE)  # what the host mounts later is seen, nothing goes back
     port = JobPort(channel)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:

@@ -11,6 +11,7 @@ import os
 from ketchd.kernel import detached, mounts
 from ketchd.kernel.namespaces import CLONE_NEWNS, setns
 from ketchd.kernel.openat import RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, make_directories, open_in_root
+from ketchd.kernel.ownroot import take_root
 from ketchd.sandbox.failures import LaunchError, reason
 from ketchd.sandbox.targets import is_directory, place
 
@@ -122,7 +123,7 @@ def _clone_of_process(pid: str, path: str, recursive: bool) -> int:
 
 def cut_propagation() -> None:
     """Nothing mounted from now on is seen outside."""
-    mounts.mount(None, "/", None, mounts.MS_REC | mounts.MS_PRIVATE)
+    take_root(mounts.MS_PRIVATE)
 
 
 def mount_one(root: int, plan: MountPlan, tree: int) -> int:
@@ -149,6 +150,8 @@ def _mount(root: int, plan: MountPlan, tree: int) -> int:
             os.close(target)
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), plan.target)
     else:
+        if plan.type == "tmpfs" and not any(name == "mode" for name, _ in options.to_filesystem):
+            options.to_filesystem += _mode_of(root, plan.target)
         mounted = _filesystem(plan, options)
         target = _directory(root, plan)
     try:
@@ -182,6 +185,18 @@ def _filesystem(plan: MountPlan, options: MountOptions) -> int:
     elif fstype != "cgroup2":
         settings.insert(0, ("source", plan.source or fstype))
     return detached.fsmount(fstype, settings, options.add)
+
+
+def _mode_of(root: int, path: str) -> list[tuple[str, str | None]]:
+    """A tmpfs has the mode of the directory that it covers, as runc's has; over nothing it has its own default."""
+    try:
+        covered = open_in_root(root, path, os.O_PATH | os.O_DIRECTORY)
+    except OSError:
+        return []
+    try:
+        return [("mode", f"{os.fstat(covered).st_mode & 0o7777:o}")]
+    finally:
+        os.close(covered)
 
 
 def _directory(root: int, plan: MountPlan) -> int:
