@@ -9,6 +9,9 @@ _V1_CONTROLLERS = frozenset(
     ("cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "hugetlb", "net_cls", "net_prio",
      "perf_event", "rdma", "misc")
 )  # fmt: skip
+LEAF = (
+    "supervisor"  # where our own processes are: a cgroup with controllers for its children holds none itself
+)
 WANTED_V2 = ("cpuset", "cpu", "io", "memory", "pids")
 
 
@@ -66,12 +69,11 @@ def is_delegated(directory: str) -> bool:
 def choose_base(unified: str, own: str) -> str:
     """The version 2 directory below which cgroups may be made.
 
-    Our own unit's, when systemd has delegated it to us (or its parent, when we were started in a leaf of it); else the
-    top, as dockerd's cgroupfs driver does.
+    Our own unit's, when systemd has delegated it and starts us in the leaf `supervisor` of it (DelegateSubgroup=, from 254
+    on); else the top, as dockerd's cgroupfs driver does. An older systemd attaches a restarted service to the top of its
+    delegated cgroup, which the kernel refuses (EBUSY) while containers below it have controllers: seen with 252.
     """
-    here = unified + own.rstrip("/")
-    if own != "/" and ".." not in own:
-        for directory in (here, os.path.dirname(here)):
-            if directory.startswith(unified + "/") and is_delegated(directory):
-                return directory
+    above, _, leaf = own.rpartition("/")
+    if leaf == LEAF and above and ".." not in own and is_delegated(unified + above):
+        return unified + above
     return unified

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ketchd.kernel import cgrouphost
 from ketchd.kernel.cgrouphost import own_path, read_mountinfo
 from ketchd.kernel.cgrouplimits import (
     cpu_list,
@@ -204,3 +205,18 @@ def test_any_text_of_a_cgroup_file(text: str) -> None:
     block_v2(text)
     limit(text)
     read_mountinfo(text)
+
+
+def test_base_is_the_delegated_unit_only_from_its_leaf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anything else lies at the top: an older systemd could not start us again below our own unit."""
+    delegated = {"/sys/fs/cgroup/system.slice/ketchd.service"}
+    monkeypatch.setattr(cgrouphost, "is_delegated", lambda directory: directory in delegated)
+    for own, base in (
+        ("/system.slice/ketchd.service/supervisor", "/sys/fs/cgroup/system.slice/ketchd.service"),
+        ("/system.slice/ketchd.service", "/sys/fs/cgroup"),
+        ("/user.slice/supervisor", "/sys/fs/cgroup"),
+        ("/supervisor", "/sys/fs/cgroup"),
+        ("/", "/sys/fs/cgroup"),
+        ("/../ketchd.service/supervisor", "/sys/fs/cgroup"),
+    ):
+        assert cgrouphost.choose_base("/sys/fs/cgroup", own) == base
