@@ -164,7 +164,6 @@ class Supervisor:
         self._names.pop(record.name, None)
         for exec_id in box.execs:
             self.execs.pop(exec_id, None)
-        box.announce_removed()
 
     def find(self, reference: str) -> Box:
         """By full id, exact name, or unique id prefix. Raises NotFound, InvalidInput."""

@@ -25,7 +25,7 @@ async def remove(rooms: Rooms, box: Box, *, force: bool = False, volumes: bool =
 
     Raises Conflict. Cancelled after the mark: the removal still completes. Source: Engine API, ContainerDelete.
     """
-    if force and box.record.is_running:
+    if force and (box.record.is_running or box.record.state is State.STARTING):
         await _end(rooms, box)
     async with box.lock:
         following = box.ask(Happening.ASK_REMOVE)
@@ -73,10 +73,17 @@ async def _carry_out(rooms: Rooms, box: Box, volumes: bool) -> None:
     rooms.supervisor.announce(box, "destroy")
     rooms.supervisor.forget(box)
     tracepoint.reach("remove.forgotten")
-    shutil.rmtree(rooms.run_dir(record.id), ignore_errors=True)
-    await asyncio.to_thread(remove_tree, aside)
+    try:
+        shutil.rmtree(rooms.run_dir(record.id), ignore_errors=True)
+        await _remove_volumes(rooms, box, volumes)
+    finally:
+        box.announce_removed()  # not sooner: whoever waits for `--rm` may list the volumes next
+        await asyncio.to_thread(remove_tree, aside)
+
+
+async def _remove_volumes(rooms: Rooms, box: Box, volumes: bool) -> None:
     if volumes:
-        for point in (MountPoint.from_record(stored) for stored in record.mounts):
+        for point in (MountPoint.from_record(stored) for stored in box.record.mounts):
             if point.type == "volume" and point.anonymous:
                 try:
                     await rooms.volumes.remove(point.name)
