@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import shutil
 import signal
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from ketch_testing.machine import Machine, processes_naming
+from ketch_testing.machine import Machine, UnixConnection, processes_naming
 
 
 class Engine(Protocol):
@@ -104,10 +105,20 @@ class Dockerd(_Driven):
             stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
         )  # fmt: skip
         deadline = time.monotonic() + 60
-        while "Version" not in self.docker("version", "--format", "Version {{.Server.Version}}", check=False):
+        while not self._answers():
             if time.monotonic() > deadline or self._process.poll() is not None:
                 raise AssertionError(f"dockerd does not start:\n{(base / 'log').read_text()[-2000:]}")
             time.sleep(0.1)
+
+    def _answers(self) -> bool:
+        connection = UnixConnection(str(self.socket), 5)
+        try:
+            connection.request("GET", "/_ping")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
 
     def _config(self) -> Path:
         path = self.base / "daemon.json"
