@@ -12,6 +12,8 @@ import re
 from aiohttp import StreamReader, web
 from aiohttp.web_protocol import RequestHandler
 
+from ketchd.api.faultmap import error_reply
+
 _HEAD_LIMIT = 64 * 1024
 _UPGRADE = re.compile(
     rb"\r\nupgrade:[ \t]*(?!websocket)\S", re.IGNORECASE
@@ -30,6 +32,21 @@ class Connection(RequestHandler):
         self._body_left = 0
         self._arriving: StreamReader | None = None
         self.early: bytes | None = None
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What is no request is answered in the Engine API's form as well."""
+        plain = super().handle_error(request, status, exc, message)
+        reply = error_reply(
+            plain.status, (getattr(plain, "text", "") or "bad request").split("\n", 1)[0][:200]
+        )
+        reply.force_close()
+        return reply
 
     def data_received(self, data: bytes) -> None:
         """Bytes of the client."""

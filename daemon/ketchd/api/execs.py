@@ -9,8 +9,8 @@ from aiohttp import web
 from ketch_wire.faults import Conflict, EngineFailure, Fault, InvalidInput
 from ketchd.api.routing import Call, Route, json_reply
 from ketchd.api.streams import hijack
+from ketchd.containers import fields
 from ketchd.containers.detach import detach_keys
-from ketchd.containers.shapes import pick
 from ketchd.containers.shims import ClientStream
 from ketchd.engine.execs import create_exec, render_exec, start_exec
 from ketchd.engine.rooms import Rooms
@@ -40,13 +40,13 @@ class ExecApi:
     async def start(self, call: Call) -> web.StreamResponse:
         """POST /exec/{id}/start: the client's socket goes to the shim."""
         box, record = self._rooms.supervisor.find_exec(call.vars["id"])
-        body = await call.json()
+        body = fields.decode(await call.json(), fields.EXEC_START)
         settings = record.settings
-        size = pick(body, "ConsoleSize") or settings["ConsoleSize"] or [0, 0]
-        if pick(body, "ConsoleSize") and not settings["Tty"]:
+        size = body.get("ConsoleSize") or settings["ConsoleSize"] or [0, 0]
+        if body.get("ConsoleSize") and not settings["Tty"]:
             raise InvalidInput("console size is only supported when tty is enabled")
-        console = (int(size[0]), int(size[1]))
-        if pick(body, "Detach", False):
+        console = (min(size[0], 65535), min(size[1], 65535))
+        if body.get("Detach"):
             await start_exec(self._rooms, box, record, None, console_size=console)
             return web.Response(status=200)
         if record.started:
@@ -69,6 +69,7 @@ class ExecApi:
             text = fault.message.encode() + b"\r\n"
             await client.send(text if tty else b"\x01\0\0\0" + len(text).to_bytes(4, "big") + text)
         finally:
+            stream.close()  # unless it was handed over
             client.close()
         return client.response
 

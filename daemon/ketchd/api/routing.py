@@ -22,6 +22,7 @@ from ketchd.api.faultmap import JSON_TYPE
 
 BODY_LIMIT = 4 * 1024 * 1024  # of JSON documents; archives and contexts are streams
 _VERSIONED = re.compile(r"/v([0-9]+)\.([0-9.]+)(/.*)")
+_HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
 _FALSE = frozenset({"", "0", "no", "false", "none"})
 
 
@@ -108,9 +109,11 @@ class Call:
         if kind.partition(";")[0].strip().lower() != JSON_TYPE:
             raise InvalidInput(f"unsupported Content-Type header ({kind[:80]}): must be 'application/json'")
         try:
-            sent = json.loads(content)
+            sent = json.loads(content.decode("utf-8", "replace"), parse_constant=_no_number)
         except (ValueError, RecursionError) as error:
             raise InvalidInput(f"invalid JSON: {error}") from None
+        if _HALF_PAIR.search(content):
+            sent = _whole_characters(sent)
         if sent is None:
             return {}
         if not isinstance(sent, dict):
@@ -132,6 +135,21 @@ class Call:
     def registry_config(self) -> dict[str, Any]:
         """X-Registry-Config of a build: registry host -> credentials."""
         return _decoded(self.request.headers.get("X-Registry-Config", ""))
+
+
+def _no_number(word: str) -> Any:
+    raise ValueError(f"{word} is no number")
+
+
+def _whole_characters(value: Any) -> Any:
+    """A lone half of a surrogate pair becomes U+FFFD, as in Go."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_whole_characters(one) for one in value]
+    if isinstance(value, dict):
+        return {_whole_characters(key): _whole_characters(one) for key, one in value.items()}
+    return value
 
 
 def _decoded(text: str) -> dict[str, Any]:

@@ -32,6 +32,9 @@ STANDARD_HEADERS = {
 }
 SHUTDOWN_SECONDS = 10.0
 _READ_BUFFER = 1024 * 1024
+_LINE_LIMIT = (
+    1024 * 1024
+)  # of a request line and of a header, as in Go: filters and X-Registry-Config grow long
 
 
 class _Request(web.BaseRequest):
@@ -62,6 +65,8 @@ class ApiServer:
             keepalive_timeout=600.0,
             access_log=None,
             read_bufsize=_READ_BUFFER,
+            max_line_size=_LINE_LIMIT,
+            max_field_size=_LINE_LIMIT,
             auto_decompress=False,
         )
         for listener in sockets:

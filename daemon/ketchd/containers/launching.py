@@ -5,6 +5,7 @@ Source: Docker Engine's defaults (Engine API HostConfig; runtime-spec config-lin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from ketchd.sandbox import defaults, devices, seccomp
 
 __all__ = ["ClientStream", "exec_process", "plan", "wanted_ports"]
 
+# Its dots become slashes: nothing of it may lead elsewhere.
+_SYSCTL = re.compile(r"[a-z0-9_]+([./][a-zA-Z0-9_:@-]+)+")
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -65,16 +68,24 @@ def environment(record: ContainerRecord, *, tty: bool, extra: Sequence[str] = ()
     return tuple(f"{name}={value}" for name, value in values.items() if value is not None)
 
 
+def check(host: Mapping[str, Any]) -> None:
+    """Refuse at the create what a start would refuse. Raises InvalidInput."""
+    capabilities(host)
+    security(host)
+    rlimits(host)
+    _sysctls(host)
+    _log_plan(host, Path("/"), {})
+
+
 def capabilities(host: Mapping[str, Any]) -> tuple[str, ...]:
     """The capability set after --privileged, --cap-add and --cap-drop. Raises InvalidInput."""
+    for key in ("CapAdd", "CapDrop"):
+        for word in host[key] or []:
+            name = word.upper().removeprefix("CAP_")
+            if name != "ALL" and f"CAP_{name}" not in defaults.ALL_CAPABILITIES:
+                raise InvalidInput(f'invalid {key}: unknown capability: "CAP_{name[:40]}"')
     if host["Privileged"]:
         return defaults.ALL_CAPABILITIES
-    names = {
-        name.upper().removeprefix("CAP_") for name in [*(host["CapAdd"] or []), *(host["CapDrop"] or [])]
-    }
-    for name in names - {"ALL"}:
-        if f"CAP_{name}" not in defaults.ALL_CAPABILITIES:
-            raise InvalidInput(f'invalid CapAdd/CapDrop: unknown capability: "CAP_{name[:40]}"')
     add = {name.upper().removeprefix("CAP_") for name in host["CapAdd"] or []}
     drop = {name.upper().removeprefix("CAP_") for name in host["CapDrop"] or []}
     chosen = {name.removeprefix("CAP_") for name in defaults.DEFAULT_CAPABILITIES}
@@ -101,7 +112,7 @@ def security(host: Mapping[str, Any]) -> tuple[bool, bytes, bool]:
             program_choice = value
         elif name == "systempaths" and value == "unconfined":
             unconfined = True
-    if host["Privileged"] or program_choice == "unconfined":
+    if program_choice == "unconfined" or (host["Privileged"] and program_choice == "default"):
         return no_new, b"", unconfined or host["Privileged"]
     caps = capabilities(host)
     program = (
@@ -109,7 +120,7 @@ def security(host: Mapping[str, Any]) -> tuple[bool, bytes, bool]:
         if program_choice in ("default", "builtin", "")
         else seccomp.from_profile(program_choice, caps)
     )
-    return no_new, program, unconfined
+    return no_new, program, unconfined or host["Privileged"]
 
 
 def rlimits(host: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
@@ -118,7 +129,7 @@ def rlimits(host: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     for one in host["Ulimits"] or []:
         name, soft, hard = one["Name"], int(one["Soft"]), int(one["Hard"])
         if name not in defaults.RLIMITS:
-            raise InvalidInput(f"invalid ulimit type: {name}")
+            raise InvalidInput(f"invalid ulimit type: {name[:60]}")
         if hard != -1 and (soft == -1 or soft > hard):
             raise InvalidInput(f"ulimit soft limit must be less than or equal to hard limit: {soft} > {hard}")
         limits[name] = (soft, hard)
@@ -210,7 +221,7 @@ def plan(
             user=config["User"],
             groups=tuple(host["GroupAdd"] or ()),
             tty=config["Tty"],
-            console_size=(host["ConsoleSize"][0], host["ConsoleSize"][1]),
+            console_size=(min(host["ConsoleSize"][0], 65535), min(host["ConsoleSize"][1], 65535)),
             open_stdin=config["OpenStdin"],
             stdin_once=config["StdinOnce"],
             capabilities=capabilities(host),
@@ -227,17 +238,20 @@ def plan(
         domainname=config["Domainname"],
         mounts=mount_plans(record, container_dir, donor_shm, cgroup_version, cgroup.join),
         devices=_devices(host),
-        masked_paths=()
-        if unconfined or host["Privileged"]
-        else tuple(host["MaskedPaths"] or defaults.MASKED_PATHS),
-        readonly_paths=()
-        if unconfined or host["Privileged"]
-        else tuple(host["ReadonlyPaths"] or defaults.READONLY_PATHS),
+        masked_paths=_paths(unconfined, host["MaskedPaths"], defaults.MASKED_PATHS),
+        readonly_paths=_paths(unconfined, host["ReadonlyPaths"], defaults.READONLY_PATHS),
         sysctls=_sysctls(host),
         cgroup=cgroup,
         log=_log_plan(host, container_dir / f"{record.id}-json.log", log_options),
         netlink=netlink,
     )
+
+
+def _paths(unconfined: bool, asked: Sequence[str] | None, usual: tuple[str, ...]) -> tuple[str, ...]:
+    """An empty list is no path at all, as the CLI says `systempaths=unconfined`; null means the usual ones."""
+    if unconfined:
+        return ()
+    return usual if asked is None else tuple(asked)
 
 
 def _devices(host: Mapping[str, Any]) -> tuple[DevicePlan, ...]:
@@ -259,7 +273,7 @@ def _sysctls(host: Mapping[str, Any]) -> dict[str, str]:
             key.startswith(("kernel.msg", "kernel.sem", "kernel.shm", "fs.mqueue."))
             and host["IpcMode"] != "host"
         )
-        if not network and not ipc:
+        if (not network and not ipc) or not _SYSCTL.fullmatch(key):
             raise InvalidInput(f'sysctl "{key[:80]}" is not in a separate kernel namespace')
         values[key] = value
     return values
@@ -278,6 +292,8 @@ def _log_plan(host: Mapping[str, Any], path: Path, defaults_given: Mapping[str, 
     options = {**defaults_given, **host["LogConfig"]["Config"]}
     driver = "none" if host["LogConfig"]["Type"] == "none" else "json-file"
     size, files = options.get("max-size", ""), options.get("max-file", "")
+    if files and not (files.isascii() and files.isdigit() and 0 < int(files[:10]) < 100_000):
+        raise InvalidInput(f"max-file cannot be less than 1: {files[:40]}")
     if size == "-1":
         return LogPlan(driver, str(path), 0, 1)
     return LogPlan(driver, str(path), _size(size) if size else 16 * 1024 * 1024, int(files) if files else 3)

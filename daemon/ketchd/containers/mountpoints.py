@@ -8,7 +8,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ketch_wire.faults import InvalidInput
@@ -183,7 +183,9 @@ def gather(
     """Every mount point of a container; HostConfig.Tmpfs ones too. Raises InvalidInput on two for one destination."""
     points: dict[str, MountPoint] = {point.destination: point for point in inherited}
     named: set[str] = set()
-    asked = [parse_bind(bind) for bind in host["Binds"] or []] + [
+    driver = host["VolumeDriver"] or "local"
+    binds = [parse_bind(bind) for bind in host["Binds"] or []]
+    asked = [replace(point, driver=driver) if point.type == "volume" else point for point in binds] + [
         parse_mount(item) for item in host["Mounts"] or []
     ]
     for point in asked:

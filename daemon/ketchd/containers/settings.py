@@ -5,18 +5,22 @@ Messages are dockerd's (Engine API, ContainerCreate). Raises InvalidInput; chang
 
 from __future__ import annotations
 
+import ipaddress
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ketch_wire.faults import InvalidInput
+from ketch_wire.faults import InvalidInput, Unsupported
 from ketchd.containers.shapes import CONFIG, HOST_CONFIG, fold, pick
 from ketchd.containers.signals import signal_number
 from ketchd.model.imageconfig import RunConfig
 
 _NAME = re.compile(r"/?[a-zA-Z0-9][a-zA-Z0-9_.-]+")
-_PORT = re.compile(r"(\d+)(?:-(\d+))?(?:/(tcp|udp|sctp))?", re.IGNORECASE)
+_PORT = re.compile(r"([0-9]+)(?:-([0-9]+))?(?:/(tcp|udp|sctp))?", re.IGNORECASE)
+_HOST_PORT = re.compile(r"(?:([0-9]{1,5})(?:-([0-9]{1,5}))?)?")
+# Free texts: they are kept and shown, never used.
+_MAY_HOLD_NUL = frozenset(("Labels", "Annotations"))
 NAME_LIMIT = 4096
 
 
@@ -29,17 +33,6 @@ def check_name(name: str) -> str:
     return name.removeprefix("/")
 
 
-def words(value: Any, what: str) -> list[str] | None:
-    """Cmd and Entrypoint: a string or a list of strings."""
-    if value is None:
-        return None
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return list(value)
-    raise InvalidInput(f"invalid JSON: {what} must be a string or a list of strings")
-
-
 def port_key(text: str) -> str:
     """`80`, `80/TCP` -> `80/tcp`. Raises InvalidInput."""
     match = _PORT.fullmatch(text)
@@ -48,14 +41,24 @@ def port_key(text: str) -> str:
     return f"{int(match[1])}/{(match[3] or 'tcp').lower()}"
 
 
+def check_texts(sent: Any, where: str = "") -> None:
+    """No text of a request that becomes a path, a name or an argument holds a NUL byte. Raises InvalidInput."""
+    if isinstance(sent, str):
+        if "\0" in sent:
+            raise InvalidInput(f"invalid {where}: it contains a NUL byte")
+    elif isinstance(sent, Mapping):
+        for key, value in sent.items():
+            if key not in _MAY_HOLD_NUL:
+                check_texts(key, where or "request")
+                check_texts(value, f"{where}.{key}" if where else key)
+    elif isinstance(sent, list):
+        for one in sent:
+            check_texts(one, where)
+
+
 def merge(sent: Mapping[str, Any], image: RunConfig) -> dict[str, Any]:
     """The container's Config: what was sent, completed from the image. Raises InvalidInput."""
     config = fold(sent, CONFIG)
-    config["Cmd"] = words(config["Cmd"], "Cmd")
-    config["Entrypoint"] = words(config["Entrypoint"], "Entrypoint")
-    for key, kind in (("Labels", dict), ("Env", list), ("ExposedPorts", dict), ("Volumes", dict)):
-        if config[key] is not None and not isinstance(config[key], kind):
-            raise InvalidInput(f"invalid JSON: {key} has the wrong type")
     if not config["Entrypoint"]:
         if not config["Cmd"]:
             config["Cmd"] = list(image.cmd) if image.cmd is not None else None
@@ -90,7 +93,7 @@ def _merge_health(sent: Mapping[str, Any] | None, image: Mapping[str, Any] | Non
     merged.update({key: value for key, value in sent.items() if value})
     for key in ("Interval", "Timeout", "StartPeriod", "StartInterval"):
         value = merged.get(key, 0)
-        if not isinstance(value, int) or (value and value < 1_000_000):
+        if value and value < 1_000_000:
             raise InvalidInput(f"{key} in Healthcheck cannot be less than 1ms")
     if merged.get("Retries", 0) < 0:
         raise InvalidInput("Retries in Healthcheck cannot be negative")
@@ -101,11 +104,8 @@ def _check_config(config: dict[str, Any]) -> None:
     if not config["Cmd"] and not config["Entrypoint"]:
         raise InvalidInput("no command specified")
     for entry in config["Env"]:
-        if not isinstance(entry, str) or entry.startswith("=") or not entry or "\0" in entry:
-            raise InvalidInput(f"invalid environment variable: {entry!s:.100}")
-    for word in [*(config["Entrypoint"] or []), *(config["Cmd"] or [])]:
-        if "\0" in word:
-            raise InvalidInput("invalid command: it contains a NUL byte")
+        if entry.startswith("=") or not entry:
+            raise InvalidInput(f"invalid environment variable: {entry:.100}")
     workdir = config["WorkingDir"]
     if workdir:
         if not workdir.startswith("/"):
@@ -115,8 +115,9 @@ def _check_config(config: dict[str, Any]) -> None:
         config["WorkingDir"] = posixpath.normpath(workdir).replace("//", "/")
     if config["StopSignal"]:
         signal_number(config["StopSignal"])
-    if config["Hostname"] and (len(config["Hostname"]) > 64 or "\0" in config["Hostname"]):
-        raise InvalidInput(f"invalid hostname: {config['Hostname'][:80]}")
+    for key, what in (("Hostname", "hostname"), ("Domainname", "domainname")):
+        if len(config[key].encode()) > 64 or any(letter.isspace() for letter in config[key]):
+            raise InvalidInput(f"invalid {what}: {config[key][:80]}")
 
 
 def normalise_host(sent: Mapping[str, Any] | None, *, cgroup_version: int, cpus: int) -> dict[str, Any]:
@@ -149,13 +150,29 @@ def normalise_host(sent: Mapping[str, Any] | None, *, cgroup_version: int, cpus:
         host["OomKillDisable"] = False
     bindings: dict[str, Any] = {}
     for port, wanted in (host["PortBindings"] or {}).items():
-        bindings[port_key(port)] = [
-            {"HostIp": pick(one, "HostIp", ""), "HostPort": str(pick(one, "HostPort", ""))}
-            for one in wanted or [{}]
-        ]
+        bindings[port_key(port)] = wanted or [{"HostIp": "", "HostPort": ""}]
+        for one in bindings[port_key(port)]:
+            _check_binding(one)
     host["PortBindings"] = bindings
     check_host(host, cpus)
     return host
+
+
+def _check_binding(one: Mapping[str, str]) -> None:
+    match = _HOST_PORT.fullmatch(one["HostPort"])
+    low, high = (int(match[1] or 0), int(match[2] or match[1] or 0)) if match else (0, -1)
+    if not low <= high < 65536:
+        raise InvalidInput(f'invalid port specification: "{one["HostPort"][:60]}"')
+    if one["HostIp"] and not _is_address(one["HostIp"].strip("[]")):
+        raise InvalidInput(f"invalid hostIP: {one['HostIp'][:60]}")
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def check_host(host: dict[str, Any], cpus: int) -> None:
@@ -198,7 +215,43 @@ def check_host(host: dict[str, Any], cpus: int) -> None:
         raise InvalidInput(f"Invalid value {host['OomScoreAdj']}, range for oom score adj is [-1000, 1000]")
     if host["Runtime"] not in ("runc", "ketch"):
         raise InvalidInput(f"unknown or invalid runtime name: {host['Runtime']}")
+    if host["CpuRealtimePeriod"] or host["CpuRealtimeRuntime"]:
+        raise InvalidInput("Your kernel does not support CPU real-time scheduler")
+    for refusal in _not_offered(host):
+        raise refusal
     _check_modes(host)
+    _check_names(host)
+
+
+def _not_offered(host: Mapping[str, Any]) -> Iterator[InvalidInput | Unsupported]:
+    """What dockerd has and we have not, or not on this system: better refused than forgotten."""
+    if host["Isolation"] not in ("", "default"):
+        yield InvalidInput(f"invalid isolation '{host['Isolation'][:60]}' on linux")
+    if host["Links"]:
+        yield Unsupported("links of the default bridge are not supported: use a user-defined network")
+    if host["StorageOpt"]:
+        yield InvalidInput("--storage-opt is supported only for overlay over xfs with 'pquota' mount option")
+    for request in host["DeviceRequests"] or []:
+        driver, wanted = pick(request, "Driver", ""), pick(request, "Capabilities", [])
+        shown = " ".join(f"[{' '.join(group)}]" for group in wanted)
+        yield InvalidInput(
+            f'could not select device driver "{driver[:60]}" with capabilities: [{shown[:200]}]'
+        )
+
+
+def _check_names(host: Mapping[str, Any]) -> None:
+    for entry in host["ExtraHosts"] or []:
+        name, sign, address = entry.partition(":")
+        if not sign or not name or any(letter.isspace() for letter in name):
+            raise InvalidInput(f'bad format for add-host: "{entry[:200]}"')
+        if address != "host-gateway" and not _is_address(address.strip("[]")):
+            raise InvalidInput(f'invalid IP address in add-host: "{address[:200]}"')
+    for server in host["Dns"] or []:
+        if not _is_address(server):
+            raise InvalidInput(f'bad nameserver address "{server[:200]}"')
+    for word in [*(host["DnsSearch"] or []), *(host["DnsOptions"] or [])]:
+        if any(letter.isspace() for letter in word):
+            raise InvalidInput(f'"{word[:200]}" is not a valid word of resolv.conf')
 
 
 def _check_memory(host: dict[str, Any]) -> None:
@@ -224,11 +277,12 @@ def _check_modes(host: dict[str, Any]) -> None:
         ("IpcMode", "IPC mode", ("none", "private", "shareable", "host")),
         ("UTSMode", "UTS mode", ("", "host")),
         ("CgroupnsMode", "cgroup namespace mode", ("private", "host")),
+        ("UsernsMode", "user namespace mode", ("", "host")),
     ):
         mode = host[key]
         joins = mode.startswith("container:") and len(mode) > 10 and key in ("PidMode", "IpcMode")
         if mode not in allowed and not joins:
-            raise InvalidInput(f"invalid {what}: {mode}")
+            raise InvalidInput(f"invalid {what}: {mode[:200]}")
     mode = host["NetworkMode"]
     if mode.startswith("container:"):
         if host["PortBindings"] or host["PublishAllPorts"]:
@@ -241,7 +295,8 @@ def _check_modes(host: dict[str, Any]) -> None:
         if not re.match(
             r"(no-new-privileges|seccomp|apparmor|label|systempaths)([=:].*)?$", option, re.DOTALL
         ):
-            raise InvalidInput(f'invalid --security-opt 2: "{option}"')
+            number = 2 if "=" in option or ":" in option else 1
+            raise InvalidInput(f'invalid --security-opt {number}: "{option[:200]}"')
 
 
 def command_line(config: Mapping[str, Any]) -> list[str]:

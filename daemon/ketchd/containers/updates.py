@@ -9,7 +9,8 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from ketch_wire.faults import Conflict, InvalidInput
+from ketch_wire.faults import Conflict
+from ketchd.containers import fields
 from ketchd.containers.settings import check_host
 from ketchd.containers.shapes import HOST_CONFIG, fold, pick
 
@@ -17,10 +18,6 @@ RESOURCES: tuple[str, ...] = (
     "BlkioWeight", "BlkioWeightDevice", "BlkioDeviceReadBps", "BlkioDeviceWriteBps", "BlkioDeviceReadIOps",
     "BlkioDeviceWriteIOps", "CpuPeriod", "CpuQuota", "CpuRealtimePeriod", "CpuRealtimeRuntime", "CpuShares", "CpusetCpus",
     "CpusetMems", "Memory", "MemoryReservation", "MemorySwap", "MemorySwappiness", "NanoCpus", "OomKillDisable", "PidsLimit",
-)  # fmt: skip
-_NUMBERS = frozenset(
-    ("BlkioWeight", "CpuPeriod", "CpuQuota", "CpuRealtimePeriod", "CpuRealtimeRuntime", "CpuShares", "Memory",
-     "MemoryReservation", "MemorySwap", "MemorySwappiness", "NanoCpus", "PidsLimit")
 )  # fmt: skip
 # What the kernel takes only together.
 _TOGETHER = (("Memory", "MemorySwap"), ("NanoCpus", "CpuQuota", "CpuPeriod"))
@@ -30,10 +27,8 @@ def merged(
     current: Mapping[str, Any], sent: Mapping[str, Any], *, cpus: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(the whole HostConfig afterwards, the limits to write now). Raises InvalidInput, Conflict. Source: ContainerUpdate."""
+    sent = fields.decode(sent, fields.HOST_CONFIG)
     wanted = fold(sent, HOST_CONFIG)
-    for key in _NUMBERS:
-        if wanted[key] is not None and (not isinstance(wanted[key], int) or isinstance(wanted[key], bool)):
-            raise InvalidInput(f"invalid JSON: {key} must be a number")
     if wanted["MemorySwappiness"] == -1:
         wanted["MemorySwappiness"] = None
     host = copy.deepcopy(dict(current))

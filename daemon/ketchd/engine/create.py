@@ -15,7 +15,7 @@ from typing import Any
 
 from ketch_wire.faults import EngineFailure, InvalidInput, NotFound
 from ketchd import tracepoint
-from ketchd.containers import endpoints, health, mountpoints, settings
+from ketchd.containers import endpoints, fields, health, launching, mountpoints, settings
 from ketchd.containers.mountpoints import MountPoint
 from ketchd.containers.names import random_name
 from ketchd.containers.record import ContainerRecord, new_id
@@ -37,6 +37,8 @@ async def create(
     """
     if not body:
         raise InvalidInput("config cannot be empty in order to create a container")
+    body = fields.decode(body, fields.CREATE)
+    settings.check_texts(body)
     name = settings.check_name(name) if name else ""
     if name:
         rooms.supervisor.check_free(name)
@@ -44,6 +46,7 @@ async def create(
         pick(body, "HostConfig", {}), cgroup_version=rooms.cgroups.version, cpus=os.cpu_count() or 1
     )
     rooms.cgroups.check(host)
+    launching.check(host)
     image_name = str(pick(body, "Image", ""))
     if not image_name:
         raise InvalidInput("config cannot be empty in order to create a container")
@@ -78,9 +81,12 @@ async def create(
     final = rooms.container_dir(container_id)
     made: list[str] = []
     try:
-        await rooms.layers.compose(image.layers)
+        below = (await rooms.layers.compose(image.layers)).stat()
         for part in ("upper", "work"):
             (stage / part).mkdir(parents=True, mode=0o755)
+        # The upper directory is what the container sees as `/`: it must not hide the image's own owner and mode.
+        os.chown(stage / "upper", below.st_uid, below.st_gid)
+        (stage / "upper").chmod(below.st_mode & 0o7777)
         stage.chmod(0o710)
         tracepoint.reach("create.layer-made")
         placed = [await _place_volume(rooms, point, image.layers, made) for point in points]

@@ -9,10 +9,10 @@ from typing import Any
 from ketch_wire.faults import Conflict, InvalidInput
 from ketch_wire.shim import ExecPlan
 from ketchd import tracepoint
-from ketchd.containers import launching
+from ketchd.containers import fields, launching
 from ketchd.containers.lifecycle import Happening
 from ketchd.containers.record import new_id
-from ketchd.containers.settings import words
+from ketchd.containers.settings import check_texts
 from ketchd.containers.shapes import fold
 from ketchd.containers.shims import ClientStream, LaunchFailed
 from ketchd.containers.supervisor import Box, ExecRecord
@@ -28,13 +28,11 @@ SHAPE: dict[str, Any] = {
 
 def create_exec(rooms: Rooms, box: Box, body: Mapping[str, Any]) -> ExecRecord:
     """Record an exec. Raises InvalidInput, Conflict. Source: Engine API, ContainerExec."""
-    settings = fold(body, SHAPE)
-    settings["Cmd"] = words(settings["Cmd"], "Cmd")
+    sent = fields.decode(body, fields.EXEC)
+    check_texts(sent)
+    settings = fold(sent, SHAPE)
     if not settings["Cmd"]:
         raise InvalidInput("No exec command specified")
-    for text in [*settings["Cmd"], *(settings["Env"] or []), settings["WorkingDir"], settings["User"]]:
-        if not isinstance(text, str) or "\0" in text:
-            raise InvalidInput("invalid exec: a value is no string or contains a NUL byte")
     box.ask(Happening.ASK_EXEC)
     record = ExecRecord(new_id(), box.record.id, settings)
     box.execs[record.id] = rooms.supervisor.execs[record.id] = record

@@ -60,7 +60,7 @@ def test_restart_policy() -> None:
         ({"CpuQuota": 5000}, {"NanoCpus": 10**9}, Conflict, "Nano CPUs cannot be updated as CPU Quota has already been set"),
         ({"NanoCpus": 10**9}, {"CpuPeriod": 5000}, Conflict, "CPU Period cannot be updated as NanoCPUs has already been set"),
         ({}, {"Memory": 1}, InvalidInput, "Minimum memory limit allowed is 6MB"),
-        ({}, {"Memory": "lots"}, InvalidInput, "Memory must be a number"),
+        ({}, {"Memory": "lots"}, InvalidInput, "cannot unmarshal string into field Memory of type int64"),
         ({}, {"MemorySwap": 64 * MIB}, InvalidInput, "You should always set the Memory limit"),
         ({}, {"BlkioWeight": 5}, InvalidInput, "Range of blkio weight is from 10 to 1000"),
         ({}, {"RestartPolicy": {"Name": "perhaps"}}, InvalidInput, "unknown policy 'perhaps'"),
