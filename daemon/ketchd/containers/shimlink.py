@@ -1,164 +1,299 @@
-"""One connection to a shim, on the event loop: frames both ways, descriptors going out, answers matched to requests."""
+"""One running container by way of its shim: what is asked of it, what it says, and how its start is followed."""
 
 from __future__ import annotations
 
-import array
 import asyncio
+import contextlib
 import os
+import signal
 import socket
-from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from ketch_wire.faults import Conflict, EngineFailure, Fault
-from ketch_wire.frames import BadFrame, FrameReader, pack
-from ketch_wire.shim import FDS_PER_MESSAGE
+from ketch_wire.faults import EngineFailure
+from ketch_wire.shim import ExecPlan
+from ketchd.containers.shimchannel import Channel, LaunchFailed, plain_failure
+from ketchd.kernel.process import start_time
+from ketchd.shim.exits import read_exit_file
 
-_CHUNK = 262144
-_START = (
-    "failed to create task for container: failed to create shim task: OCI runtime create failed: runc create failed: "
-    "unable to start container process: error during container init: {}: unknown"
-)
-_EXEC = "OCI runtime exec failed: exec failed: unable to start container process: {}: unknown"
+if TYPE_CHECKING:
+    from ketchd.containers.shims import Shims
 
-
-class LaunchFailed(Fault):
-    """A process could not be started. exit_code: what dockerd records (126, 127, 128). The message is dockerd's."""
-
-    def __init__(self, message: str, exit_code: int = 128, status: int = 500) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-        self.status = status
-
-    @staticmethod
-    def from_wire(told: dict[str, Any], *, exec: bool = False) -> LaunchFailed:
-        """A FAILED map of ketch_wire.shim."""
-        text = str(told["message"])
-        if told.get("kind") != "plain":
-            text = (_EXEC if exec else _START).format(text)
-        return LaunchFailed(text, int(told["code"]), int(told["status"]))
+FAILURE_SECONDS = 0.5
+ANSWER_SECONDS = 10.0
 
 
-class Channel:
-    """A connected stream socket. `on_event(message)` gets what no request asked for; `on_lost()` is called once."""
+class ClientStream:
+    """A client's raw socket on its way to a shim. The fd is ours until it was handed over or closed.
+
+    multiplexed: output as stdcopy frames. detach_keys: b"" for none. initial: input that came with the request.
+    """
 
     def __init__(
-        self, channel: socket.socket, on_event: Callable[[dict[str, Any]], None], on_lost: Callable[[], None]
+        self,
+        fd: int,
+        stdin: bool,
+        stdout: bool,
+        stderr: bool,
+        multiplexed: bool,
+        detach_keys: bytes,
+        initial: bytes,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._channel = channel
-        self._on_event = on_event
-        self._on_lost = on_lost
-        self._reader = FrameReader()
-        self._unsent: deque[tuple[memoryview, list[int]]] = deque()
-        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
-        self._sequence = 0
-        channel.setblocking(False)
-        self._loop.add_reader(channel.fileno(), self._readable)
+        self.fd = fd
+        self.stdin = stdin
+        self.stdout = stdout
+        self.stderr = stderr
+        self.multiplexed = multiplexed
+        self.detach_keys = detach_keys
+        self.initial = initial
 
-    @property
-    def is_open(self) -> bool:
-        """Whether the peer was there a moment ago."""
-        return self._channel.fileno() >= 0
+    def to_wire(self) -> dict[str, Any]:
+        """A STREAM map of ketch_wire.shim."""
+        return {
+            "stdin": self.stdin, "stdout": self.stdout, "stderr": self.stderr, "multiplexed": self.multiplexed,
+            "detach_keys": self.detach_keys, "initial": self.initial,
+        }  # fmt: skip
 
-    def send(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
-        """Send soon, in order. `fds` become ours: they are closed when they are with the peer, or it is gone."""
-        fds = list(fds or [])
-        if fds:
-            message = {**message, "fds": len(fds)}
-        if not self.is_open:
-            _close_all(fds)
-            return
-        while len(fds) > FDS_PER_MESSAGE:
-            self._unsent.append((memoryview(pack({"op": "fds"})), fds[:FDS_PER_MESSAGE]))
-            fds = fds[FDS_PER_MESSAGE:]
-        self._unsent.append((memoryview(pack(message)), fds))
-        self._flush()
-
-    async def ask(self, message: dict[str, Any], fds: list[int] | None = None) -> dict[str, Any]:
-        """Send a request and take its answer. Raises Conflict when the peer is or goes away. Cancelled: it was sent all the same."""
-        self._sequence += 1
-        sequence = self._sequence
-        if not self.is_open:
-            _close_all(fds or [])
-            raise Conflict("the container is not running")
-        answer = self._answers[sequence] = self._loop.create_future()
-        try:
-            self.send({**message, "seq": sequence}, fds)
-            told: dict[str, Any] = await answer
-            return told
-        finally:
-            self._answers.pop(sequence, None)
+    def take(self) -> int:
+        """The fd, which is the caller's from now on."""
+        fd, self.fd = self.fd, -1
+        return fd
 
     def close(self) -> None:
-        """End the connection. May be called twice; on_lost is not called."""
-        if not self.is_open:
-            return
-        self._loop.remove_reader(self._channel.fileno())
-        self._loop.remove_writer(self._channel.fileno())
-        self._channel.close()
-        for _, fds in self._unsent:
-            _close_all(fds)
-        self._unsent.clear()
-        for answer in self._answers.values():
-            if not answer.done():
-                answer.set_exception(Conflict("the container is not running"))
+        """Hang up, if it was not handed over. May be called twice."""
+        if self.fd >= 0:
+            os.close(self.take())
 
-    def _flush(self) -> None:
-        while self._unsent:
-            data, fds = self._unsent[0]
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+
+@dataclass(frozen=True, slots=True)
+class ExitRecord:
+    """How a run ended. code: 128 and the signal's number for a signal. oom: the OOM killer was at work in it."""
+
+    code: int
+    oom: bool
+    finished_ns: int
+
+
+def read_exit(container_dir: Path) -> ExitRecord | None:
+    """The record that a shim left in the container's directory; None when there is none, or half of one."""
+    found = read_exit_file(str(container_dir))
+    return None if found is None else ExitRecord(*found)
+
+
+class ShimLink:
+    """A running container, by way of its shim. `pid` and `start_time` (clock ticks since boot) name its first process."""
+
+    def __init__(self, container_id: str, shims: Shims) -> None:
+        self.container_id = container_id
+        self.pid = 0
+        self.start_time = 0
+        self._shims = shims
+        self._channel: Channel | None = None
+        self._state_dir = ""
+        self._pidfd = -1
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[ExitRecord | None] = self._loop.create_future()
+        self._child: asyncio.Future[int] = self._loop.create_future()
+        self._outcome: asyncio.Future[LaunchFailed | None] = self._loop.create_future()
+        self._hello: asyncio.Future[dict[str, Any]] = self._loop.create_future()
+        self._gone = asyncio.Event()
+        self._reviving: asyncio.Task[None] | None = None
+
+    def connect(self, connection: socket.socket, state_dir: str) -> None:
+        """Speak over `connection` from now on."""
+        self._state_dir = state_dir
+        self._gone.clear()
+        self._channel = Channel(connection, self._happened, self._lost)
+
+    async def wait(self) -> ExitRecord | None:
+        """Wait for the end of the run; None when the shim died and nobody saw it. Any number may wait; cancelling is free."""
+        return await asyncio.shield(self._ended)
+
+    async def signal(self, number: int) -> None:
+        """Send a signal to the first process. A container that has just ended is no error."""
+        if not self._ended.done():
+            with contextlib.suppress(Exception) if self._channel is None else contextlib.nullcontext():
+                await self._ask({"op": "signal", "number": int(number)})
+
+    async def attach(self, stream: ClientStream) -> None:
+        """Hand a client's socket over. Raises Conflict when the container has ended."""
+        await self._ask({"op": "attach", "stream": stream.to_wire()}, [stream.take()])
+
+    async def resize(self, height: int, width: int) -> None:
+        """The terminal's size in characters."""
+        await self._ask({"op": "resize", "height": height, "width": width})
+
+    async def exec_start(self, exec_id: str, plan: ExecPlan, stream: ClientStream | None) -> int:
+        """Start one more process; returns its pid once the program was executed. Raises LaunchFailed, Conflict."""
+        channel = self._open_channel()
+        message = {
+            "op": "exec", "exec": {**plan.to_wire(), "id": exec_id},
+            "stream": None if stream is None else stream.to_wire(),
+        }  # fmt: skip
+        answer = await channel.ask(message, [] if stream is None else [stream.take()])
+        if "failed" in answer:
+            raise LaunchFailed.from_wire(answer["failed"], exec=True)
+        return int(answer["pid"])
+
+    async def exec_resize(self, exec_id: str, height: int, width: int) -> None:
+        """The size of an exec's terminal. Raises Conflict when it has ended."""
+        await self._ask({"op": "exec_resize", "id": exec_id, "height": height, "width": width})
+
+    async def exec_signal(self, exec_id: str, number: int) -> None:
+        """Send a signal to an exec's process. Raises Conflict when it has ended."""
+        await self._ask({"op": "exec_signal", "id": exec_id, "number": int(number)})
+
+    def close(self) -> None:
+        """Let go of the shim, which goes on. May be called twice."""
+        if self._channel is not None:
+            self._channel.close()
+        if self._reviving is not None:
+            self._reviving.cancel()
+        self._close_pidfd()
+
+    def _close_pidfd(self) -> None:
+        if self._pidfd >= 0:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+    def _open_channel(self) -> Channel:
+        if self._channel is None:
+            raise EngineFailure(f"container {self.container_id} has no shim")
+        return self._channel
+
+    async def _ask(self, message: dict[str, Any], fds: list[int] | None = None) -> None:
+        answer = await self._open_channel().ask(message, fds)
+        if "failed" in answer:
+            raise plain_failure(answer)
+
+    # what the shim says
+
+    def _happened(self, message: dict[str, Any]) -> None:
+        event = message["event"]
+        if event == "child" and not self._child.done():
+            self._child.set_result(message["pid"])
+        elif event == "started":
+            self._runs(message["pid"], message["start_time"])
+            if not self._outcome.done():
+                self._outcome.set_result(None)
+        elif event == "failed":
+            failure = LaunchFailed.from_wire(message["failed"])
+            if not self._outcome.done():
+                self._outcome.set_result(failure)
+        elif event == "hello" and not self._hello.done():
+            self._hello.set_result(message)
+        elif event == "exit":
+            self._has_ended(ExitRecord(message["code"], message["oom"], message["finished_ns"]))
+        elif event == "exec_exit":
             try:
-                sent = self._channel.sendmsg([data], rights, socket.MSG_NOSIGNAL)
-            except BlockingIOError:
-                self._loop.add_writer(self._channel.fileno(), self._flush)
-                return
-            except OSError:
-                self._lost()
-                return
-            _close_all(fds)
-            if sent < len(data):
-                self._unsent[0] = (data[sent:], [])
-            else:
-                self._unsent.popleft()
-        self._loop.remove_writer(self._channel.fileno())
+                self._shims.exec_ended(self.container_id, message["id"], message["code"])
+            finally:
+                self._open_channel().send({"op": "exec_seen", "id": message["id"]})
+        elif event == "detached":
+            self._shims.detached(self.container_id, message["exec"])
+        elif event == "warning":
+            self._shims.log.warning("container", container=self.container_id, warning=message["message"])
 
-    def _readable(self) -> None:
-        try:
-            data = self._channel.recv(_CHUNK)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._lost()
-            return
-        try:
-            messages = self._reader.feed(data)
-        except BadFrame:
-            self._lost()
-            return
-        for message in messages:
-            if "event" in message:
-                self._on_event(message)
-            else:
-                answer = self._answers.get(message.get("seq", 0))
-                if answer is not None and not answer.done():
-                    answer.set_result(message)
+    def _runs(self, pid: int, start_time: int) -> None:
+        self.pid, self.start_time = pid, start_time
+
+    def _has_ended(self, record: ExitRecord | None) -> None:
+        if not self._ended.done():
+            self._ended.set_result(record)
+        self._close_pidfd()
+        self._shims.forget(self)
 
     def _lost(self) -> None:
-        if self.is_open:
-            self.close()
-            self._on_lost()
+        """The connection ended: the shim has, or it was cut. Before an end was told, look for the shim once more."""
+        self._gone.set()
+        for waiting in (self._child, self._outcome):
+            if not waiting.done():
+                waiting.cancel()
+        if not self._ended.done() and self.pid:
+            self._reviving = self._loop.create_task(self._find_again())
 
+    async def _find_again(self) -> None:
+        with contextlib.suppress(OSError, TimeoutError):
+            again = await self._shims.connect(self.container_id, self)
+            if again:
+                return
+        await self._see_process_end()
+        record = read_exit(Path(self._state_dir)) if self._state_dir else None
+        self._shims.log.warning("shim died", container=self.container_id, exit_known=record is not None)
+        self._has_ended(record)
 
-def _close_all(fds: list[int]) -> None:
-    for fd in fds:
-        os.close(fd)
+    async def _see_process_end(self) -> None:
+        """The first process dies with its shim (PDEATHSIG); wait until it has, helping if need be."""
+        pidfd = self.open_pidfd()
+        if pidfd < 0:
+            return
+        ended: asyncio.Future[None] = self._loop.create_future()
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        self._loop.add_reader(pidfd, lambda: None if ended.done() else ended.set_result(None))
+        try:
+            await asyncio.wait_for(ended, ANSWER_SECONDS)
+        except TimeoutError:
+            self._shims.log.error("process does not end", container=self.container_id, pid=self.pid)
 
+    def open_pidfd(self) -> int:
+        """A pidfd of the first process, -1 when it has ended; checked against its start time."""
+        if self._pidfd < 0 and self.pid:
+            with contextlib.suppress(OSError):
+                self._pidfd = os.pidfd_open(self.pid)
+                if start_time(self.pid) != self.start_time:
+                    self._close_pidfd()
+        return self._pidfd
 
-def plain_failure(answer: dict[str, Any]) -> Fault:
-    """The failure of a request that starts nothing."""
-    told = answer["failed"]
-    fault = Conflict if told.get("status") == 409 else EngineFailure
-    return fault(str(told["message"]))
+    # the start
+
+    async def launched(self, on_pid: Callable[[int], Awaitable[None]]) -> None:
+        """Follow the start to its end. Raises LaunchFailed, and what on_pid raises."""
+        channel = self._open_channel()
+        either: set[asyncio.Future[Any]] = {self._child, self._outcome}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if self._child.done() and not self._child.cancelled() and not self._outcome.done():
+            try:
+                await on_pid(self._child.result())
+            except OSError as error:
+                # The child may just have failed for a reason of its own, which tells more than its missing namespace.
+                await asyncio.wait([self._outcome], timeout=FAILURE_SECONDS)
+                if (
+                    self._outcome.done()
+                    and not self._outcome.cancelled()
+                    and self._outcome.result() is not None
+                ):
+                    await self.gone()
+                    raise self._outcome.result() from error  # type: ignore[misc]
+                raise
+            channel.send({"op": "go"})
+        await asyncio.wait([self._outcome])
+        if self._outcome.cancelled():
+            raise LaunchFailed("the container's shim died during the start")
+        failure = self._outcome.result()
+        if failure is not None:
+            await self.gone()
+            raise failure
+
+    async def abort(self) -> None:
+        """Nothing of the attempt may stay: returns when the shim is gone."""
+        if self._channel is not None:
+            self._channel.send({"op": "abort"})
+            await self.gone()
+
+    async def gone(self) -> None:
+        """Until the shim has closed the connection, by ending."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._gone.wait(), ANSWER_SECONDS)
+        self.close()
+
+    async def greeted(self) -> dict[str, Any]:
+        """The shim's hello. Raises TimeoutError."""
+        return await asyncio.wait_for(asyncio.shield(self._hello), ANSWER_SECONDS)
+
+    def forget_hello(self) -> None:
+        """Expect another."""
+        self._hello = self._loop.create_future()

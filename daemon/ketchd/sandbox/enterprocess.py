@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ketch_wire.launch import ProcessPlan
 
 _FILE_LIMIT = 8 * 1024 * 1024
+# What the daemon was started with, where the launcher has raised it for its shims.
+INHERITED_LIMITS: dict[str, tuple[int, int]] = {}
 EXEC_FAILED = 255  # what runc ends with when execve itself refuses
 
 
@@ -131,7 +133,7 @@ def take_stdio(stdio: tuple[int, int, int], who: Identity, terminal: bool) -> No
 
 def set_limits(process: ProcessPlan, report: Report) -> None:
     """rlimits. One that only CAP_SYS_RESOURCE may raise is lowered to the hard limit there is, with a warning."""
-    for name, (soft, hard) in process.rlimits.items():
+    for name, (soft, hard) in (INHERITED_LIMITS | process.rlimits).items():
         try:
             limits.set_limit(name, soft, hard)
         except OSError as error:

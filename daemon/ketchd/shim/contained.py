@@ -130,7 +130,7 @@ class Contained:
             return
         self.on_exit()
         if self.streams.has_output:
-            self._timer = self._loop.later(DRAIN_SECONDS, self.streams.give_up_output)
+            self._timer = self._loop.later(DRAIN_SECONDS, self._give_up)
             self.streams.on_drained = self._drained
         else:
             self._drained()
@@ -141,6 +141,13 @@ class Contained:
             how = f"signal {-code}" if code < 0 else f"exit {code}"
             failure = LaunchError(f"container init died before it could execute anything ({how})")
         self.on_failed(failure)
+
+    def _give_up(self) -> None:
+        """Whoever holds the output still is not waited for; a client that has not taken it yet is (and for its own time only)."""
+        if self.streams.is_held_up:
+            self._timer = self._loop.later(DRAIN_SECONDS, self._give_up)
+        else:
+            self.streams.give_up_output()
 
     def _drained(self) -> None:
         if self._timer is not None:

@@ -29,6 +29,7 @@ class Exec:
         self.streams = streams
         self.process: Contained | None = None
         self.unseen: Timer | None = None
+        self.seen = False
 
 
 class Execs:
@@ -46,6 +47,7 @@ class Execs:
         self._spill_directory = spill_directory
         self._say = say
         self._execs: dict[str, Exec] = {}
+        self.on_over: Callable[[], None] = lambda: None
 
     def running(self) -> dict[str, int]:
         """Pids by exec id."""
@@ -115,8 +117,8 @@ class Execs:
         one.streams.abandon()
         one.streams.give_up_output()
         one.streams.finish()
-        del self._execs[exec_id]
         self._say({"seq": sequence, "failed": error.to_wire()})
+        self._over(exec_id)
 
     def _ended(self, exec_id: str, one: Exec, code: int) -> None:
         """Its end is told first, and its clients' streams close when ketchd knows it."""
@@ -127,11 +129,26 @@ class Execs:
 
     def seen(self, exec_id: str) -> None:
         """ketchd knows the end of `exec_id`."""
-        one = self._execs.pop(exec_id, None)
-        if one is not None:
-            if one.unseen is not None:
-                one.unseen.cancel()
-            one.streams.finish()
+        one = self._execs.get(exec_id)
+        if one is None or one.seen:
+            return
+        one.seen = True
+        if one.unseen is not None:
+            one.unseen.cancel()
+        one.streams.on_clients_gone = lambda: self._over(exec_id)
+        one.streams.finish()
+        if not one.streams.has_clients:
+            self._over(exec_id)
+
+    def _over(self, exec_id: str) -> None:
+        if self._execs.pop(exec_id, None) is not None and not self._execs:
+            self.on_over()
+
+    def kill_all(self) -> None:
+        """The container has ended; its pid namespace saw to most of them already."""
+        for one in self._execs.values():
+            if one.process is not None:
+                one.process.kill()
 
     def all_seen(self) -> None:
         """ketchd is gone: nobody will say so any more."""

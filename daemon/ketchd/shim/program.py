@@ -10,9 +10,9 @@ import _socket
 import gc
 import os
 
-from ketchd.kernel import lockdown, signals
+from ketchd.kernel import limits, lockdown, signals
 from ketchd.kernel.process import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, prctl, set_name
-from ketchd.sandbox import enter, init  # noqa: F401  (imported before the fork, for all shims at once)
+from ketchd.sandbox import enter, enterprocess, init  # noqa: F401  (imported before the fork, for all shims at once)
 from ketchd.shim.shim import Shim
 
 
@@ -26,6 +26,7 @@ def main(control: int) -> None:
     signals.ignore(signals.SIGCHLD, *signals.IGNORED_BY_US)  # shims are not waited for
     os.setsid()
     os.chdir("/")
+    _allow_many_files()
     gc.collect()
     gc.freeze()
     while (handed := _receive(channel)) is not None:
@@ -39,6 +40,13 @@ def main(control: int) -> None:
             channel.close()
             _shim(handed)
         os.close(handed)
+
+
+def _allow_many_files() -> None:
+    """A shim holds a socket for each published port, and ranges of thousands exist. Containers get what the daemon had."""
+    soft, hard = limits.get_limit("nofile")
+    enterprocess.INHERITED_LIMITS["nofile"] = (soft, hard)
+    limits.set_limit("nofile", hard, hard)
 
 
 def _receive(channel: _socket.socket) -> int | None:

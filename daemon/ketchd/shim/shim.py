@@ -203,6 +203,7 @@ class Shim:
         cgroups.make(plan.cgroup)
         self._oom_before = cgroups.oom_kills(plan.cgroup)
         self._execs = Execs(self._loop, plan.cgroup.join, self._state_fd, self._say)
+        self._execs.on_over = self._maybe_over
         donors = enter.open_donors(plan)
         try:
             loops = open_loops(plan.root.layers)
@@ -229,7 +230,7 @@ class Shim:
         main.on_exit = self._main_exited
         main.on_ended = self._ended
         streams.on_detach = lambda: self._detached()
-        streams.on_clients_gone = self._clients_gone
+        streams.on_clients_gone = self._maybe_over
         main.connect()
 
     def _warn(self, text: str) -> None:
@@ -275,6 +276,8 @@ class Shim:
         assert self._plan is not None
         if self._plan.namespaces.get("pid") != "new":
             cgroups.kill_all(self._plan.cgroup)
+        if self._execs is not None:
+            self._execs.kill_all()
 
     def _ended(self, code: int) -> None:
         """Recorded, told, then made durable: the disk is not waited for by whoever waits for the container.
@@ -299,8 +302,11 @@ class Shim:
         self._say({"event": "exit", **self._exit})
         self._streams.finish()
         exits.sync_exit(self._state_fd)
-        self._clients_gone()
+        self._maybe_over()
 
-    def _clients_gone(self) -> None:
-        if self._state == "ended" and self._streams is not None and not self._streams.has_clients:
+    def _maybe_over(self) -> None:
+        """Nothing is left when the container has ended, its execs were seen, and every client has taken what is its."""
+        if self._state != "ended" or self._streams is None or self._execs is None:
+            return
+        if not self._streams.has_clients and self._execs.are_over:
             self._loop.stop()

@@ -51,6 +51,11 @@ class Streams:
         return bool(self._outputs)
 
     @property
+    def is_held_up(self) -> bool:
+        """Whether output waits for a slow client."""
+        return self._held_up
+
+    @property
     def has_clients(self) -> bool:
         """Whether somebody is attached."""
         return bool(self._clients)

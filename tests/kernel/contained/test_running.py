@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ketch_testing.contained import ALL_NEW, Contained, attached, read_all, split_frames, until
-from ketch_wire.launch import CgroupPlan
+from ketch_wire.launch import CgroupPlan, MountPlan
 from ketchd.containers.shims import LaunchFailed, read_exit
 from ketchd.sandbox import defaults
 
@@ -551,3 +551,33 @@ async def test_a_version_two_cgroup_is_the_birthplace(box: Contained) -> None:
     finally:
         await until(lambda: not (directory / "cgroup.procs").read_text())
         directory.rmdir()
+
+
+async def test_a_tmpfs_has_the_mode_of_what_it_covers(box: Contained) -> None:
+    (box.layer / "var/private").mkdir(mode=0o700)
+    mounts = (
+        *box.mounts(), MountPlan("/var/private", "tmpfs", "tmpfs", ("nosuid",)),
+        MountPlan("/new", "tmpfs", "tmpfs", ()), MountPlan("/mine", "tmpfs", "tmpfs", ("mode=750",)),
+    )  # fmt: skip
+    _, output = await box.run("stat", "-c", "%n %a", "/var/private", "/new", "/mine", mounts=mounts)
+
+    assert output == "/var/private 700\n/new 1777\n/mine 750\n"
+
+
+async def test_thousands_of_ports_are_held_and_the_program_has_the_daemons_limit(box: Contained) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 4096:
+        pytest.skip("the hard limit of open files is too low")
+    one = os.open("/dev/null", os.O_RDONLY)
+    plan = box.plan("sh", "-c", "ulimit -n; sleep 60")
+    link = await box.start(plan, port_fds=[one] * 900)
+    os.close(one)
+    await until(lambda: box.logged(plan))
+
+    shim = Path(f"/proc/{link.pid}/stat").read_text().rpartition(")")[2].split()[1]
+    assert len(os.listdir(f"/proc/{shim}/fd")) > 900
+    assert box.logged(plan).strip() == str(soft)
+    await link.signal(signal.SIGKILL)
+    await box.end(link)

@@ -263,3 +263,20 @@ async def test_output_that_somebody_else_holds_is_not_waited_for_without_end(box
 def box_namespaces() -> dict[str, str]:
     """All but pid."""
     return {kind: "new" for kind in ("mount", "network", "uts", "ipc", "cgroup")}
+
+
+async def test_an_execs_output_outlives_the_container(box: Contained) -> None:
+    link = await box.start(box.plan("sleep", "60"))
+    plan = box.exec_plan("sh", "-c", "yes | head -c 3000000; echo done >&2; touch /done; sleep 60")
+    client, stream = attached()
+    await link.exec_start(plan.id, plan, stream)
+    await read_until(client, b"y\n")
+    await until(lambda: Path(f"/proc/{link.pid}/root/done").exists())
+    await link.signal(signal.SIGKILL)
+    await asyncio.wait_for(link.wait(), 30)
+
+    rest = await read_all(client)
+
+    await link.gone()
+    client.close()
+    assert len(rest) > 2_000_000 and rest.endswith(b"done\n")

@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ketchd.containers.logs import parse_line
 from ketchd.shim.jsonlog import LINE_LIMIT, JsonLog, cut_lines, encode_lines, escape, has_long_line
+
+# A busy machine is no reason to fail.
+CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 STAMP = b"2026-11-23T15:21:44.518953819Z"
 
@@ -34,6 +37,7 @@ def test_the_entry_is_dockers() -> None:
     )
 
 
+@CALM
 @given(st.binary(max_size=300))
 def test_every_byte_comes_back(data: bytes) -> None:
     line = data.replace(b"\n", b" ") + b"\n"
@@ -47,6 +51,7 @@ def test_every_byte_comes_back(data: bytes) -> None:
     )
 
 
+@CALM
 @given(st.text(max_size=200))
 def test_text_stays_readable(text: str) -> None:
     """UTF-8 is written as it is: other readers of the file see letters, not escapes."""
@@ -59,7 +64,7 @@ def test_text_stays_readable(text: str) -> None:
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@CALM
 @given(st.lists(st.tuples(st.sampled_from([b"stdout", b"stderr"]), st.binary(max_size=3000)), max_size=12))
 def test_any_cut_of_two_streams_comes_back_whole(
     tmp_path_factory: pytest.TempPathFactory, chunks: list[tuple[bytes, bytes]]
@@ -93,6 +98,7 @@ def test_long_lines_become_pieces_wherever_the_reads_cut_them(tmp_path: Path, le
     assert lengths == [LINE_LIMIT] * (length // LINE_LIMIT) + [length % LINE_LIMIT + 1, 5]
 
 
+@CALM
 @given(st.lists(st.integers(0, 3 * LINE_LIMIT), max_size=6))
 def test_long_lines_are_seen(lengths: list[int]) -> None:
     lines = b"".join(b"y" * length + b"\n" for length in lengths)

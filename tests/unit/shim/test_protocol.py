@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ketch_wire.frames import FrameReader, pack
@@ -24,6 +24,9 @@ from ketch_wire.shim import ExecPlan
 from ketchd.containers.shims import ExitRecord, LaunchFailed, read_exit
 from ketchd.shim.exits import sync_exit, write_exit
 from ketchd.shim.plans import launch_plan, process_plan
+
+# A busy machine is no reason to fail.
+CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 PLAN = LaunchPlan(
     id="a" * 64,
@@ -110,6 +113,7 @@ def test_failures_are_told_in_dockerds_words(told: dict[str, object], exec_: boo
     assert (failure.message, failure.exit_code, failure.status) == (message, told["code"], told["status"])
 
 
+@CALM
 @given(st.integers(0, 255), st.booleans(), st.integers(0, 1 << 62))
 def test_exit_records(tmp_path_factory: pytest.TempPathFactory, code: int, oom: bool, finished: int) -> None:
     path = tmp_path_factory.mktemp("exit")
