@@ -9,16 +9,12 @@ from typing import Any
 
 from ketchd.kernel import bpf
 from ketchd.kernel.cgroup1 import device_number
-from ketchd.kernel.cgrouphost import WANTED_V2
+from ketchd.kernel.cgrouphost import LEAF, WANTED_V2
 from ketchd.kernel.cgroupjoin import write
 from ketchd.kernel.cgrouplimits import Writes, limits_v2
 from ketchd.kernel.cgrouptree import FREEZE_SECONDS, processes_below, read
 from ketchd.kernel.cgroupusage import Usage, numbers, usage_v2
 from ketchd.kernel.devicepolicy import DEFAULT_RULES, DeviceRule, program
-
-LEAF = (
-    "supervisor"  # where our own processes go: a cgroup with controllers for its children holds none itself
-)
 
 
 class CgroupsV2:
