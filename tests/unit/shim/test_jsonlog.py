@@ -41,13 +41,10 @@ def test_the_entry_is_dockers() -> None:
 def test_every_byte_comes_back(data: bytes) -> None:
     line = data.replace(b"\n", b" ") + b"\n"
 
-    parsed = parse_line(encode_lines(line, b"stderr", STAMP)[:-1])
+    entry = json.loads(encode_lines(line, b"stderr", STAMP))
 
-    assert parsed is not None and (parsed.text, parsed.stream, parsed.time) == (
-        line,
-        "stderr",
-        STAMP.decode(),
-    )
+    assert text_of([entry], "stderr") == line
+    assert entry["time"] == STAMP.decode()
 
 
 @CALM
