@@ -123,7 +123,7 @@ class FakeEngine:
         link.sendall(
             head.encode() + b"\r\n" + (b"" if asked.method == "HEAD" or reply.status == 204 else body)
         )
-        return True
+        return not is_cut
 
     def _reply(self, asked: Asked) -> Reply:
         for method, expression, answer in self.routes:
