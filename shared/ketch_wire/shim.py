@@ -54,9 +54,9 @@ class ExecPlan:
 
     def to_wire(self) -> dict[str, Any]:
         """As a map for `frames.pack`."""
-        from dataclasses import asdict
+        from ketch_wire.launch import to_plain
 
-        return {"id": self.id, "process": asdict(self.process)}
+        return {"id": self.id, "process": to_plain(self.process)}
 
     @staticmethod
     def from_wire(wire: dict[str, Any]) -> ExecPlan:
