@@ -17,11 +17,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ketch_wire.faults import Fault
+from ketch_wire.faults import EngineFailure, Fault
 from ketchd.api.archives import ArchiveApi
 from ketchd.api.build import BuildApi
 from ketchd.api.containerlist import ContainerListApi
 from ketchd.api.containers import ContainerApi
+from ketchd.api.containerstreams import ContainerStreamApi
 from ketchd.api.events import EventsApi
 from ketchd.api.execs import ExecApi
 from ketchd.api.images import ImageApi
@@ -35,6 +36,7 @@ from ketchd.api.volumes import VolumeApi
 from ketchd.catalogue.database import Catalogue
 from ketchd.catalogue.events import EventJournal
 from ketchd.config import Config
+from ketchd.containers import logdrivers
 from ketchd.containers.shims import Shims
 from ketchd.containers.supervisor import Supervisor
 from ketchd.content.blobs import BlobStore
@@ -75,6 +77,10 @@ class Engine:
     async def start(self) -> None:
         """Everything but the door. Raises EngineFailure."""
         config, root, log = self._config, self._data_root, self._log
+        try:
+            logdrivers.check_names(config.log_driver, config.log_opts)
+        except Fault as fault:
+            raise EngineFailure(f"failed to set log opts: {fault.message}") from None
         catalogue = Catalogue(root / "catalogue.sqlite")
         self._closing.append(catalogue.close)
         report = sweep_store(root, catalogue)
@@ -121,7 +127,7 @@ class Engine:
             images=ImageStore(catalogue, blobs), leases=Leases(catalogue), garbage=Garbage(catalogue, blobs, layers),
             layers=layers, workers=workers, networks=networks, volumes=volumes, shims=shims, supervisor=supervisor,
             cgroups=cgroups, log=log, cgroup_parent=config.cgroup_parent or "/docker",
-            default_log_options=config.log_opts, registry=self._registry(),
+            default_log_driver=config.log_driver, default_log_options=config.log_opts, registry=self._registry(),
         )  # fmt: skip
         await networks.start()
         self._closing.append(lambda: health.close(rooms))
@@ -160,7 +166,7 @@ class Engine:
         )  # fmt: skip
         registry = RegistryApi(rooms)
         apis = (
-            SystemApi(rooms, facts), EventsApi(rooms), ContainerListApi(rooms), ContainerApi(rooms), ExecApi(rooms), UsageApi(rooms), ArchiveApi(rooms),
+            SystemApi(rooms, facts), EventsApi(rooms), ContainerListApi(rooms), ContainerStreamApi(rooms), ContainerApi(rooms), ExecApi(rooms), UsageApi(rooms), ArchiveApi(rooms),
             registry, ImageApi(rooms, registry.create), BuildApi(rooms), NetworkApi(rooms), VolumeApi(rooms),
         )  # fmt: skip
         return [route for api in apis for route in api.routes()]

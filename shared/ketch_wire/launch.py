@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 PLAN_VERSION = 1
+JOURNAL_SOCKET = "/run/systemd/journal/socket"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +95,18 @@ class CgroupPlan:
 
 @dataclass(frozen=True, slots=True)
 class LogPlan:
-    """driver `json-file` or `none`. Rotated at max_size bytes (0: never), max_files kept."""
+    """driver `json-file`, `local`, `journald` or `none`. path: the file that `logs` reads, "" for none (the journal's is a
+    copy); rotated at max_size bytes (0: never), max_files kept, older ones compressed if `compress`.
+    attrs: a JSON object that every entry carries, b"" for none. journal: the fields of every message to the journal."""
 
     driver: str = "json-file"
     path: str = ""
     max_size: int = 16 * 1024 * 1024
     max_files: int = 3
+    compress: bool = False
+    attrs: bytes = b""
+    journal: dict[str, str] = field(default_factory=dict)
+    journal_socket: str = JOURNAL_SOCKET
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 
 from aiohttp import web
 
-from ketch_wire.faults import InvalidInput, NotFound
+from ketch_wire.faults import InvalidInput
 from ketchd.api.containerlist import sizes
 from ketchd.api.routing import Call, Route, json_reply, no_content
-from ketchd.api.streams import hijack
 from ketchd.api.usage import answer_when_healthy
 from ketchd.containers import show
-from ketchd.containers.detach import detach_keys
 from ketchd.containers.lifecycle import Happening
-from ketchd.containers.logs import LogLine, LogQuery, LogReader
 from ketchd.containers.settings import check_name
-from ketchd.containers.shims import ClientStream
 from ketchd.containers.supervisor import Box
 from ketchd.engine import networks as networking
 from ketchd.engine import remove as removing
@@ -26,7 +21,6 @@ from ketchd.engine import stop as stopping
 from ketchd.engine.create import create
 from ketchd.engine.rooms import Rooms
 from ketchd.engine.start import start
-from ketchd.model.times import parse_timestamp
 
 
 class ContainerApi:
@@ -42,7 +36,6 @@ class ContainerApi:
         return [
             Route("POST", f"{base}/create", self.create),
             Route("GET", f"{one}/json", self.inspect),
-            Route("GET", f"{one}/logs", self.logs),
             Route("POST", f"{one}/start", self.start),
             Route("POST", f"{one}/stop", self.stop),
             Route("POST", f"{one}/restart", self.restart),
@@ -52,7 +45,6 @@ class ContainerApi:
             Route("POST", f"{one}/rename", self.rename),
             Route("POST", f"{one}/resize", self.resize),
             Route("POST", f"{one}/wait", self.wait, cancellable=True),
-            Route("POST", f"{one}/attach", self.attach, cancellable=True),
             Route("DELETE", one, self.remove),
         ]
 
@@ -151,87 +143,6 @@ class ContainerApi:
         finally:
             waiting.cancel()
 
-    async def attach(self, call: Call) -> web.StreamResponse:
-        """POST /containers/{id}/attach: the client's socket goes to the shim."""
-        box = self._box(call)
-        box.ask(Happening.ASK_ATTACH)
-        tty = bool(box.record.config["Tty"])
-        keys = detach_keys(call.query("detachKeys", "")) if tty and call.query_bool("stdin") else b""
-        history = b""
-        if call.query_bool("logs"):
-            history = await self._history(box, call.query_bool("stdout"), call.query_bool("stderr"), tty)
-        client = await hijack(call, multiplexed=not tty)
-        self._rooms.supervisor.announce(box, "attach")
-        if history:
-            await client.send(history)
-        if not call.query_bool("stream"):
-            client.close()
-            return client.response
-        stream = ClientStream(
-            fd=client.detach(),
-            stdin=call.query_bool("stdin") and bool(box.record.config["OpenStdin"]),
-            stdout=call.query_bool("stdout"),
-            stderr=call.query_bool("stderr"),
-            multiplexed=not tty,
-            detach_keys=keys,
-            initial=client.initial,
-        )
-        if box.link is not None:
-            await box.link.attach(stream)
-        else:
-            box.pending.append(stream)
-        return client.response
-
-    async def _history(self, box: Box, stdout: bool, stderr: bool, tty: bool) -> bytes:
-        reader = LogReader(
-            self._rooms.log_path(box.record.id),
-            LogQuery(stdout, stderr),
-            lambda: box.record.has_process,
-            None,
-        )
-        parts = [frame(line, tty, False) async for batch in reader.batches() for line in batch]
-        return b"".join(parts)
-
-    async def logs(self, call: Call) -> web.StreamResponse:
-        """GET /containers/{id}/logs"""
-        box = self._box(call)
-        stdout, stderr = call.query_bool("stdout"), call.query_bool("stderr")
-        if not stdout and not stderr:
-            raise InvalidInput("Bad parameters: you must choose at least one stream")
-        if box.record.host_config["LogConfig"]["Type"] == "none":
-            raise NotFound("configured logging driver does not support reading")
-        tail = call.query("tail", "all")
-        now = time.time_ns()
-        query = LogQuery(
-            stdout=stdout,
-            stderr=stderr,
-            follow=call.query_bool("follow"),
-            tail=int(tail) if tail.isascii() and tail.isdigit() else None,
-            since_ns=_moment(call.query("since", ""), now),
-            until_ns=_moment(call.query("until", ""), now),
-        )
-        tty, timestamps = bool(box.record.config["Tty"]), call.query_bool("timestamps")
-        details = " " if call.query_bool("details") else ""
-        kind = "raw" if tty or call.version < (1, 42) else "multiplexed"
-        response = web.StreamResponse(headers={"Content-Type": f"application/vnd.docker.{kind}-stream"})
-        ended: asyncio.Future[int] | None = None
-        if query.follow and box.record.has_process:
-            ended = asyncio.get_running_loop().create_future()
-            box.exit_waiters.append(ended)
-        try:
-            await response.prepare(call.request)
-            reader = LogReader(
-                self._rooms.log_path(box.record.id), query,
-                lambda: ended is not None and not ended.done(), ended,
-            )  # fmt: skip
-            async for batch in reader.batches():
-                await response.write(b"".join(frame(line, tty, timestamps, details) for line in batch))
-            await response.write_eof()
-        finally:
-            if ended is not None and ended in box.exit_waiters:
-                box.exit_waiters.remove(ended)
-        return response
-
     async def inspect(self, call: Call) -> web.StreamResponse:
         """GET /containers/{id}/json"""
         box = self._box(call)
@@ -246,22 +157,6 @@ class ContainerApi:
         if call.query_bool("size"):
             shown["SizeRw"], shown["SizeRootFs"] = await sizes(self._rooms, box)
         return json_reply(shown)
-
-
-def frame(line: LogLine, tty: bool, timestamps: bool, details: str = "") -> bytes:
-    """One entry as the logs stream carries it: framed unless the container has a tty."""
-    text = line.text
-    if details:
-        text = details.encode() + text
-    if timestamps:
-        text = line.time.encode() + b" " + text
-    if tty:
-        return text
-    return bytes((2 if line.stream == "stderr" else 1, 0, 0, 0)) + len(text).to_bytes(4, "big") + text
-
-
-def _moment(text: str, now_ns: int) -> int:
-    return parse_timestamp(text, now_ns) if text and text != "0" else 0
 
 
 def _grace(call: Call) -> int | None:

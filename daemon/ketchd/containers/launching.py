@@ -16,11 +16,11 @@ from ketch_wire.launch import (
     DevicePlan,
     LaunchPlan,
     LayerMount,
-    LogPlan,
     MountPlan,
     ProcessPlan,
     RootPlan,
 )
+from ketchd.containers import logdrivers
 from ketchd.containers.mountpoints import MountPoint
 from ketchd.containers.record import ContainerRecord
 from ketchd.containers.settings import command_line
@@ -74,7 +74,6 @@ def check(host: Mapping[str, Any]) -> None:
     security(host)
     rlimits(host)
     _sysctls(host)
-    _log_plan(host, Path("/"), {})
 
 
 def capabilities(host: Mapping[str, Any]) -> tuple[str, ...]:
@@ -198,7 +197,7 @@ def plan(
     cgroup: CgroupPlan,
     netlink: tuple[bytes, ...],
     donor_pids: Mapping[str, int],
-    log_options: Mapping[str, str],
+    has_journal: bool,
     cgroup_version: int,
 ) -> LaunchPlan:
     """The whole plan. Raises InvalidInput for settings that cannot be."""
@@ -242,7 +241,7 @@ def plan(
         readonly_paths=_paths(unconfined, host["ReadonlyPaths"], defaults.READONLY_PATHS),
         sysctls=_sysctls(host),
         cgroup=cgroup,
-        log=_log_plan(host, container_dir / f"{record.id}-json.log", log_options),
+        log=logdrivers.plan(record, str(container_dir / f"{record.id}-json.log"), has_journal=has_journal),
         netlink=netlink,
     )
 
@@ -277,26 +276,6 @@ def _sysctls(host: Mapping[str, Any]) -> dict[str, str]:
             raise InvalidInput(f'sysctl "{key[:80]}" is not in a separate kernel namespace')
         values[key] = value
     return values
-
-
-def _size(text: str) -> int:
-    units = {"k": 1024, "m": 1024**2, "g": 1024**3}
-    lowered = text.lower().removesuffix("b")
-    try:
-        return int(float(lowered[:-1]) * units[lowered[-1]]) if lowered[-1:] in units else int(lowered)
-    except ValueError:
-        raise InvalidInput(f"invalid size: '{text[:40]}'") from None
-
-
-def _log_plan(host: Mapping[str, Any], path: Path, defaults_given: Mapping[str, str]) -> LogPlan:
-    options = {**defaults_given, **host["LogConfig"]["Config"]}
-    driver = "none" if host["LogConfig"]["Type"] == "none" else "json-file"
-    size, files = options.get("max-size", ""), options.get("max-file", "")
-    if files and not (files.isascii() and files.isdigit() and 0 < int(files[:10]) < 100_000):
-        raise InvalidInput(f"max-file cannot be less than 1: {files[:40]}")
-    if size == "-1":
-        return LogPlan(driver, str(path), 0, 1)
-    return LogPlan(driver, str(path), _size(size) if size else 16 * 1024 * 1024, int(files) if files else 3)
 
 
 def exec_process(

@@ -1,216 +1,218 @@
-"""Reading a container's json-file log: history, tail, since, until, follow, across rotation.
+"""Reading a container's log for one client: history, tail, since, until, follow, across rotation, without a gap or a double.
 
-On disk: ID-json.log (newest), ID-json.log.1, .2 … older; one JSON object a line: {"log", "stream", "time"}.
-Written by the shim; read here whether or not ketchd was there when the lines came. Source: Engine API, ContainerLogs.
+Written by the shim (`ketchd.shim.jsonlog`); read here whether or not ketchd was there when the lines came. Every step (read,
+choose, frame) is one job in a thread and one block in memory. Source: Engine API, ContainerLogs.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
+import zlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
-import aiofiles
-
+from ketch_wire import stdcopy
+from ketchd.containers.logfiles import BLOCK, LogFile, open_all, open_successor
+from ketchd.containers.logformat import LogFormat, render
 from ketchd.kernel.inotify import IN_CREATE, IN_MODIFY, IN_MOVED_TO, Inotify
 
-_CHUNK = 1024 * 1024
+_LONGEST = 4 * 1024 * 1024  # of something that is no entry
+_ENDLESS = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
 class LogQuery:
-    """Which lines. tail: None for all. since_ns, until_ns: inclusive, 0 for no limit."""
+    """Which lines. tail: None for all; counted before `format` chooses, as dockerd does."""
 
-    stdout: bool
-    stderr: bool
+    format: LogFormat = field(default_factory=LogFormat)
     follow: bool = False
     tail: int | None = None
-    since_ns: int = 0
-    until_ns: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class LogLine:
-    """One stored entry. time: as written, RFC 3339 with nanoseconds."""
+class Step(Enum):
+    """What a cursor has come to."""
 
-    stream: str
-    text: bytes
-    time: str
-
-
-def parse_line(line: bytes) -> LogLine | None:
-    """One line of the file, or None for one that a crash cut short."""
-    try:
-        entry = json.loads(line)
-        return LogLine(entry["stream"], entry["log"].encode("utf-8", "surrogateescape"), entry["time"])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
+    MORE = "there is more to read"
+    WAIT = "this is the newest file's end"
+    OVER = "nothing more is wanted"
 
 
-def time_ns(text: str) -> int:
-    """`2026-11-23T15:21:44.518953819Z` as ns since the epoch; 0 when it is none."""
-    try:
-        whole, _, fraction = text.rstrip("Z").partition(".")
-        seconds = int(datetime.strptime(whole, "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC).timestamp())
-        return seconds * 1_000_000_000 + int((fraction + "000000000")[:9])
-    except ValueError:
-        return 0
+class LogCursor:
+    """A place in a log. Blocking; used by one thread at a time. Close it."""
 
+    def __init__(self, path: Path, query: LogQuery) -> None:
+        self._path = path
+        self._query = query
+        self._current: LogFile | None = None
+        self._newest: LogFile | None = (
+            None  # as it was at the beginning: held, so that its identity stays its own
+        )
+        self._border = 0
+        self._rest = b""
+        self._rotated = False
+        self._skip = 0
 
-def files_of(path: Path) -> list[Path]:
-    """The log's files that exist, oldest first."""
-    rotated = []
-    number = 1
-    while (older := path.with_name(f"{path.name}.{number}")).exists():
-        rotated.append(older)
-        number += 1
-    return [*reversed(rotated), path] if path.exists() else list(reversed(rotated))
+    def open(self) -> None:
+        """Find where to begin."""
+        files = open_all(self._path)
+        try:
+            if not files:
+                return
+            place = len(files) - 1
+            if self._query.tail is not None:
+                place = self._seek_tail(files, self._query.tail)
+            elif since := self._query.format.since:
+                while place and files[place].ends_before(since):
+                    place -= 1
+                files[place].seek_time(since)
+            self._current, self._newest = files[place], files[0]
+            self._skip = files[place].skip
+            self._border = _ENDLESS if files[0].compressed else files[0].size
+        finally:
+            for one in files:
+                if one is not self._current and one is not self._newest:
+                    one.close()
 
+    @staticmethod
+    def _seek_tail(files: list[LogFile], missing: int) -> int:
+        if not missing:
+            files[0].position = files[0].size
+            return 0
+        for place, one in enumerate(files):
+            missing = one.seek_tail(missing)
+            if not missing:
+                return place
+        return len(files) - 1
 
-def tail_start(files: list[Path], lines: int) -> tuple[int, int]:
-    """(index of file, offset) where the last `lines` entries begin. Reads backwards, never the whole log."""
-    missing = lines
-    for index in range(len(files) - 1, -1, -1):
-        with files[index].open("rb") as handle:
-            end = handle.seek(0, os.SEEK_END)
-            position = end
-            while position > 0:
-                step = min(_CHUNK, position)
-                handle.seek(position - step)
-                chunk = handle.read(step)
-                if position == end and chunk.endswith(b"\n"):
-                    missing += 1  # the newline at the very end closes the last line
-                count = chunk.count(b"\n")
-                if count >= missing:
-                    cut = len(chunk)
-                    for _ in range(missing):
-                        cut = chunk.rindex(b"\n", 0, cut)
-                    return index, position - step + cut + 1
-                missing -= count
-                position -= step
-            missing -= 1  # the file's first line has no newline before it
-            if missing <= 0:
-                return index, 0
-    return 0, 0
+    def step(self) -> tuple[bytes, Step]:
+        """The next bytes to send, and where that leads. Raises OSError, zlib.error."""
+        if self._current is None:
+            if not self._query.follow:
+                return b"", Step.OVER
+            files = open_all(self._path)
+            if not files:
+                return b"", Step.WAIT
+            self._current = files[-1]
+            for one in files[:-1]:
+                one.close()
+        current, limit = self._current, BLOCK
+        ends_here = not self._query.follow and current is self._newest
+        if ends_here:
+            limit = min(limit, self._border - current.position)
+        data = current.read(limit) if limit > 0 else b""
+        if data:
+            self._rotated = False
+            block, over = self._render(data)
+            return block, Step.OVER if over else Step.MORE
+        return (b"", Step.OVER) if ends_here else self._go_on(current)
+
+    def _render(self, data: bytes) -> tuple[bytes, bool]:
+        data = self._rest + data if self._rest else data
+        cut = data.rfind(b"\n") + 1
+        self._rest = data[cut:] if len(data) - cut < _LONGEST else b""
+        block = data[:cut]
+        while self._skip and block:
+            self._skip -= 1
+            block = block[block.index(b"\n") + 1 :]
+        return render(block, self._query.format) if block else (b"", False)
+
+    def _go_on(self, current: LogFile) -> tuple[bytes, Step]:
+        """At the end of `current`: to the file behind it, once it is sure that nothing was added before it was renamed."""
+        following, known = open_successor(self._path, current)
+        if following is None:
+            return b"", Step.WAIT if self._query.follow else Step.OVER
+        if not self._rotated:
+            self._rotated = True
+            following.close()
+            return b"", Step.MORE
+        self._rotated = False
+        self._rest = b""
+        newest = self._newest
+        if not self._query.follow and newest is not None and following.identity == newest.identity:
+            following.close()
+            following = newest
+        elif not (self._query.follow or known or newest is None or self._still_there(newest)):
+            following.close()
+            return b"", Step.OVER  # the writer has overtaken this reader: all that it wanted is gone
+        self._release()
+        self._current = following
+        return b"", Step.MORE
+
+    def _still_there(self, newest: LogFile) -> bool:
+        following, known = open_successor(self._path, newest)
+        if following is not None:
+            following.close()
+        return known
+
+    def _release(self) -> None:
+        if self._current is not None and self._current is not self._newest:
+            self._current.close()
+        self._current = None
+
+    def close(self) -> None:
+        """May be called twice."""
+        self._release()
+        if self._newest is not None:
+            self._newest.close()
+            self._newest = None
 
 
 class LogReader:
-    """Reads one container's log for one client."""
+    """Reads one container's log for one client. ended: done when the run that is followed has ended, None when there is none."""
 
-    def __init__(
-        self, path: Path, query: LogQuery, is_running: Callable[[], bool], ended: asyncio.Future[int] | None
-    ):
+    def __init__(self, path: Path, query: LogQuery, ended: asyncio.Future[int] | None) -> None:
         self._path = path
         self._query = query
-        self._is_running = is_running
         self._ended = ended
 
-    def _wanted(self, line: LogLine) -> bool:
-        query = self._query
-        if line.stream == "stderr":
-            if not query.stderr:
-                return False
-        elif not query.stdout:
-            return False
-        return not (query.since_ns and time_ns(line.time) < query.since_ns)
+    def _is_over(self) -> bool:
+        return self._ended is None or self._ended.done()
 
-    async def batches(self) -> AsyncIterator[list[LogLine]]:
-        """The lines, some at a time, in the order of the log. With follow: until the container ends.
+    async def blocks(self) -> AsyncIterator[bytes]:
+        """What to send, some at a time, in the order of the log. With follow: until the run has ended.
 
-        Cancelled: files and watch are closed.
+        A log that cannot be read ends with a frame that says why. Cancelled: files and watch are closed.
         """
-        files = await asyncio.to_thread(files_of, self._path)
-        start, offset = 0, 0
-        if self._query.tail is not None:
-            start, offset = await asyncio.to_thread(tail_start, files, self._query.tail)
-            if self._query.tail == 0 and files:
-                start, offset = len(files) - 1, files[-1].stat().st_size
+        cursor = LogCursor(self._path, self._query)
         watch = Inotify() if self._query.follow else None
+        running: asyncio.Future[Any] | None = None
         try:
             if watch is not None:
                 watch.add(str(self._path.parent), IN_MODIFY | IN_CREATE | IN_MOVED_TO)
-            for index in range(start, len(files)):
-                newest = files[index] == self._path
-                async for batch in self._one_file(
-                    files[index], offset if index == start else 0, watch if newest else None
-                ):
-                    yield batch
-            if watch is not None and self._path not in files:
-                async for batch in self._one_file(self._path, 0, watch):
-                    yield batch
+            running = opening = asyncio.ensure_future(asyncio.to_thread(cursor.open))
+            await asyncio.shield(opening)
+            while True:
+                over = (
+                    self._is_over()
+                )  # looked at before reading: nothing that was written until the end is missed
+                running = reading = asyncio.ensure_future(asyncio.to_thread(cursor.step))
+                block, step = await asyncio.shield(reading)
+                if block:
+                    yield block
+                if step is Step.OVER or (step is Step.WAIT and (over or watch is None)):
+                    return
+                if step is Step.WAIT and watch is not None:
+                    await self._something_happens(watch)
+        except (OSError, zlib.error) as error:
+            text = f"Error grabbing logs: {error}\n".encode()
+            yield stdcopy.frame(stdcopy.SYSTEM_ERROR, text) if self._query.format.framed else text
         finally:
+            if running is not None and not running.done():
+                await asyncio.wait(
+                    [running]
+                )  # a thread cannot be cancelled: the files are its own until it is through
+            cursor.close()
             if watch is not None:
                 watch.close()
 
-    async def _one_file(self, path: Path, offset: int, watch: Inotify | None) -> AsyncIterator[list[LogLine]]:
-        while watch is not None and not path.exists():
-            if not await self._grown(watch):
-                if not path.exists():
-                    return
-                break
-        handle = await aiofiles.open(path, "rb")
-        try:
-            await handle.seek(offset)
-            rest = b""
-            while True:
-                over = (
-                    watch is None or not self._is_running()
-                )  # looked at before reading: nothing after it is missed
-                chunk = await handle.read(_CHUNK)
-                if chunk:
-                    *lines, rest = (rest + chunk).split(b"\n")
-                    batch, done = self._select(lines)
-                    if batch:
-                        yield batch
-                    if done:
-                        return
-                    continue
-                if over or watch is None:
-                    return
-                if await self._rotated(path, handle.fileno()):
-                    await handle.close()
-                    handle = await aiofiles.open(path, "rb")
-                    rest = b""
-                    continue
-                await self._grown(watch)
-        finally:
-            await handle.close()
-
-    def _select(self, lines: list[bytes]) -> tuple[list[LogLine], bool]:
-        batch: list[LogLine] = []
-        for raw in lines:
-            line = parse_line(raw)
-            if line is None:
-                continue
-            if self._query.until_ns and time_ns(line.time) > self._query.until_ns:
-                return batch, True
-            if self._wanted(line):
-                batch.append(line)
-        return batch, False
-
-    @staticmethod
-    async def _rotated(path: Path, fd: int) -> bool:
-        try:
-            return os.stat(path).st_ino != os.fstat(fd).st_ino
-        except FileNotFoundError:
-            return False
-
-    async def _grown(self, watch: Inotify) -> bool:
-        """Wait until something happened to the log or the container ended; False for the end."""
-        if not self._is_running():
-            return False
+    async def _something_happens(self, watch: Inotify) -> None:
+        """Wait until something happened to the log or the run has ended."""
         loop = asyncio.get_running_loop()
         readable: asyncio.Future[None] = loop.create_future()
-
-        def note() -> None:
-            if not readable.done():
-                readable.set_result(None)
-
-        loop.add_reader(watch.fd, note)
+        loop.add_reader(watch.fd, lambda: None if readable.done() else readable.set_result(None))
         try:
             waiting: set[asyncio.Future[None] | asyncio.Future[int]] = {readable}
             if self._ended is not None:
@@ -219,4 +221,3 @@ class LogReader:
             watch.drain()
         finally:
             loop.remove_reader(watch.fd)
-        return self._is_running()

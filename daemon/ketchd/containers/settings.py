@@ -124,9 +124,7 @@ def normalise_host(sent: Mapping[str, Any] | None, *, cgroup_version: int, cpus:
     """The complete HostConfig, sentinels of the docker CLI replaced. Raises InvalidInput."""
     host = fold(sent, HOST_CONFIG)
     log = host["LogConfig"]
-    host["LogConfig"] = {"Type": pick(log, "Type") or "json-file", "Config": pick(log, "Config") or {}}
-    if host["LogConfig"]["Type"] not in ("json-file", "none", "local"):
-        raise InvalidInput(f"logger: no log driver named '{host['LogConfig']['Type']}' is registered")
+    host["LogConfig"] = {"Type": pick(log, "Type") or "", "Config": pick(log, "Config") or {}}
     if host["NetworkMode"] in ("", "default"):
         host["NetworkMode"] = "bridge"
     restart = host["RestartPolicy"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import socket
 from collections.abc import Awaitable, Callable
@@ -60,6 +61,15 @@ class ClientStream:
         """The fd, which is the caller's from now on."""
         fd, self.fd = self.fd, -1
         return fd
+
+    def has_hung_up(self) -> bool:
+        """Whether nobody is there any more, and if so, it is closed. One that has only ended its input still listens."""
+        watch = select.poll()
+        if self.fd >= 0:
+            watch.register(self.fd, 0)
+            if any(events & (select.POLLHUP | select.POLLERR) for _, events in watch.poll(0)):
+                self.close()
+        return self.fd < 0
 
     def close(self) -> None:
         """Hang up, if it was not handed over. May be called twice."""

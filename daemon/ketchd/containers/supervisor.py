@@ -59,6 +59,11 @@ class Box:
         self.health_reaction: asyncio.Task[None] | None = None
         self.health_waiters: list[asyncio.Future[int]] = []
 
+    def wait_for_start(self, stream: ClientStream) -> None:
+        """Keep a client for the next start. Those that have hung up since are let go."""
+        self.pending = [one for one in self.pending if not one.has_hung_up()]
+        self.pending.append(stream)
+
     def ask(self, happening: Happening) -> State:
         """The state that `happening` leads to. Raises the lifecycle's refusal."""
         record = self.record

@@ -15,7 +15,7 @@ from typing import Any
 
 from ketch_wire.faults import EngineFailure, InvalidInput, NotFound
 from ketchd import tracepoint
-from ketchd.containers import endpoints, fields, health, launching, mountpoints, settings
+from ketchd.containers import endpoints, fields, health, launching, logdrivers, mountpoints, settings
 from ketchd.containers.mountpoints import MountPoint
 from ketchd.containers.names import random_name
 from ketchd.containers.record import ContainerRecord, new_id
@@ -44,6 +44,9 @@ async def create(
         rooms.supervisor.check_free(name)
     host = settings.normalise_host(
         pick(body, "HostConfig", {}), cgroup_version=rooms.cgroups.version, cpus=os.cpu_count() or 1
+    )
+    host["LogConfig"] = logdrivers.settle(
+        host["LogConfig"], rooms.default_log_driver, rooms.default_log_options
     )
     rooms.cgroups.check(host)
     launching.check(host)
@@ -77,6 +80,7 @@ async def create(
         path=argv[0],
         args=argv[1:],
     )
+    logdrivers.check_values(record)
     stage = rooms.data_root / "stage" / container_id
     final = rooms.container_dir(container_id)
     made: list[str] = []

@@ -46,6 +46,7 @@ class Rooms:
     cgroups: Cgroups
     log: Any
     cgroup_parent: str = "/docker"
+    default_log_driver: str = "json-file"
     default_log_options: dict[str, str] = field(default_factory=dict)
     init_path: str = ""
     prober: Prober = field(default_factory=Prober)

@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack
 from ketch_wire.faults import Conflict, EngineFailure, Fault
 from ketchd import tracepoint
 from ketchd.containers import launching
+from ketchd.containers.journald import has_journal
 from ketchd.containers.lifecycle import Happening, State
 from ketchd.containers.mountpoints import MountPoint
 from ketchd.containers.shims import LaunchFailed, ShimLink
@@ -45,7 +46,7 @@ async def start_locked(rooms: Rooms, box: Box) -> None:
     record = box.record
     record.before_start = record.state if record.state is not State.RESTARTING else State.EXITED
     record.state = State.STARTING
-    attachments, box.pending = box.pending, []
+    attachments, box.pending = [one for one in box.pending if not one.has_hung_up()], []
     try:
         async with AsyncExitStack() as undo:
             link = await _launch(rooms, box, undo, attachments)
@@ -127,7 +128,7 @@ async def _launch(
             ),
             netlink=tuple(rooms.networks.netlink_messages(lease, *leases[1:])),
             donor_pids=_donors(rooms, box, donor_pid),
-            log_options=rooms.default_log_options,
+            has_journal=has_journal(),
             cgroup_version=rooms.cgroups.version,
         )
         undo.callback(rooms.cgroups.remove, record.id)

@@ -1,7 +1,7 @@
 """The json-file log: lines in, entries out, rotated by size. Written by the shim alone, so ketchd may be away.
 
-On disk: PATH (newest), PATH.1 … older; one JSON object a line: {"log", "stream", "time"}. A line longer than 16 KiB
-becomes several entries, of which the last alone ends with a newline. Bytes that are no UTF-8 are written as lone
+On disk: PATH (newest), PATH.1 … older, compressed PATH.1.gz … if asked; one JSON object a line: {"log", "stream", ["attrs",]
+"time"}, in that order (`ketchd.containers.logformat` relies on it). A line longer than 16 KiB becomes several entries, of which the last alone ends with a newline. Bytes that are no UTF-8 are written as lone
 surrogates (\\udc80 … \\udcff), from which a reader gets the very bytes back. Source: Docker's json-file driver.
 """
 
@@ -10,6 +10,12 @@ from __future__ import annotations
 import os
 import time
 
+from ketchd.shim.logarchive import Archiver
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ketchd.shim.loop import Loop
+
 LINE_LIMIT = 16 * 1024
 _PLAIN = bytes(byte for byte in range(0x20, 0x80) if byte not in b'"\\') + b"\n"
 # The backslash first: the other escapes bring backslashes of their own.
@@ -17,6 +23,7 @@ _ESCAPES = {0x5C: b"\\\\"} | {byte: b"\\u%04x" % byte for byte in range(0x20) if
 _ESCAPES |= {0x08: b"\\b", 0x09: b"\\t", 0x0C: b"\\f", 0x0D: b"\\r", 0x22: b'\\"'}
 _HEAD = b'{"log":"'
 _RUN = 64
+_SCRATCH = ".gz.new"
 
 
 def escape(text: bytes) -> bytes:
@@ -38,15 +45,15 @@ def escape(text: bytes) -> bytes:
     return text
 
 
-def encode_lines(lines: bytes, stream: bytes, stamp: bytes) -> bytes:
-    """Entries of whole lines: `lines` ends with a newline and is not empty."""
-    tail = b'\\n","stream":"' + stream + b'","time":"' + stamp + b'"}\n'
+def encode_lines(lines: bytes, stream: bytes, stamp: bytes, attrs: bytes = b"") -> bytes:
+    """Entries of whole lines: `lines` ends with a newline and is not empty. attrs: `"attrs":{…},` or nothing."""
+    tail = b'\\n","stream":"' + stream + b'",' + attrs + b'"time":"' + stamp + b'"}\n'
     return _HEAD + escape(lines)[:-1].replace(b"\n", tail + _HEAD) + tail
 
 
-def encode_piece(piece: bytes, stream: bytes, stamp: bytes) -> bytes:
+def encode_piece(piece: bytes, stream: bytes, stamp: bytes, attrs: bytes = b"") -> bytes:
     """The entry of a piece without a newline."""
-    return _HEAD + escape(piece) + b'","stream":"' + stream + b'","time":"' + stamp + b'"}\n'
+    return _HEAD + escape(piece) + b'","stream":"' + stream + b'",' + attrs + b'"time":"' + stamp + b'"}\n'
 
 
 def has_long_line(lines: bytes) -> bool:
@@ -60,33 +67,44 @@ def has_long_line(lines: bytes) -> bool:
     return False
 
 
-def cut_lines(lines: bytes, stream: bytes, stamp: bytes) -> bytes:
+def cut_lines(lines: bytes, stream: bytes, stamp: bytes, attrs: bytes = b"") -> bytes:
     """`encode_lines` for lines of any length."""
     if not has_long_line(lines):
-        return encode_lines(lines, stream, stamp)
+        return encode_lines(lines, stream, stamp, attrs)
     entries = []
     for line in lines[:-1].split(b"\n"):
         start = 0
         while len(line) - start >= LINE_LIMIT:
-            entries.append(encode_piece(line[start : start + LINE_LIMIT], stream, stamp))
+            entries.append(encode_piece(line[start : start + LINE_LIMIT], stream, stamp, attrs))
             start += LINE_LIMIT
-        entries.append(encode_lines(line[start:] + b"\n", stream, stamp))
+        entries.append(encode_lines(line[start:] + b"\n", stream, stamp, attrs))
     return b"".join(entries)
 
 
 class JsonLog:
-    """One container's log. Appends; a failing disk loses lines, never the container."""
+    """One container's log. Appends; a failing disk loses lines, never the container.
 
-    def __init__(self, path: str, max_size: int, max_files: int) -> None:
+    attrs: a JSON object that every entry carries, b"" for none. compressor: the loop on which rotated files are compressed
+    when nothing else is to be done, None to leave them plain.
+    """
+
+    def __init__(
+        self, path: str, max_size: int, max_files: int, attrs: bytes = b"", compressor: Loop | None = None
+    ) -> None:
         self._path = path
         self._max_size = max_size
         self._max_files = max(1, max_files)
+        self._attrs = b'"attrs":' + attrs + b"," if attrs else b""
+        self._compressor = compressor
+        self._archiver: Archiver | None = None
+        self._archived = 0
         self._rest: dict[bytes, bytes] = {}
         self._second = -1
         self._stamp = ""
         self._fd = -1
         self._size = 0
         self._open()
+        self._archive_next()
 
     def _open(self) -> None:
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
@@ -110,10 +128,10 @@ class JsonLog:
         cut = chunk.rfind(b"\n") + 1
         stamp = self.now()
         if cut:
-            self._append(cut_lines(chunk[:cut] if cut < len(chunk) else chunk, stream, stamp))
+            self._append(cut_lines(chunk[:cut] if cut < len(chunk) else chunk, stream, stamp, self._attrs))
             chunk = chunk[cut:]
         while len(chunk) >= LINE_LIMIT:
-            self._append(encode_piece(chunk[:LINE_LIMIT], stream, stamp))
+            self._append(encode_piece(chunk[:LINE_LIMIT], stream, stamp, self._attrs))
             chunk = chunk[LINE_LIMIT:]
         self._rest[stream] = chunk
 
@@ -121,12 +139,17 @@ class JsonLog:
         """The stream has ended: its last line has no newline."""
         rest = self._rest.pop(stream, b"")
         if rest:
-            self._append(encode_piece(rest, stream, self.now()))
+            self._append(encode_piece(rest, stream, self.now(), self._attrs))
 
     def close(self) -> None:
-        """Finish both streams. May be called twice."""
+        """Finish both streams; what is not compressed yet stays plain until the next run. May be called twice."""
         for stream in list(self._rest):
             self.finish(stream)
+        self._compressor = None
+        if self._archiver is not None:
+            self._archiver.close()
+            self._archiver = None
+            _remove(self._path + _SCRATCH)
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -159,10 +182,60 @@ class JsonLog:
             os.unlink(self._path)
         else:
             for number in range(self._max_files - 1, 1, -1):
-                try:
-                    os.rename(f"{self._path}.{number - 1}", f"{self._path}.{number}")
-                except FileNotFoundError:
-                    continue
+                self._move(f"{self._path}.{number - 1}", f"{self._path}.{number}")
             os.rename(self._path, f"{self._path}.1")
+            if self._archiver is not None:
+                self._archived += 1
         self._fd = -1
         self._open()
+        self._archive_next()
+
+    @staticmethod
+    def _move(old: str, new: str) -> None:
+        """A rotated file, plain or compressed, takes the place of the next older one, plain or compressed."""
+        for ending, other in (("", ".gz"), (".gz", "")):
+            try:
+                os.rename(old + ending, new + ending)
+            except FileNotFoundError:
+                continue
+            _remove(new + other)
+
+    # compressing
+
+    def _archive_next(self) -> None:
+        """Begin with the oldest rotated file that is plain, unless one is under way."""
+        if self._compressor is None or self._archiver is not None:
+            return
+        for number in range(self._max_files - 1, 0, -1):
+            try:
+                self._archiver = Archiver(f"{self._path}.{number}", self._path + _SCRATCH)
+            except OSError:
+                continue
+            self._archived = number
+            self._compressor.later(0, self._archive_step)
+            return
+
+    def _archive_step(self) -> None:
+        archiver, compressor = self._archiver, self._compressor
+        if archiver is None or compressor is None:
+            return
+        try:
+            if not archiver.step():
+                compressor.later(0, self._archive_step)
+                return
+            if self._archived < self._max_files:  # else it was rotated out meanwhile
+                archiver.publish(f"{self._path}.{self._archived}")
+        except OSError:
+            _remove(self._path + _SCRATCH)  # no space: it stays plain
+            compressor = None
+        archiver.close()
+        self._archiver = None
+        if compressor is not None:
+            self._archive_next()
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        pass

@@ -36,7 +36,9 @@ class Archiver:
             self._target = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
             info = os.fstat(self._source)
             comment = b"inode=%d last=%s" % (info.st_ino, self._last_time(info.st_size))
-            self._put(struct.pack("<4BI2B", 0x1F, 0x8B, 8, _COMMENTED, int(info.st_mtime), 4, 3) + comment + b"\0")
+            self._put(
+                struct.pack("<4BI2B", 0x1F, 0x8B, 8, _COMMENTED, int(info.st_mtime), 4, 3) + comment + b"\0"
+            )
         except OSError:
             self.close()
             raise

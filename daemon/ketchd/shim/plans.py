@@ -20,6 +20,7 @@ _PROCESS = {
     "no_new_privileges": False, "seccomp": b"", "rlimits": {}, "oom_score_adj": 0, "init": False,
 }  # fmt: skip
 _LAUNCH = {"transient": False, "netlink": ()}
+_LOG = {"compress": False, "attrs": b"", "journal": {}, "journal_socket": ""}
 
 
 def _object(values: dict[str, Any]) -> Any:
@@ -40,7 +41,7 @@ def launch_plan(wire: dict[str, Any]) -> LaunchPlan:
     values["mounts"] = [_object(one) for one in wire["mounts"]]
     values["devices"] = [_object(one) for one in wire["devices"]]
     values["cgroup"] = _object(wire["cgroup"])
-    values["log"] = _object(wire["log"])
+    values["log"] = _object(_LOG | wire["log"])
     made: LaunchPlan = _object(values)
     return made
 

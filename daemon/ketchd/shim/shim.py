@@ -19,9 +19,9 @@ from ketchd.sandbox.layermounts import open_loops
 from ketchd.shim import cgroups, exits
 from ketchd.shim.contained import Contained
 from ketchd.shim.execs import Execs
-from ketchd.shim.jsonlog import JsonLog
 from ketchd.shim.link import Link
 from ketchd.shim.listening import Listener
+from ketchd.shim.logs import open_log
 from ketchd.shim.loop import Loop
 from ketchd.shim.plans import launch_plan, version_two_cgroup
 from ketchd.shim.spawn import spawn
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from ketch_wire.launch import LaunchPlan
     from ketchd.sandbox.report import Report
+    from ketchd.shim.logs import Log
     from ketchd.shim.spawn import Stdio
 
 Message = dict[str, object]
@@ -49,7 +50,7 @@ class Shim:
         self._main: Contained | None = None
         self._streams: Streams | None = None
         self._execs: Execs | None = None
-        self._log: JsonLog | None = None
+        self._log: Log | None = None
         self._state_fd = -1
         self._state = "starting"
         self._gone = False
@@ -191,8 +192,7 @@ class Shim:
         self._plan = plan
         process = plan.process
         self._state_fd = os.open(plan.state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        if plan.log.driver == "json-file":
-            self._log = JsonLog(plan.log.path, plan.log.max_size, plan.log.max_files)
+        self._log = open_log(plan.log, self._loop)
         streams = self._streams = Streams(
             self._loop, terminal=process.tty, stdin_once=process.stdin_once, log=self._log,
             spill_directory=self._state_fd,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from ketchd.shim.jsonlog import JsonLog
+    from ketchd.shim.logs import Log
 
 _CHUNK = 65536
 _NAMES = {1: b"stdout", 2: b"stderr"}
@@ -29,7 +29,7 @@ class Streams:
     """
 
     def __init__(
-        self, loop: Loop, *, terminal: bool, stdin_once: bool, log: JsonLog | None, spill_directory: int
+        self, loop: Loop, *, terminal: bool, stdin_once: bool, log: Log | None, spill_directory: int
     ) -> None:
         self._loop = loop
         self._terminal = terminal
