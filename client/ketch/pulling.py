@@ -11,9 +11,15 @@ from ketch.session import Session
 
 
 def pull_image(
-    session: Session, name: ImageName, out: TextIO | None, *, platform: str = "", tag: str | None = None
+    session: Session,
+    name: ImageName,
+    out: TextIO | None,
+    *,
+    platform: str = "",
+    tag: str | None = None,
+    everything: bool = False,
 ) -> None:
-    """Pull `name`, with the credentials of its registry; progress on `out`. `tag`: empty for all tags.
+    """Pull `name`, with the credentials of its registry; progress on `out`. `tag`: empty for all tags. everything: all platforms.
 
     Raises CommandFailed.
     """
@@ -23,5 +29,7 @@ def pull_image(
         "tag": name.tag_or_digest if tag is None else tag,
         "platform": platform,
     }
+    if everything:
+        query["allPlatforms"] = "1"
     answer = session.engine.request("POST", "/images/create", query, headers=headers)
     show(session.engine.messages(answer), out)

@@ -25,6 +25,8 @@ def save(session: Session, given: Given) -> int:
     query: dict[str, Any] = {"names": given.arguments}
     if given.text("platform"):
         query["platform"] = platform_object(given.text("platform"))
+    if given.on("all-platforms"):
+        query["allPlatforms"] = True
     target = _target(given.text("output"), "failed to save image")
     deliver(session.engine.request("GET", "/images/get", query), target)
     return 0
@@ -147,6 +149,7 @@ COMMANDS = {
         Command(
             "[OPTIONS] IMAGE [IMAGE...]",
             f"""
+--all-platforms  Save the image for every platform, or fail where one is not here
 {OUTPUT}
 --platform string  Save this platform's part alone, as "os[/arch[/variant]]"
 """,

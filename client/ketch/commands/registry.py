@@ -20,6 +20,7 @@ from ketch.views import render_rows, shortened
 PULL = Command(
     "[OPTIONS] NAME[:TAG|@DIGEST]",
     """
+--all-platforms  Download every platform of the image and what belongs to it
 -a, --all-tags  Download every tag of the repository
 --disable-content-trust  Accepted; images are not verified by signature (default true)
 --platform string  Platform, where the image has several
@@ -30,6 +31,7 @@ PULL = Command(
 PUSH = Command(
     "[OPTIONS] NAME[:TAG]",
     """
+--all-platforms  Push the image for every platform, or fail where one is not here
 -a, --all-tags  Push every tag of the repository
 --disable-content-trust  Accepted; images are not signed (default true)
 --platform string  Push this platform's manifest alone ('os[/arch[/variant]]')
@@ -72,7 +74,9 @@ def pull(session: Session, given: Given) -> int:
             session.say(f"Using default tag: {name.tag}")
     out = None if given.on("quiet") else sys.stdout
     tag = "" if given.on("all-tags") else None
-    pull_image(session, name, out, platform=given.text("platform"), tag=tag)
+    pull_image(
+        session, name, out, platform=given.text("platform"), tag=tag, everything=given.on("all-platforms")
+    )
     session.say(name.canonical)
     return 0
 
@@ -92,9 +96,16 @@ def push(session: Session, given: Given) -> int:
     query: dict[str, Any] = {"tag": name.tag}
     if given.text("platform"):
         query["platform"] = platform_object(given.text("platform"))
+    if given.on("all-platforms"):
+        query["allPlatforms"] = True
     headers = {"X-Registry-Auth": encode_header(session.config.auth_for(name.domain))}
     answer = session.engine.request("POST", f"/images/{name.repository}/push", query, headers=headers)
-    show(session.engine.messages(answer), None if given.on("quiet") else sys.stdout)
+
+    def tell(aux: Any) -> None:
+        if aux.get("manifestPushedInsteadOfIndex"):
+            session.warn("Not all of its platforms are here: the image for one of them was pushed alone")
+
+    show(session.engine.messages(answer), None if given.on("quiet") else sys.stdout, tell)
     if given.on("quiet"):
         session.say(name.canonical)
     return 0

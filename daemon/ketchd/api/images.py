@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -16,6 +16,7 @@ from ketchd.engine import imagelist, images
 from ketchd.engine.fsck import fsck
 from ketchd.engine.imports import download, import_image
 from ketchd.engine.load import load
+from ketchd.engine.platforms import read_platform
 from ketchd.engine.rooms import Rooms
 from ketchd.engine.save import saving
 from ketchd.registry.tokens import Credentials
@@ -56,31 +57,31 @@ class ImageApi:
             call.version,
             everything=call.query_bool("all"),
             shared_size=call.version >= (1, 42) and call.query_bool("shared-size"),
+            with_manifests=call.version >= (1, 47) and call.query_bool("manifests"),
         )
         return json_reply(rows)
 
     async def inspect(self, call: Call) -> web.StreamResponse:
         """GET /images/{name}/json"""
-        wanted = platform(call, (1, 49))
-        if wanted and call.query_bool("manifests"):
+        wanted = read_platform(platform(call, (1, 49)))
+        with_manifests = call.version >= (1, 48) and call.query_bool("manifests")
+        if wanted and with_manifests:
             raise InvalidInput("conflicting options: manifests and platform options cannot both be set")
-        self._check(call.vars["name"], wanted)
-        return json_reply(imagelist.inspect_image(self._rooms, call.vars["name"], call.version))
+        return json_reply(
+            imagelist.inspect_image(
+                self._rooms, call.vars["name"], call.version, platform=wanted, with_manifests=with_manifests
+            )
+        )
 
     async def history(self, call: Call) -> web.StreamResponse:
         """GET /images/{name}/history"""
-        self._check(call.vars["name"], platform(call, (1, 48)))
-        return json_reply(imagelist.image_history(self._rooms, call.vars["name"]))
-
-    def _check(self, name: str, wanted: Mapping[str, Any]) -> None:
-        if wanted:
-            record = self._rooms.images.get(self._rooms.images.resolve(name))
-            imagelist.check_platform(record, name, wanted)
+        wanted = read_platform(platform(call, (1, 48)))
+        return json_reply(imagelist.image_history(self._rooms, call.vars["name"], wanted))
 
     async def tag(self, call: Call) -> web.StreamResponse:
         """POST /images/{name}/tag"""
         target = images.parse_target(call.query("repo"), call.query("tag"))
-        images.tag_image(self._rooms, self._rooms.images.resolve(call.vars["name"]), target)
+        images.tag_image(self._rooms, call.vars["name"], target)
         return web.Response(status=201)
 
     async def delete(self, call: Call) -> web.StreamResponse:
@@ -88,8 +89,10 @@ class ImageApi:
         name = call.vars["name"]
         if not name.strip():
             raise InvalidInput("image name cannot be blank")
-        for text in call.query_list("platforms"):
-            self._check(name, _platform(text))
+        if call.version >= (1, 50) and (texts := call.query_list("platforms")):
+            wanted = [found for text in texts if (found := read_platform(_platform(text)))]
+            report = await images.delete_platforms(self._rooms, name, wanted, force=call.query_bool("force"))
+            return json_reply(report)
         report = await images.delete_image(
             self._rooms, name, force=call.query_bool("force"), prune_parents=not call.query_bool("noprune")
         )
@@ -100,16 +103,19 @@ class ImageApi:
         return await self._save(call, [call.vars["name"]])
 
     async def save_many(self, call: Call) -> web.StreamResponse:
-        """GET /images/get?names=a&names=b"""
+        """GET /images/get?names=a&names=b, with `allPlatforms=1` of our own: whole indexes"""
         return await self._save(call, call.query_list("names"))
 
     async def _save(self, call: Call, names: Sequence[str]) -> web.StreamResponse:
-        async with saving(self._rooms, names, platform(call, (1, 48))) as archive:
+        wanted, everything = read_platform(platform(call, (1, 48))), call.query_bool("allPlatforms")
+        if wanted is not None and everything:
+            raise InvalidInput("conflicting options: platform and allPlatforms options cannot both be set")
+        async with saving(self._rooms, names, wanted, everything=everything) as archive:
             return await send_chunks(call, archive, {"Content-Type": "application/x-tar"})
 
     async def load(self, call: Call) -> web.StreamResponse:
         """POST /images/load"""
-        wanted = platform(call, (1, 48))
+        wanted = read_platform(platform(call, (1, 48)))
         async with JsonStream(call) as stream:
             try:
                 await load(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from aiohttp import web
 
 from ketch_wire.faults import EngineFailure, InvalidInput
+from ketchd.api.images import platform
 from ketchd.api.routing import Call, Route, json_reply
 from ketchd.api.streams import JsonStream
 from ketchd.engine.distribution import inspect_remote
+from ketchd.engine.platforms import host_platform, read_platform
 from ketchd.engine.pull import pull, pull_all_tags
 from ketchd.engine.push import push
 from ketchd.engine.rooms import Rooms
@@ -47,26 +48,32 @@ class RegistryApi:
         return json_reply({"IdentityToken": token, "Status": "Login Succeeded"})
 
     async def create(self, call: Call) -> web.StreamResponse:
-        """POST /images/create?fromImage="""
+        """POST /images/create?fromImage=, with `allPlatforms=1` of our own: everything that an index has"""
         name, tag = call.query("fromImage"), call.query("tag")
         reference = _target(name, tag)
         credentials = Credentials.read(call.registry_auth())
-        platform = _platform(call.query("platform"))
+        wanted, everything = _platform(call.query("platform")), call.query_bool("allPlatforms")
+        journey = pull_all_tags if reference.is_name_only else pull
         async with JsonStream(call) as stream:
-            if reference.is_name_only:
-                await pull_all_tags(self._rooms, reference, credentials, stream.send, platform=platform)
-            else:
-                await pull(self._rooms, reference, credentials, stream.send, platform=platform)
+            await journey(
+                self._rooms, reference, credentials, stream.send, platform=wanted, everything=everything
+            )
         return stream.response
 
     async def push(self, call: Call) -> web.StreamResponse:
-        """POST /images/{name}/push"""
+        """POST /images/{name}/push, with `allPlatforms=1` of our own: the whole index or nothing"""
         credentials = Credentials.read(await self._push_auth(call))
         reference = Reference.parse(call.vars["name"])
         if (tag := call.query("tag")) and reference.digest is None:
             reference = reference.with_tag(tag)
+        wanted = read_platform(platform(call, (1, 46)))
+        everything = call.query_bool("allPlatforms")
+        if wanted is not None and everything:
+            raise InvalidInput("conflicting options: platform and allPlatforms options cannot both be set")
         async with JsonStream(call) as stream:
-            await push(self._rooms, reference, credentials, stream.send)
+            await push(
+                self._rooms, reference, credentials, stream.send, platform=wanted, everything=everything
+            )
         return stream.response
 
     async def search(self, call: Call) -> web.StreamResponse:
@@ -82,16 +89,16 @@ class RegistryApi:
         return json_reply(await inspect_remote(self._rooms, reference, credentials))
 
     async def _push_auth(self, call: Call) -> dict[str, Any]:
-        """The header; clients from before it send an AuthConfig as the body."""
+        """The header, else an AuthConfig as the body, which clients from before it send; neither is anonymous.
+
+        docker-py sends neither when it has no credentials. Raises InvalidInput.
+        """
         if call.request.headers.get("X-Registry-Auth") is not None:
             return call.registry_auth()
         try:
-            if body := await call.json():
-                return body
-            why = "EOF"
+            return await call.json()
         except InvalidInput as fault:
-            why = fault.message
-        raise InvalidInput(f"Bad parameters and missing X-Registry-Auth: {why}")
+            raise InvalidInput(f"Bad parameters and missing X-Registry-Auth: {fault.message}") from fault
 
 
 def _target(name: str, tag: str) -> Reference:
@@ -105,4 +112,4 @@ def _target(name: str, tag: str) -> Reference:
 
 
 def _platform(text: str) -> Platform | None:
-    return Platform.parse(text, Platform.host(os.uname().machine)) if text else None
+    return Platform.parse(text, host_platform()) if text else None

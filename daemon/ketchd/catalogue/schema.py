@@ -88,7 +88,23 @@ _FIRST = (
         action TEXT NOT NULL, actor_id TEXT NOT NULL, attributes TEXT NOT NULL)""",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST,)
+_DOCUMENTS = (
+    # What a registry names and no image is: an index of several platforms, an artifact. Its bytes are a blob; kind: index or
+    # artifact. It stays while something names it.
+    """CREATE TABLE documents (
+        digest TEXT PRIMARY KEY, kind TEXT NOT NULL, media_type TEXT NOT NULL, size INTEGER NOT NULL) WITHOUT ROWID""",
+    # What it refers to, by digest, whether it is here or not.
+    """CREATE TABLE document_parts (
+        document TEXT NOT NULL REFERENCES documents (digest) ON DELETE CASCADE, part TEXT NOT NULL,
+        PRIMARY KEY (document, part)) WITHOUT ROWID""",
+    "CREATE INDEX document_parts_by_part ON document_parts (part)",
+    # The index that the tag means beside its image; NULL for a tag of one image.
+    "ALTER TABLE tags ADD COLUMN document TEXT",
+    # What an artifact is, NULL for an image. An artifact's ID is its manifest's digest.
+    "ALTER TABLE images ADD COLUMN artifact_type TEXT",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _DOCUMENTS)
 
 
 def migrate(connection: sqlite3.Connection, migrations: tuple[tuple[str, ...], ...] = MIGRATIONS) -> None:

@@ -6,6 +6,7 @@ Knows tar, not images: what the entries mean is the business of `engine.save` an
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import mmap
 import os
 import posixpath
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from ketch_wire.faults import EngineFailure, InvalidInput
 from ketchd.layers.tarheaders import HARDLINK, REGULAR, SYMLINK, Entry, entries
+from ketchd.model.digest import Digest
 
 _CHUNK = 1024 * 1024
 MEMBER_LIMIT = 200_000
@@ -151,6 +153,18 @@ def look_through(path: Path) -> Contents:
                 raise InvalidInput(f"the archive has more than {MEMBER_LIMIT} entries")
             _take(entry, contents)
     return contents
+
+
+def copy_piece(archive: Path, piece: Piece, target: Path) -> Digest:
+    """Write the piece to the new file `target`; returns its digest. For a thread."""
+    hashed = hashlib.sha256()
+    with archive.open("rb", 0) as source, target.open("xb", 0) as file:
+        at, end = piece.offset, piece.offset + piece.size
+        while at < end and (chunk := os.pread(source.fileno(), min(_CHUNK, end - at), at)):
+            hashed.update(chunk)
+            file.write(chunk)
+            at += len(chunk)
+    return Digest(f"sha256:{hashed.hexdigest()}")
 
 
 def _take(entry: Entry, contents: Contents) -> None:

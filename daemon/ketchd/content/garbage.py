@@ -1,7 +1,8 @@
 """Garbage: remove blobs and layers that nothing refers to.
 
-Roots are images (they go only when somebody says so), leases, containers' layers and the build cache's
-layers. An image needs its layers, its config and its manifests; a layer its compressed forms.
+Roots are images and documents (they go only when somebody says so), leases, containers' layers and the build cache's
+layers. An image needs its layers, its config and its manifests; a document its own bytes and its parts; a layer its
+compressed forms.
 """
 
 from __future__ import annotations
@@ -123,6 +124,11 @@ class Garbage:
             ("image", row[0]) for row in self._in("SELECT image_id FROM manifests WHERE digest IN", blobs)
         }
         roots |= {("image", row[0]) for row in self._in("SELECT id FROM images WHERE id IN", blobs)}
+        for sql in (
+            "SELECT digest FROM documents WHERE digest IN",
+            "SELECT part FROM document_parts WHERE part IN",
+        ):
+            roots |= {("blob", row[0]) for row in self._in(sql, blobs)}
         roots |= {(row["kind"], row["key"]) for row in query("SELECT kind, key FROM lease_items")}
         roots |= {
             ("layer", row[0]) for row in self._in("SELECT diff_id FROM build_cache WHERE diff_id IN", layers)

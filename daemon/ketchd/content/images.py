@@ -14,6 +14,7 @@ from functools import lru_cache
 from ketch_wire.faults import InvalidInput, NotFound
 from ketchd.catalogue.database import Catalogue
 from ketchd.content.blobs import BlobStore
+from ketchd.content.documents import release
 from ketchd.model.digest import Digest
 from ketchd.model.imageconfig import ImageConfig
 from ketchd.model.reference import Reference
@@ -31,7 +32,8 @@ class ImageRecord:
 
     references: tags, then digest names, each sorted. created_ns: None when the config does not say. size:
     bytes of its layers on disk. labels: None when the config has none. layers: diff IDs base first. Times: ns
-    since the epoch; 0 is never.
+    since the epoch; 0 is never. artifact_type: what it is when it is no image; then it has no config, platform or layers, and
+    its ID is its manifest's digest.
     """
 
     id: Digest
@@ -46,15 +48,25 @@ class ImageRecord:
     last_tag_ns: int
     references: tuple[Reference, ...]
     layers: tuple[Digest, ...]
+    artifact_type: str | None
     _load: Callable[[Digest], ImageConfig] = field(repr=False, compare=False)
 
     @property
     def config(self) -> ImageConfig:
         """Read when asked for: a list of thousands of images needs none.
 
-        Raises EngineFailure when it is damaged.
+        Raises EngineFailure when it is damaged, InvalidInput when this is an artifact.
         """
+        self.check_is_image()
         return self._load(self.id)
+
+    def check_is_image(self, name: str = "") -> None:
+        """Raises InvalidInput for an artifact."""
+        if self.artifact_type is not None:
+            raise InvalidInput(
+                f"{name or self.id.short} is an artifact of type {self.artifact_type}, not a container image: it can be kept, "
+                "saved and pushed, not run"
+            )
 
     @property
     def tags(self) -> list[Reference]:
@@ -141,13 +153,29 @@ class ImageStore:
         self._keep(image_id, parsed)
         return image_id
 
+    def register_artifact(self, manifest: Digest, artifact_type: str, size: int) -> None:
+        """Have the artifact listed, by its manifest's digest. size: bytes of all that it consists of. Idempotent.
+
+        Its blobs are there, and `documents` knows it.
+        """
+        with self._catalogue.transaction() as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO images (id, os, architecture, size, stored_ns, artifact_type) VALUES (?, '', '', ?, ?, ?)",
+                (str(manifest), size, time.time_ns(), artifact_type),
+            )
+
     def tag(
-        self, reference: Reference, image_id: Digest, *, repo_digest: Digest | None = None
+        self,
+        reference: Reference,
+        image_id: Digest,
+        *,
+        repo_digest: Digest | None = None,
+        document: Digest | None = None,
     ) -> Digest | None:
         """Name the image, durably; returns the image that had the tag before.
 
         A reference without tag gets `latest`; one with a digest makes the digest name only. `repo_digest`
-        makes that name too. Raises NotFound.
+        makes that name too. document: the index that the tag means. Raises NotFound.
         """
         now = time.time_ns()
         previous: Digest | None = None
@@ -162,9 +190,17 @@ class ImageStore:
                 )
             if reference.digest is None:
                 name = reference.with_default_tag().canonical()
-                found = connection.execute("SELECT image_id FROM tags WHERE name = ?", (name,)).fetchone()
+                found = connection.execute(
+                    "SELECT image_id, document FROM tags WHERE name = ?", (name,)
+                ).fetchone()
                 previous = Digest(found["image_id"]) if found else None
-                connection.execute("INSERT OR REPLACE INTO tags VALUES (?, ?, ?)", (name, str(image_id), now))
+                wanted = None if document is None else str(document)
+                connection.execute(
+                    "INSERT OR REPLACE INTO tags (name, image_id, updated_ns, document) VALUES (?, ?, ?, ?)",
+                    (name, str(image_id), now, wanted),
+                )
+                if found and found["document"] not in (None, wanted):
+                    release(connection)
             connection.execute("UPDATE images SET last_tag_ns = ? WHERE id = ?", (now, str(image_id)))
         return previous
 
@@ -276,7 +312,7 @@ class ImageStore:
         self._configs.pop(image_id, None)
 
     def config(self, image_id: Digest) -> ImageConfig:
-        """Parsed and kept for a while. Raises NotFound, EngineFailure (damaged)."""
+        """Parsed and kept for a while. Raises NotFound, EngineFailure (damaged), InvalidInput (no image's)."""
         if (kept := self._configs.get(image_id)) is not None:
             return kept
         parsed = ImageConfig.parse(self._blobs.read(image_id))
@@ -329,6 +365,7 @@ class ImageStore:
             last_tag_ns=row["last_tag_ns"],
             references=tuple(names),
             layers=tuple(layers),
+            artifact_type=row["artifact_type"],
             _load=self.config,
         )
 

@@ -10,11 +10,13 @@ from typing import Any
 
 from ketchd.content.images import ImageRecord
 from ketchd.model.digest import Digest
-from ketchd.model.imageconfig import HistoryEntry
+from ketchd.model.imageconfig import HistoryEntry, ImageConfig
 from ketchd.model.times import ZERO_TIME, rfc3339
 
 Version = tuple[int, int]
 STORAGE_DRIVER = "overlay2"  # the name that tools know; layers are mounted by overlayfs
+
+_NO_CONFIG = ImageConfig.parse(b'{"rootfs": {"type": "layers"}}')  # what an artifact shows
 
 _CONFIG_KEYS = (
     "User", "ExposedPorts", "Env", "Entrypoint", "Cmd", "Volumes", "WorkingDir", "Labels", "StopSignal",
@@ -52,7 +54,7 @@ def summary(
 
 def inspect(record: ImageRecord, version: Version, descriptor: Mapping[str, Any] | None) -> dict[str, Any]:
     """The whole object. descriptor: of the manifest it came with, None when there is none. Raises EngineFailure."""
-    config = record.config
+    config = _NO_CONFIG if record.artifact_type is not None else record.config
     raw: dict[str, Any] = config.raw
     shown: dict[str, Any] = {
         "Id": record.id.text,
@@ -72,11 +74,11 @@ def inspect(record: ImageRecord, version: Version, descriptor: Mapping[str, Any]
         "DockerVersion": raw.get("docker_version") or "",
         "Author": config.author,
         "Config": _config(raw.get("config") or {}, version),
-        "Architecture": config.architecture,
+        "Architecture": record.architecture,
     }
-    if config.variant:
-        shown["Variant"] = config.variant
-    shown["Os"] = config.os
+    if record.variant:
+        shown["Variant"] = record.variant
+    shown["Os"] = record.os
     if raw.get("os.version"):
         shown["OsVersion"] = raw["os.version"]
     shown["Size"] = record.size

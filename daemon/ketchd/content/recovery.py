@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ketchd.catalogue.database import Catalogue
+from ketchd.content.documents import release
 from ketchd.model.digest import Digest, chain_id
 
 PARTIAL_LIFE_SECONDS = 7 * 24 * 3600
@@ -36,6 +37,7 @@ def sweep_store(data_root: Path, catalogue: Catalogue) -> Report:
     report = Report()
     with catalogue.transaction() as connection:
         connection.execute("DELETE FROM leases")
+        release(connection)
     for path in _entries(data_root / "stage"):
         _remove(path, data_root, report)
     _sweep_partials(data_root, catalogue, report)
@@ -72,6 +74,13 @@ def _sweep_blobs(data_root: Path, catalogue: Catalogue, report: Report) -> None:
             _remove(path, data_root, report)
     needed = {row[0]: row[1] for row in catalogue.query("SELECT digest, image_id FROM manifests")}
     needed |= {row[0]: row[0] for row in catalogue.query("SELECT id FROM images")}
+    needed |= {row[0]: row[0] for row in catalogue.query("SELECT digest FROM documents")}
+    needed |= {
+        row[0]: row[1]
+        for row in catalogue.query(
+            "SELECT part, document FROM document_parts JOIN documents ON digest = document WHERE kind = 'artifact'"
+        )
+    }
     with catalogue.transaction() as connection:
         for digest, size in owned.items():
             if digest in present and present[digest] == size:

@@ -67,7 +67,7 @@ async def commit(
         )
         tracepoint.reach("commit.registered")
     if target is not None:
-        tag_image(rooms, image_id, target)
+        tag_image(rooms, image_id.text, target)
     shown = target.familiar() if target is not None else ""
     rooms.supervisor.announce(box, "commit", comment=comment, imageID=image_id.text, imageRef=shown)
     return image_id

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ketch_wire.faults import EngineFailure, InvalidInput, NotFound
+from ketch_wire.faults import EngineFailure, InvalidInput
 from ketchd import tracepoint
 from ketchd.containers import endpoints, fields, health, launching, logdrivers, mountpoints, settings
 from ketchd.containers.mountpoints import MountPoint
@@ -21,8 +21,10 @@ from ketchd.containers.names import random_name
 from ketchd.containers.record import ContainerRecord, new_id
 from ketchd.containers.shapes import pick
 from ketchd.containers.supervisor import Box
+from ketchd.engine.platforms import host_platform, image_for, platform_of
 from ketchd.engine.rooms import Rooms
 from ketchd.model.digest import Digest
+from ketchd.model.platform import Platform
 
 tracepoint.declare("create.layer-made", "create.placed", "create.recorded")
 
@@ -53,9 +55,9 @@ async def create(
     image_name = str(pick(body, "Image", ""))
     if not image_name:
         raise InvalidInput("config cannot be empty in order to create a container")
-    image = rooms.images.get(rooms.images.resolve(image_name))
-    if platform:
-        _check_platform(image_name, platform, image.config.os, image.config.architecture)
+    wanted = Platform.parse(platform, host_platform()) if platform else None
+    image = image_for(rooms, image_name, wanted)
+    image.check_is_image(image_name)
     config = settings.merge(body, image.config.run)
     health.read_plan(config)
     container_id = new_id()
@@ -84,32 +86,47 @@ async def create(
     stage = rooms.data_root / "stage" / container_id
     final = rooms.container_dir(container_id)
     made: list[str] = []
-    try:
-        below = (await rooms.layers.compose(image.layers)).stat()
-        for part in ("upper", "work"):
-            (stage / part).mkdir(parents=True, mode=0o755)
-        # The upper directory is what the container sees as `/`: it must not hide the image's own owner and mode.
-        os.chown(stage / "upper", below.st_uid, below.st_gid)
-        (stage / "upper").chmod(below.st_mode & 0o7777)
-        stage.chmod(0o710)
-        tracepoint.reach("create.layer-made")
-        placed = [await _place_volume(rooms, point, image.layers, made) for point in points]
-        record.mounts = [point.to_record() for point in placed]
-        if name:
-            rooms.supervisor.check_free(name)
-        final.parent.mkdir(exist_ok=True)
-        stage.rename(final)
-        tracepoint.reach("create.placed")
-        box = rooms.supervisor.add(record)
-    except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)
-        shutil.rmtree(final, ignore_errors=True)
-        for volume in made:
-            await rooms.volumes.remove(volume, force=True)
-        raise
+    async with rooms.leases.hold() as lease:
+        # Until the record holds the layers: the image may be removed while this composes.
+        for layer in image.layers:
+            lease.add("layer", layer)
+        try:
+            below = (await rooms.layers.compose(image.layers)).stat()
+            for part in ("upper", "work"):
+                (stage / part).mkdir(parents=True, mode=0o755)
+            # The upper directory is what the container sees as `/`: it must not hide the image's own owner and mode.
+            os.chown(stage / "upper", below.st_uid, below.st_gid)
+            (stage / "upper").chmod(below.st_mode & 0o7777)
+            stage.chmod(0o710)
+            tracepoint.reach("create.layer-made")
+            placed = [await _place_volume(rooms, point, image.layers, made) for point in points]
+            record.mounts = [point.to_record() for point in placed]
+            if name:
+                rooms.supervisor.check_free(name)
+            final.parent.mkdir(exist_ok=True)
+            stage.rename(final)
+            tracepoint.reach("create.placed")
+            box = rooms.supervisor.add(record)
+        except BaseException:
+            shutil.rmtree(stage, ignore_errors=True)
+            shutil.rmtree(final, ignore_errors=True)
+            for volume in made:
+                await rooms.volumes.remove(volume, force=True)
+            raise
     tracepoint.reach("create.recorded")
     rooms.supervisor.announce(box, "create")
-    return box, _warnings(rooms, record)
+    warnings = [] if wanted is not None else platform_warnings(platform_of(image), host_platform())
+    return box, [*warnings, *_warnings(rooms, record)]
+
+
+def platform_warnings(image: Platform, host: Platform) -> list[str]:
+    """dockerd's, for an image that this host may not run. Pure."""
+    if image in host.accepts():
+        return []
+    return [
+        f"The requested image's platform ({image}) does not match the detected host platform ({host}) and no specific platform "
+        "was requested"
+    ]
 
 
 def _warnings(rooms: Rooms, record: ContainerRecord) -> list[str]:
@@ -123,17 +140,6 @@ def _warnings(rooms: Rooms, record: ContainerRecord) -> list[str]:
     if host["PortBindings"] and host["NetworkMode"] == "host":
         warnings.append("Published ports are discarded when using host network mode")
     return warnings
-
-
-def _check_platform(name: str, wanted: str, system: str, architecture: str) -> None:
-    asked_os, _, asked_arch = wanted.lower().partition("/")
-    aliases = {"x86_64": "amd64", "aarch64": "arm64"}
-    asked_arch = aliases.get(asked_arch.split("/")[0], asked_arch.split("/")[0])
-    if asked_os != system or (asked_arch and asked_arch != architecture):
-        raise NotFound(
-            f"image with reference {name} was found but its platform ({system}/{architecture}) does not match the "
-            f"specified platform ({wanted})"
-        )
 
 
 def _fill_hostname(config: dict[str, Any], host: dict[str, Any], container_id: str) -> None:

@@ -15,9 +15,11 @@ from ketch_wire.faults import InvalidInput, NotFound
 from ketchd.content import imageviews
 from ketchd.content.images import ImageRecord
 from ketchd.content.imageviews import Version
+from ketchd.engine import platforms
 from ketchd.engine.rooms import Rooms
 from ketchd.model.digest import Digest
 from ketchd.model.pathmatch import pattern
+from ketchd.model.platform import Platform
 from ketchd.model.times import parse_timestamp
 
 Filters = Mapping[str, Sequence[str]]
@@ -52,16 +54,27 @@ def has_labels(labels: Mapping[str, str], wanted: Iterable[str]) -> bool:
 
 
 def list_images(
-    rooms: Rooms, filters: Filters, version: Version, *, everything: bool = False, shared_size: bool = False
+    rooms: Rooms,
+    filters: Filters,
+    version: Version,
+    *,
+    everything: bool = False,
+    shared_size: bool = False,
+    with_manifests: bool = False,
 ) -> list[dict[str, Any]]:
-    """The rows, newest first. Raises InvalidInput, NotFound (an image named by before or since)."""
+    """The rows, newest first. Raises InvalidInput, NotFound (an image named by before or since).
+
+    everything: also images that only others stand on, and the other platforms of a name. with_manifests: what each name has of
+    every platform, for which indexes are read.
+    """
     check_keys(filters, _FILTERS)
     dangling = filter_bool(filters, "dangling")
     before = _earliest(rooms, filters)
     since = max((_created(rooms, name) for name in filters.get("since", ())), default=None)
     labels = filters.get("label", ())
     patterns = [pattern(text) for text in filters.get("reference", ())]
-    parents: set[Digest] | None = None
+    hidden: set[Digest] | None = None
+    users = platforms.containers_by_image(rooms) if with_manifests else {}
     rows = []
     records = rooms.images.all(layers=shared_size)
     for record in records:
@@ -81,13 +94,20 @@ def list_images(
             if patterns or dangling is False:
                 continue
             if not everything or dangling:
-                parents = rooms.images.parents() if parents is None else parents
-                if record.id in parents:
+                if hidden is None:
+                    hidden = rooms.images.parents() | rooms.documents.members()
+                if record.id in hidden:
                     continue
         elif dangling and tags:
             continue
         digests = [text for name, text in names if name.digest is not None]
-        rows.append(imageviews.summary(record, version, tags=tags, digests=digests))
+        row = imageviews.summary(record, version, tags=tags, digests=digests)
+        if with_manifests:
+            document = rooms.documents.of_image(record.id)
+            row["Manifests"] = platforms.manifest_rows(rooms, record, document, users)
+            if version >= (1, 48) and (described := platforms.descriptor_of(rooms, record, document)):
+                row["Descriptor"] = described
+        rows.append(row)
     if shared_size:
         fill_shared_sizes(rooms, rows, records)
     return rows
@@ -123,21 +143,29 @@ def _earliest(rooms: Rooms, filters: Filters) -> int | None:
     return min(moments, default=None)
 
 
-def inspect_image(rooms: Rooms, name: str, version: Version) -> dict[str, Any]:
-    """One image. Raises NotFound, InvalidInput, EngineFailure (damaged)."""
-    record = rooms.images.get(rooms.images.resolve(name))
-    manifest = rooms.images.manifest_of(record.id)
-    descriptor = None
-    if manifest is not None:
-        digest, media_type = manifest
-        descriptor = {"mediaType": media_type, "digest": digest.text, "size": rooms.blobs.size(digest)}
-    return imageviews.inspect(record, version, descriptor)
+def inspect_image(
+    rooms: Rooms,
+    name: str,
+    version: Version,
+    *,
+    platform: Platform | None = None,
+    with_manifests: bool = False,
+) -> dict[str, Any]:
+    """One image. platform: which of a name's. Raises NotFound, InvalidInput, EngineFailure (damaged)."""
+    record = platforms.image_for(rooms, name, platform)
+    document = platforms.document_named(rooms, name) if platform is None else None
+    shown = imageviews.inspect(record, version, platforms.descriptor_of(rooms, record, document))
+    if with_manifests:
+        users = platforms.containers_by_image(rooms)
+        shown["Manifests"] = platforms.manifest_rows(rooms, record, document, users)
+    return shown
 
 
-def image_history(rooms: Rooms, name: str) -> list[dict[str, Any]]:
+def image_history(rooms: Rooms, name: str, platform: Platform | None = None) -> list[dict[str, Any]]:
     """Rows, newest first; the image itself and the parents that are here are named. Raises NotFound, InvalidInput."""
-    record: ImageRecord | None = rooms.images.get(rooms.images.resolve(name))
+    record: ImageRecord | None = platforms.image_for(rooms, name, platform)
     assert record is not None
+    record.check_is_image(name)
     rows = imageviews.history(record.config.history, record.layers, layer_sizes(rooms, record.layers))
     position = 0
     while record is not None and position < len(rows):
@@ -157,21 +185,3 @@ def _parent(rooms: Rooms, record: ImageRecord) -> ImageRecord | None:
         return rooms.images.get(record.parent)
     except NotFound:
         return None
-
-
-def check_platform(record: ImageRecord, name: str, wanted: Mapping[str, Any]) -> None:
-    """Raises NotFound when the image is not of the platform `{"os", "architecture", "variant"?}`, InvalidInput for half a platform."""
-    if not wanted:
-        return
-    system, architecture = str(wanted.get("os", "")), str(wanted.get("architecture", ""))
-    if not system or not architecture:
-        raise InvalidInput("both OS and Architecture must be provided")
-    variant = str(wanted.get("variant", ""))
-    same = (record.os, record.architecture) == (system, architecture)
-    if not same or (variant and record.variant and variant != record.variant):
-        shown = "/".join(part for part in (system, architecture, variant) if part)
-        actual = "/".join(part for part in (record.os, record.architecture, record.variant) if part)
-        raise NotFound(
-            f"image with reference {name} was found but does not provide the specified platform ({shown}), "
-            f"it is {actual}"
-        )

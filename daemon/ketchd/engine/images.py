@@ -7,15 +7,17 @@ between, the next sweep takes the rest. Source: Engine API 1.50, ImageTag, Image
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ketch_wire.faults import Conflict, Fault, InvalidInput
 from ketchd import tracepoint
 from ketchd.content.images import ImageRecord
 from ketchd.content.marking import Node
 from ketchd.engine.imagelist import Filters, check_keys, filter_bool, has_labels
+from ketchd.engine.platforms import document_named, image_for, offers, platform_of
 from ketchd.engine.rooms import Rooms
 from ketchd.model.digest import Digest, chain_id
+from ketchd.model.platform import Platform
 from ketchd.model.reference import Reference
 from ketchd.model.times import parse_timestamp
 
@@ -45,20 +47,68 @@ def parse_target(repository: str, tag: str) -> Reference:
     return reference
 
 
-def tag_image(rooms: Rooms, image_id: Digest, target: Reference) -> None:
-    """Give the image a name, which moves if another had it. Raises NotFound."""
-    rooms.images.tag(target, image_id)
+def tag_image(rooms: Rooms, name: str, target: Reference) -> None:
+    """Give what `name` means another name, which moves if another had it. Raises NotFound, InvalidInput.
+
+    A name of an index is one of the whole index afterwards, an ID is one image.
+    """
+    image_id = rooms.images.resolve(name)
+    document = None
+    if not _is_id_prefix(image_id, name):
+        document = rooms.documents.named(Reference.parse(name))
+    is_index = document is not None and document.kind == "index"
+    rooms.images.tag(target, image_id, document=document.digest if is_index and document else None)
     announce(rooms, image_id, "tag", target.familiar())
 
 
 async def delete_image(rooms: Rooms, name: str, *, force: bool = False, prune_parents: bool = True) -> Report:
     """Take the name away and, when it was the last, the image with its nameless parents.
 
+    With an index' last name go its images of other platforms, unless a container or another name needs them.
     Raises NotFound, InvalidInput, Conflict in dockerd's words. Cancelled: what is reported as gone is gone, the rest stays.
     """
+    report: Report = []
+    try:
+        await _delete(rooms, name, report, force=force, prune_parents=prune_parents)
+    finally:
+        await _release(rooms, report)
+    return report
+
+
+async def _release(rooms: Rooms, report: Report) -> None:
+    """Take away what only documents without a name have needed."""
+    released = rooms.documents.release()
+    for image_id in released.images:
+        if rooms.images.has(image_id):
+            await _remove(rooms, image_id, report, force=False, prune_parents=True, quiet=True)
+    if released.blobs:
+        await rooms.garbage.sweep([("blob", digest.text) for digest in released.blobs])
+
+
+async def delete_platforms(
+    rooms: Rooms, name: str, platforms: Sequence[Platform], *, force: bool = False
+) -> Report:
+    """Take single platforms' images out of what `name` has; the name stays. Raises NotFound, InvalidInput, Conflict."""
+    named = rooms.images.resolve(name)
+    report: Report = []
+    chosen = [image_for(rooms, name, platform) for platform in platforms]
+    beside = {offer.image for offer in offers(rooms, document_named(rooms, name))} - {None, named}
+    if not beside:
+        return await delete_image(rooms, name, force=force)
+    for image in chosen:
+        if image.id == named:
+            raise InvalidInput(
+                f"{platform_of(image)} is the platform that {name} means here: remove the name, or pull another platform first"
+            )
+    for image in chosen:
+        if rooms.images.has(image.id):
+            await _remove(rooms, image.id, report, force=force, prune_parents=True, quiet=False)
+    return report
+
+
+async def _delete(rooms: Rooms, name: str, report: Report, *, force: bool, prune_parents: bool) -> None:
     image_id = rooms.images.resolve(name)
     references = list(rooms.images.get(image_id).references)
-    report: Report = []
     named = False
     if not _is_id_prefix(image_id, name):
         if not force and is_single(references):
@@ -70,7 +120,7 @@ async def delete_image(rooms: Rooms, name: str, *, force: bool = False, prune_pa
         left = _untag(rooms, image_id, Reference.parse(name).with_default_tag(), report)
         tracepoint.reach("rmi.untagged")
         if left:
-            return report
+            return
         named = True
     elif is_single(references):
         if (conflict := _conflict(rooms, image_id, force=force, references=False)) is not None:
@@ -78,7 +128,6 @@ async def delete_image(rooms: Rooms, name: str, *, force: bool = False, prune_pa
         for reference in references:
             _take_name(rooms, image_id, reference, report)
     await _remove(rooms, image_id, report, force=force, prune_parents=prune_parents, quiet=named)
-    return report
 
 
 def is_single(references: list[Reference]) -> bool:
@@ -193,7 +242,10 @@ async def prune_images(rooms: Rooms, filters: Filters) -> tuple[Report, int]:
     until = parse_timestamp(untils[0], time.time_ns()) if untils else None
     before = _stored_bytes(rooms)
     report: Report = []
+    members = rooms.documents.members()
     for record in rooms.images.all():
+        if not record.references and record.id in members:
+            continue  # another platform of a name
         if not _prunable(rooms, record, filters, until, dangling_only):
             continue
         names = [reference.canonical() for reference in record.references] or [record.id.hex]

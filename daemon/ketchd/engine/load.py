@@ -1,6 +1,7 @@
 """The load journey: images out of an archive of `docker save` (before and since version 25) or an OCI layout, compressed or not.
 
 Received whole, looked through, then the layers that are not here are made, in parallel, straight from where they lie in it.
+Of an index every platform that the archive holds is taken, and the index is kept as it came; artifacts are kept unpacked.
 An image is registered after its layers and named last, so each is there as a whole or not at all.
 Source: Engine API 1.50, ImageLoad; moby's image/tarexport/load.go; image-spec image-layout.md.
 """
@@ -9,32 +10,32 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ketch_wire.faults import InvalidInput, NotFound
 from ketchd import tracepoint
-from ketchd.content.archives import Contents, Piece, look_through
+from ketchd.content.archives import Contents, Piece, copy_piece, look_through
+from ketchd.content.documents import Document, Kind
 from ketchd.content.marking import Node
 from ketchd.engine.bodies import staged_plain, to_the_end
 from ketchd.engine.images import announce
+from ketchd.engine.loadlayout import blob_name, blob_of, is_for_layouts, read_layout
+from ketchd.engine.platforms import host_platform
 from ketchd.engine.rooms import Rooms
-from ketchd.engine.save import NAME_ANNOTATION, REF_ANNOTATION
 from ketchd.layers.placing import remove_staged
 from ketchd.layers.store import LayerMismatch
 from ketchd.model import manifest as manifests
 from ketchd.model.digest import Digest
 from ketchd.model.imageconfig import ImageConfig
-from ketchd.model.manifest import Descriptor, Index, Manifest
+from ketchd.model.manifest import Descriptor, Manifest
 from ketchd.model.platform import Platform, choose
-from ketchd.model.reference import DEFAULT_TAG, Reference
+from ketchd.model.reference import Reference
 
 tracepoint.declare("load.received", "load.layers-made", "load.registered")
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-_NESTING_LIMIT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +48,9 @@ class _Layer:
 
 
 async def load(
-    rooms: Rooms, body: AsyncIterable[bytes], *, quiet: bool, platform: Mapping[str, Any], send: Send
+    rooms: Rooms, body: AsyncIterable[bytes], *, quiet: bool, platform: Platform | None, send: Send
 ) -> None:
-    """Load every image of the archive; `send` gets progress and what was loaded.
+    """Load every image of the archive; `send` gets progress and what was loaded. platform: that one alone of each.
 
     Raises InvalidInput, NotFound (no image of `platform`), EngineFailure. Failed or cancelled: the images before are
     there, of the one under way nothing is.
@@ -61,10 +62,10 @@ async def load(
         try:
             async with rooms.leases.hold() as lease:
                 loader.keep = lease.add
-                if "manifest.json" in contents:
-                    await loader.docker_archive()
-                elif "index.json" in contents:
+                if is_for_layouts(contents):
                     await loader.layout()
+                elif "manifest.json" in contents:
+                    await loader.docker_archive()
                 else:
                     raise InvalidInput("invalid archive: it has neither manifest.json nor index.json")
         except BaseException:
@@ -74,18 +75,14 @@ async def load(
 
 class _Loader:
     def __init__(
-        self, rooms: Rooms, contents: Contents, quiet: bool, platform: Mapping[str, Any], send: Send
+        self, rooms: Rooms, contents: Contents, quiet: bool, platform: Platform | None, send: Send
     ) -> None:
         self._rooms = rooms
         self._contents = contents
         self._quiet = quiet
         self._send = send
-        self._wanted: Platform | None = None
-        if platform:
-            words = [str(platform.get(key) or "") for key in ("os", "architecture", "variant")]
-            if not words[0] or not words[1]:
-                raise InvalidInput("both OS and Architecture must be provided")
-            self._wanted = Platform.of(*words)
+        self._wanted = platform
+        self._is_whole = False
         self.keep: Callable[[Any, object], None] = lambda kind, key: None
         self.made: list[Node] = []
 
@@ -102,67 +99,85 @@ class _Loader:
                 for diff_id, name in zip(parsed.diff_ids, row["Layers"], strict=True)
             ]
             names = [_tag(text) for text in row["RepoTags"]]
-            await self._take(config, layers, names)
+            image_id = await self._take(config, layers)
+            await self._name(image_id, names)
 
     async def layout(self) -> None:
-        """Every image that index.json names; of one for several platforms, the fitting one."""
-        index = manifests.parse(self._contents.read("index.json"), manifests.OCI_INDEX)
-        assert isinstance(index, Index)
-        groups: dict[Reference | None, list[Descriptor]] = {}
-        for entry in manifests.candidates(index):
-            groups.setdefault(_name_of(entry), []).append(entry)
-        if not groups:
-            raise InvalidInput("the archive's index.json names no image")
-        images: dict[Digest, tuple[Manifest, list[Reference]]] = {}
-        for name, entries in groups.items():
-            for entry in self._fitting(entries):
-                manifest = self._manifest(entry, 0)
-                names = images.setdefault(Digest.of(manifest.content), (manifest, []))[1]
-                names += [name] if name is not None else []
-        for manifest, names in images.values():
-            await self._take_manifest(manifest, names)
+        """Every entry of index.json. Of an index: all that is there, or what is for the wanted platform."""
+        for whole in read_layout(self._contents, self._wanted):
+            own = whole.own(self._wanted)
+            if own is None:
+                raise NotFound(f"the archive has no image for platform {self._wanted or host_platform()}")
+            self._is_whole = bool(whole.indexes)
+            documents: list[Document] = []
+            image_id: Digest | None = None
+            for leaf in whole.leaves:
+                if leaf.is_image and (leaf is own or self._wanted is None):
+                    taken = await self._take_manifest(leaf.manifest)
+                    image_id = taken if leaf is own else image_id
+                elif not leaf.is_image:
+                    documents.append(await self._take_artifact(leaf.manifest, listed=leaf is own))
+                    image_id = documents[-1].digest if leaf is own else image_id
+            for index in whole.indexes:
+                for part in index.others:
+                    if self._wanted is None and blob_name(part) in self._contents:
+                        await self._take_blob(part)
+                entries = [*index.entries, *index.others]
+                documents.append(await self._document(index.content, index.media_type, "index", entries))
+            assert image_id is not None
+            for document in documents:
+                self._rooms.documents.keep(document)
+            await self._name(image_id, whole.names, whole.top if whole.indexes else None)
 
-    def _fitting(self, entries: Sequence[Descriptor]) -> list[Descriptor]:
-        platforms = [entry.platform for entry in entries]
-        if len(entries) == 1 or None in platforms or len(set(platforms)) == 1:
-            return list(entries)
-        return [entries[self._choose(platforms)]]
+    async def _take_artifact(self, manifest: Manifest, *, listed: bool) -> Document:
+        parts = list({part.digest: part for part in (manifest.config, *manifest.layers)}.values())
+        for part in parts:
+            await self._take_blob(part)
+        document = await self._document(manifest.content, manifest.media_type, "artifact", parts)
+        if listed:
+            self._rooms.documents.keep(document)
+            kind = manifests.artifact_type(manifest) or manifest.config.media_type
+            size = len(manifest.content) + sum(part.size for part in parts)
+            self._rooms.images.register_artifact(document.digest, kind, size)
+        return document
 
-    def _choose(self, offers: Sequence[Platform | None]) -> int:
-        wanted = self._wanted or Platform.host(os.uname().machine)
-        best = choose(offers, wanted)
-        if best is None:
-            raise NotFound(f"the archive has no image for platform {wanted}")
-        return best
+    async def _document(
+        self, content: bytes, media_type: str, kind: Kind, parts: Sequence[Descriptor]
+    ) -> Document:
+        self.keep("blob", Digest.of(content))
+        self.made.append(("blob", Digest.of(content).text))
+        digest = await self._rooms.blobs.put(content, media_type)
+        return Document(
+            digest, kind, media_type, len(content), tuple(dict.fromkeys(part.digest for part in parts))
+        )
 
-    def _manifest(self, entry: Descriptor, depth: int) -> Manifest:
-        content = self._blob(entry)
-        found = manifests.parse(content, entry.media_type)
-        if isinstance(found, Manifest):
-            manifests.check_image(found)
-            return found
-        if depth == _NESTING_LIMIT:
-            raise InvalidInput("the archive's indexes are nested too deeply")
-        inner = manifests.candidates(found)
-        return self._manifest(inner[self._choose([one.platform for one in inner])], depth + 1)
+    async def _take_blob(self, part: Descriptor) -> None:
+        blobs, piece = self._rooms.blobs, self._contents.piece(blob_name(part))
+        self.keep("blob", part.digest)
+        if blobs.has(part.digest):
+            return
+        self.made.append(("blob", part.digest.text))
+        staged = blobs.stage_path()
+        try:
+            found = await to_the_end(copy_piece, self._contents.path, piece, staged)
+            if found != part.digest or piece.size != part.size:
+                raise InvalidInput(f"blob {part.digest} of the archive is not what its name says")
+            await blobs.publish(staged, part.digest, part.size, part.media_type)
+        finally:
+            staged.unlink(missing_ok=True)
 
-    def _blob(self, descriptor: Descriptor) -> bytes:
-        content = self._contents.read(f"blobs/sha256/{descriptor.digest.hex}")
-        if len(content) != descriptor.size or Digest.of(content) != descriptor.digest:
-            raise InvalidInput(f"blob {descriptor.digest} of the archive is not what its name says")
-        return content
-
-    async def _take_manifest(self, manifest: Manifest, names: Sequence[Reference]) -> None:
-        config = self._blob(manifest.config)
+    async def _take_manifest(self, manifest: Manifest) -> Digest:
+        manifests.check_image(manifest)
+        config = blob_of(self._contents, manifest.config)
         parsed = ImageConfig.parse(config)
         self._check(parsed, manifest.config.digest.text)
         if len(manifest.layers) != len(parsed.diff_ids):
             raise _length_mismatch(len(parsed.diff_ids), len(manifest.layers))
         layers = [
-            _Layer(diff_id, self._contents.piece(f"blobs/sha256/{descriptor.digest.hex}"), descriptor)
+            _Layer(diff_id, self._contents.piece(blob_name(descriptor)), descriptor)
             for diff_id, descriptor in zip(parsed.diff_ids, manifest.layers, strict=True)
         ]
-        await self._take(config, layers, names, manifest)
+        return await self._take(config, layers, manifest)
 
     def _check(self, parsed: ImageConfig, name: str) -> None:
         if parsed.os != "linux":
@@ -176,10 +191,9 @@ class _Loader:
         self,
         config: bytes,
         layers: Sequence[_Layer],
-        names: Sequence[Reference],
         manifest: Manifest | None = None,
-    ) -> None:
-        """One image whole: layers, record, names, announcements."""
+    ) -> Digest:
+        """One image whole but for its names: layers, record."""
         rooms = self._rooms
         self.keep("blob", Digest.of(config))
         if manifest is not None:
@@ -189,7 +203,11 @@ class _Loader:
         unique = {layer.diff_id: (position, layer) for position, layer in enumerate(layers)}
         for diff_id in unique:
             self.keep("layer", diff_id)
-        missing = [pair for diff_id, pair in unique.items() if not rooms.layers.has(diff_id)]
+        missing = [
+            pair
+            for diff_id, pair in unique.items()
+            if not rooms.layers.has(diff_id) or not self._has_bytes(pair[1])
+        ]
         try:
             async with asyncio.TaskGroup() as group:
                 for position, layer in missing:
@@ -204,8 +222,19 @@ class _Loader:
             durable=True,
         )
         tracepoint.reach("load.registered")
-        for name in names:
-            previous = rooms.images.tag(name, image_id)
+        return image_id
+
+    async def _name(
+        self, image_id: Digest, names: Sequence[Reference], document: Digest | None = None
+    ) -> None:
+        """Names and announcements. document: the index that the names mean."""
+        rooms = self._rooms
+        if document is not None and not names:
+            # Nothing names the index: its images stay as single ones.
+            rooms.documents.release()
+        # Before anything is sent: a document without a name may be forgotten at every await.
+        moved = [(name, rooms.images.tag(name, image_id, document=document)) for name in names]
+        for name, previous in moved:
             if previous is not None and previous != image_id:
                 note = f"The image {name.familiar()} already exists, renaming the old one with ID {previous} to empty string\n"
                 await self._send({"stream": note})
@@ -214,10 +243,19 @@ class _Loader:
             await self._send({"stream": f"Loaded image ID: {image_id}\n"})
         announce(rooms, image_id, "load")
 
+    def _keeps(self, layer: _Layer) -> bool:
+        """Whether the bytes are kept as they came, for a push to send again: where they differ from the layer's own, and of a whole
+        index in any case."""
+        described = layer.descriptor
+        return described is not None and (described.digest != layer.diff_id or self._is_whole)
+
+    def _has_bytes(self, layer: _Layer) -> bool:
+        described = layer.descriptor
+        return described is None or not self._keeps(layer) or self._rooms.blobs.has(described.digest)
+
     async def _make(self, position: int, layer: _Layer) -> None:
         rooms, described = self._rooms, layer.descriptor
-        # The bytes as they came are kept where they differ from the layer's own: a push sends them again.
-        keeps = described is not None and described.digest != layer.diff_id
+        keeps = self._keeps(layer)
         blob = rooms.blobs.stage_path() if keeps else None
         arguments = {
             "place": rooms.layers.new_place(), "archive": str(self._contents.path), "offset": layer.piece.offset,
@@ -301,15 +339,3 @@ def _tag(text: str) -> Reference:
 
 def _length_mismatch(expected: int, found: int) -> InvalidInput:
     return InvalidInput(f"invalid manifest, layers length mismatch: expected {expected}, got {found}")
-
-
-def _name_of(entry: Descriptor) -> Reference | None:
-    """The name that a layout gives an image: containerd's annotation, or a whole name in OCI's, where a bare tag is none."""
-    for text in (entry.annotations.get(NAME_ANNOTATION), entry.annotations.get(REF_ANNOTATION)):
-        if text and (":" in text or "/" in text):
-            try:
-                found = Reference.parse(text)
-                return found.with_tag(found.tag or DEFAULT_TAG)
-            except InvalidInput:
-                continue
-    return None

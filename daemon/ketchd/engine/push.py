@@ -1,7 +1,8 @@
 """The push journey: an image here becomes a name at a registry.
 
 tag → per layer: there already? mounted from a repository that has it? else uploaded, in the bytes it was pulled in where they
-are known → config → manifest last. Returns when the registry has confirmed every digest.
+are known → config → manifest last. Returns when the registry has confirmed every digest. An index of which everything is
+here goes as it came, and so does an artifact (`pushwhole`).
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ from dataclasses import dataclass
 
 from ketch_wire.faults import EngineFailure, Fault, InvalidInput, NotFound, Unauthorized
 from ketchd import tracepoint
+from ketchd.content.documents import Document
 from ketchd.content.images import ImageRecord
 from ketchd.content.leases import Lease
+from ketchd.engine.platforms import image_for
 from ketchd.engine.progress import ProgressBoard, Send
+from ketchd.engine.pushwhole import gather, send_parts
 from ketchd.engine.rooms import Rooms
 from ketchd.model import manifest as manifests
 from ketchd.model.digest import Digest
 from ketchd.model.manifest import Descriptor, Manifest
+from ketchd.model.platform import Platform
 from ketchd.model.reference import Reference
 from ketchd.registry.errors import Refused
 from ketchd.registry.filebody import FileBody
@@ -31,9 +36,19 @@ tracepoint.declare(
 )
 
 
-async def push(rooms: Rooms, reference: Reference, credentials: Credentials, send: Send) -> None:
+async def push(
+    rooms: Rooms,
+    reference: Reference,
+    credentials: Credentials,
+    send: Send,
+    *,
+    platform: Platform | None = None,
+    everything: bool = False,
+) -> None:
     """Push the tag of `reference`, or every tag of its repository when it has none.
 
+    platform: that one's image alone. everything: the whole index, or a fault that says what of it is not here; without
+    either, the index when all of it is here, else the tag's image.
     send: takes messages of Docker's progress stream; the first one goes out before anything can fail.
     Raises InvalidInput, NotFound, Unauthorized, EngineFailure. Cancelled or failed: uploads under way are given up; what the
     registry has is used by the next push. Source: Engine API, ImagePush.
@@ -48,7 +63,7 @@ async def push(rooms: Rooms, reference: Reference, credentials: Credentials, sen
             repository = await rooms.registry.repository(reference, credentials, push=True, tell=tell)
             await repository.settle()
             for target, image_id in targets:
-                await _push_one(rooms, repository, target, image_id, board)
+                await _push_one(rooms, repository, target, image_id, board, platform, everything)
         except Refused as fault:
             raise push_fault(fault) from fault
         rooms.events.append(
@@ -71,20 +86,61 @@ def _targets(rooms: Rooms, reference: Reference) -> list[tuple[Reference, Digest
 
 
 async def _push_one(
-    rooms: Rooms, repository: Repository, target: Reference, image_id: Digest, board: ProgressBoard
+    rooms: Rooms,
+    repository: Repository,
+    target: Reference,
+    image_id: Digest,
+    board: ProgressBoard,
+    platform: Platform | None,
+    everything: bool,
 ) -> None:
+    tag = target.tag or ""
     async with rooms.leases.hold() as lease:
         lease.add("image", image_id)
         image = rooms.images.get(image_id)
+        document = rooms.documents.named(target)
+        if platform is not None and image.artifact_type is None:
+            image, document = image_for(rooms, target.familiar(), platform), None
+            lease.add("image", image.id)
         pushing = _Pushing(rooms, repository, target, image, board, lease)
-        manifest = await pushing.run()
-        tag = target.tag or ""
-        digest = await repository.put_manifest(tag, manifest.content, manifest.media_type)
-        tracepoint.reach("push.manifest-put")
-        await _remember(rooms, target, image_id, manifest, digest)
-    size = len(manifest.content)
+        parts = None if document is None else gather(rooms.blobs, document)
+        if parts is not None and (everything or not parts.absent or image.artifact_type is not None):
+            for digest in (*parts.blobs, *(known[0] for known in parts.manifests)):
+                lease.add("blob", digest)
+            await send_parts(repository, parts, rooms.registry.settings.uploads, pushing.blob)
+            _, media_type, content = parts.manifests[-1]
+            digest = await repository.put_manifest(tag, content, media_type)
+            tracepoint.reach("push.manifest-put")
+            rooms.images.tag(target.with_digest(digest), image_id)
+            for blob in parts.blobs:
+                rooms.blobs.add_source(blob, target.repository)
+            tracepoint.reach("push.recorded")
+        else:
+            manifest = await pushing.run()
+            content = manifest.content
+            digest = await repository.put_manifest(tag, content, manifest.media_type)
+            tracepoint.reach("push.manifest-put")
+            await _remember(rooms, target, image.id, manifest, digest)
+            if document is not None:
+                _tell_of_one(board, document, Descriptor(manifest.media_type, digest, len(content)))
+    size = len(content)
     board.say(f"{tag}: digest: {digest} size: {size}")
     board.tell({"progressDetail": {}, "aux": {"Tag": tag, "Digest": str(digest), "Size": size}})
+
+
+def _tell_of_one(board: ProgressBoard, document: Document, pushed: Descriptor) -> None:
+    """As dockerd tells its client that one platform went in place of the index."""
+    original = Descriptor(document.media_type, document.digest, document.size)
+    board.tell(
+        {
+            "progressDetail": {},
+            "aux": {
+                "manifestPushedInsteadOfIndex": True,
+                "originalIndex": original.to_json(),
+                "selectedManifest": pushed.to_json(),
+            },
+        }
+    )
 
 
 async def _remember(
@@ -183,6 +239,14 @@ class _Pushing:
             elif not await self._give(made, shown):
                 raise EngineFailure(f"blob {made.digest} of layer {diff_id} is not here")
             return made
+
+    async def blob(self, blob: Descriptor) -> bool:
+        """Have the registry hold the blob as it is; False when it is neither there nor here nor to be mounted."""
+        shown = blob.digest.short
+        if await self.repository.has_blob(blob.digest, blob.size):
+            self.board.say("Layer already exists", shown)
+            return True
+        return await self._give(blob, shown)
 
     async def _give(self, blob: Descriptor, shown: str) -> bool:
         """Mount the blob from another repository of the registry, or upload it; False when neither is possible."""

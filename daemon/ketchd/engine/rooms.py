@@ -12,6 +12,7 @@ from ketchd.containers.probes import Prober
 from ketchd.containers.shims import Shims
 from ketchd.containers.supervisor import Supervisor
 from ketchd.content.blobs import BlobStore
+from ketchd.content.documents import Documents
 from ketchd.content.garbage import Garbage
 from ketchd.content.images import ImageStore
 from ketchd.content.leases import Leases
@@ -52,8 +53,10 @@ class Rooms:
     prober: Prober = field(default_factory=Prober)
     registry: RegistryClient = field(default_factory=lambda: RegistryClient(Settings()))
     transfers: Transfers = field(init=False)
+    documents: Documents = field(init=False)
 
     def __post_init__(self) -> None:
+        self.documents = Documents(self.catalogue)
         self.transfers = Transfers(self.data_root, self.blobs, self.layers, self.registry.settings.downloads)
 
     def container_dir(self, container_id: str) -> Path:

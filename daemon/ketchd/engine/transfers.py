@@ -15,6 +15,7 @@ from typing import IO, cast
 from ketch_wire.faults import EngineFailure, Fault, InvalidInput
 from ketchd import tracepoint
 from ketchd.content.blobs import BlobStore
+from ketchd.engine.bodies import to_the_end
 from ketchd.layers.ingestion import Ingestion, IngestResult, LayerMismatch
 from ketchd.layers.store import LayerStore
 from ketchd.model.digest import Digest
@@ -45,9 +46,10 @@ class _File:
 
 
 class _Shared:
-    """One transfer under way and those who wait for it. The last to leave ends it."""
+    """One transfer under way and those who wait for it. The last to leave ends it. unpacks: whether it ends in a layer."""
 
-    def __init__(self) -> None:
+    def __init__(self, unpacks: bool) -> None:
+        self.unpacks = unpacks
         self.task: asyncio.Task[Digest] | None = None
         self.listeners: list[Report] = []
         self.last: tuple[str, int, int] | None = None
@@ -80,15 +82,30 @@ class Transfers:
         InvalidInput (no layer), Refused, Unreachable. Cancelled: another waiter's download goes on; the last one's ends, and
         what arrived is kept for the next.
         """
+        return await self._shared_with_others(repository, descriptor, report, unpacks=True)
+
+    async def blob(self, repository: Repository, descriptor: Descriptor, report: Report) -> None:
+        """Fetch a blob that is no layer to be unpacked, or not here: it is published as it came.
+
+        The caller holds a lease on it. Raises and leaves as `layer` does.
+        """
+        if self._blobs.has(descriptor.digest):
+            self._blobs.touch(descriptor.digest)
+            return
+        await self._shared_with_others(repository, descriptor, report, unpacks=False)
+
+    async def _shared_with_others(
+        self, repository: Repository, descriptor: Descriptor, report: Report, *, unpacks: bool
+    ) -> Digest:
         while True:
             shared = self._shared.get(descriptor.digest)
-            if shared is not None and shared.ending:
+            if shared is not None and (shared.ending or shared.unpacks is not unpacks):
                 assert shared.task is not None
                 await asyncio.wait([shared.task])  # its files are free when it has ended
                 continue
             joined = shared is not None
             if shared is None:
-                shared = self._begin(repository, descriptor)
+                shared = self._begin(repository, descriptor, unpacks)
             elif shared.last is not None:
                 report(*shared.last)
             try:
@@ -110,9 +127,10 @@ class Transfers:
         partial.release()
         return True
 
-    def _begin(self, repository: Repository, descriptor: Descriptor) -> _Shared:
-        shared = self._shared[descriptor.digest] = _Shared()
-        shared.task = asyncio.create_task(self._run(shared, repository, descriptor))
+    def _begin(self, repository: Repository, descriptor: Descriptor, unpacks: bool) -> _Shared:
+        shared = self._shared[descriptor.digest] = _Shared(unpacks)
+        run = self._run if unpacks else self._run_raw
+        shared.task = asyncio.create_task(run(shared, repository, descriptor))
 
         def ended(_: asyncio.Task[Digest]) -> None:
             if self._shared.get(descriptor.digest) is shared:
@@ -164,6 +182,36 @@ class Transfers:
             finally:
                 partial.release()
             return await self._publish(descriptor, partial, result)
+
+    async def _run_raw(self, shared: _Shared, repository: Repository, descriptor: Descriptor) -> Digest:
+        if self._blobs.has(descriptor.digest):
+            return descriptor.digest  # fetched as a layer meanwhile
+        again = True
+        while True:
+            partial = await Partial.open(self._directory, descriptor.digest, descriptor.size)
+            resumed = partial.extents.total > 0
+            shared.arrived.clear()
+            try:
+                download = Download(
+                    repository, descriptor, partial,
+                    on_progress=lambda here: shared.report(DOWNLOADING, here, descriptor.size), tell=shared.tell,
+                )  # fmt: skip
+                await self._download(shared, download, partial)
+                if await to_the_end(_hash, partial.path) == descriptor.digest:
+                    await self._blobs.publish(
+                        partial.path, descriptor.digest, descriptor.size, descriptor.media_type
+                    )
+                    partial.forget_record()
+                    return descriptor.digest
+                partial.discard()
+            finally:
+                partial.release()
+            if not repository.blame(descriptor.digest):
+                if not (again and resumed):
+                    raise EngineFailure(
+                        f"filesystem layer verification failed for digest {descriptor.digest}"
+                    )
+                again = False
 
     async def _from_blob(self, shared: _Shared, descriptor: Descriptor) -> Digest | None:
         """The layer made of a blob that is still here; None when the blob turns out to be damaged."""

@@ -6,6 +6,7 @@ Source: image-spec manifest.md, image-index.md, descriptor.md; distribution's ma
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,21 +68,27 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """One image: its config and its layers, base first. content: the exact bytes."""
+    """One image: its config and its layers, base first; or an artifact: whatever it consists of. content: the exact bytes.
+
+    artifact_type: what it says itself to be; most say it by the config's type. subject: what it is about, a signature's image.
+    """
 
     media_type: str
     config: Descriptor
     layers: tuple[Descriptor, ...]
     content: bytes = field(repr=False)
+    artifact_type: str = ""
+    subject: Descriptor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """Several images under one name. entries: those of known kinds, in order. content: the exact bytes."""
+    """Several images under one name. entries: those of known kinds, in order; others: the rest. content: the exact bytes."""
 
     media_type: str
     entries: tuple[Descriptor, ...]
     content: bytes = field(repr=False)
+    others: tuple[Descriptor, ...] = ()
 
 
 def parse(content: bytes, content_type: str = "") -> Manifest | Index:
@@ -126,15 +133,38 @@ def parse(content: bytes, content_type: str = "") -> Manifest | Index:
 
 def candidates(index: Index) -> list[Descriptor]:
     """The entries a pull may choose from: no attestations, nothing for an unknown platform."""
-    return [
-        entry
-        for entry in index.entries
-        if _ATTESTATION not in entry.annotations
-        and (
-            entry.platform is None
-            or (entry.platform.os, entry.platform.architecture) != ("unknown", "unknown")
-        )
-    ]
+    return [entry for entry in index.entries if not is_aside(entry)]
+
+
+def is_aside(entry: Descriptor) -> bool:
+    """Whether an index' entry goes beside its images: an attestation, or something for no platform."""
+    platform = entry.platform
+    return _ATTESTATION in entry.annotations or (
+        platform is not None and (platform.os, platform.architecture) == ("unknown", "unknown")
+    )
+
+
+def attested(entry: Descriptor) -> str:
+    """The digest of what an index' entry attests, "" when it is no attestation."""
+    if entry.annotations.get(_ATTESTATION) != "attestation-manifest":
+        return ""
+    return entry.annotations.get("vnd.docker.reference.digest", "")
+
+
+def artifact_type(manifest: Manifest) -> str | None:
+    """What the manifest is when it is no container image (a chart, a model, a signature); None for an image.
+
+    Signatures and attestations have an image's config and layers that are no file systems.
+    """
+    kind = manifest.config.media_type
+    if kind not in CONFIGS and kind not in _GENERIC:
+        return manifest.artifact_type or kind
+    for layer in manifest.layers:
+        if not any(mark in layer.media_type for mark in (".tar", "/tar", "-tar", "gtar")) and (
+            layer.media_type not in _GENERIC
+        ):
+            return manifest.artifact_type or layer.media_type
+    return None
 
 
 def compose(config: Descriptor, layers: Sequence[Descriptor], *, oci: bool = False) -> Manifest:
@@ -210,6 +240,8 @@ def _manifest(media_type: str, document: dict[str, Any], content: bytes) -> Mani
     return Manifest(
         media_type, _descriptor(document.get("config"), "config"),
         tuple(_descriptor(layer, "layers") for layer in layers or ()), content,
+        artifact_type=str(document.get("artifactType") or ""),
+        subject=_descriptor(document["subject"], "subject") if document.get("subject") else None,
     )  # fmt: skip
 
 
@@ -220,7 +252,14 @@ def _index(media_type: str, document: dict[str, Any], content: bytes) -> Index:
     if len(entries) > _ENTRIES_LIMIT:
         raise InvalidInput(f"manifest list has more than {_ENTRIES_LIMIT} entries")
     known = [entry for entry in entries if not isinstance(entry, dict) or _is_known(entry)]
-    return Index(media_type, tuple(_descriptor(entry, "manifests") for entry in known), content)
+    others = []
+    for entry in entries:
+        if isinstance(entry, dict) and not _is_known(entry):
+            with contextlib.suppress(InvalidInput):  # it need not even have a digest that we know
+                others.append(_descriptor(entry, "manifests"))
+    return Index(
+        media_type, tuple(_descriptor(entry, "manifests") for entry in known), content, tuple(others)
+    )
 
 
 def _is_known(entry: dict[str, Any]) -> bool:

@@ -159,3 +159,18 @@ def test_every_command_has_help(ketch: Run) -> None:
         for typed, _ in entry.spellings():
             outcome = ketch(*typed.split(), "--help")
             assert outcome.code == 0 and outcome.out.startswith("Usage:  ketch "), typed
+
+
+def test_all_platforms_are_asked_for(engine: FakeEngine, ketch: Run, tmp_path: Path) -> None:
+    """By pull, push and save alike; push says when the engine sent one platform alone."""
+    alone = {"aux": {"manifestPushedInsteadOfIndex": True, "originalIndex": {}, "selectedManifest": {}}}
+    engine.routes = [
+        ("POST", "/images/create", messages({"status": "done"})),
+        ("POST", "/images/.*/push", messages(alone)),
+        ("GET", "/images/get", b"TAR"),
+    ]
+
+    assert ketch("pull", "-q", "--all-platforms", "app:1").code == 0
+    assert ketch("push", "-q", "--all-platforms", "app:1").err.startswith("Not all of its platforms are here")
+    assert ketch("save", "--all-platforms", "-o", str(tmp_path / "a.tar"), "app:1").code == 0
+    assert [one.query.get("allPlatforms") for one in engine.asked] == [["1"], ["1"], ["1"]]

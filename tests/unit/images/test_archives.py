@@ -24,6 +24,7 @@ from ketchd.engine.load import load
 from ketchd.engine.rooms import Rooms
 from ketchd.engine.save import saving
 from ketchd.model.digest import Digest
+from ketchd.model.platform import Platform
 from ketchd.model.reference import Reference
 
 
@@ -33,7 +34,7 @@ async def pieces(content: bytes, size: int = 1 << 16) -> AsyncIterator[bytes]:
 
 
 async def save(rooms: Rooms, *names: str) -> bytes:
-    async with saving(rooms, names, {}) as archive:
+    async with saving(rooms, names) as archive:
         return b"".join([chunk async for chunk in archive])
 
 
@@ -44,7 +45,7 @@ async def read_in(rooms: Rooms, archive: bytes, **more: Any) -> list[str]:
     async def send(message: dict[str, Any]) -> None:
         said.append(message)
 
-    await load(rooms, pieces(archive), **{"quiet": True, "platform": {}, "send": send, **more})
+    await load(rooms, pieces(archive), **{"quiet": True, "platform": None, "send": send, **more})
     return [message["stream"] for message in said if "stream" in message]
 
 
@@ -233,11 +234,10 @@ async def test_of_several_platforms_the_fitting_one(rooms: Rooms) -> None:
     name = {"io.containerd.image.name": "docker.io/library/x:1", "org.opencontainers.image.ref.name": "1"}
     archive = layout([*arm_blobs, *amd_blobs, inner], [described("index.v1+json", inner, annotations=name)])
 
-    wanted = {"os": "linux", "architecture": "arm64"}
-    assert await read_in(rooms, archive, platform=wanted) == ["Loaded image: x:1\n"]
+    assert await read_in(rooms, archive, platform=Platform("linux", "arm64")) == ["Loaded image: x:1\n"]
     assert rooms.images.get(rooms.images.resolve("x:1")).architecture == "arm64"
     with pytest.raises(NotFound, match="no image for platform linux/s390x"):
-        await read_in(rooms, archive, platform={"os": "linux", "architecture": "s390x"})
+        await read_in(rooms, archive, platform=Platform("linux", "s390x"))
 
 
 LAYER = tar_of({"a": b"1"})
@@ -307,7 +307,7 @@ async def test_progress_unless_quiet(rooms: Rooms) -> None:
         said.append(message)
 
     archive = old_archive(config_of([LAYER]), [LAYER], ["x:1"])
-    await load(rooms, pieces(archive), quiet=False, platform={}, send=send)
+    await load(rooms, pieces(archive), quiet=False, platform=None, send=send)
     assert said[0] == {"status": "Loading layer", "progressDetail": {}, "id": Digest.of(LAYER).short}
     assert said[-1] == {"stream": "Loaded image: x:1\n"}
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from ketch_testing.rooms import image_of, layer_of
 from ketch_wire.faults import InvalidInput, NotFound
-from ketchd.engine.imagelist import check_platform, image_history, inspect_image, list_images
+from ketchd.engine.imagelist import image_history, inspect_image, list_images
+from ketchd.engine.platforms import image_for, read_platform
 from ketchd.engine.rooms import Rooms
 from ketchd.model.pathmatch import matches
 from ketchd.model.reference import Reference
@@ -128,13 +129,14 @@ async def test_history_names_what_is_here(rooms: Rooms) -> None:
 
 
 async def test_a_platform_must_be_whole_and_the_images(rooms: Rooms) -> None:
-    record = rooms.images.get(await image_of(rooms, [await layer_of(rooms, {"a": b"1"})], "x"))
+    image_id = await image_of(rooms, [await layer_of(rooms, {"a": b"1"})], "x")
 
-    check_platform(record, "x", {"os": "linux", "architecture": "amd64"})
+    assert image_for(rooms, "x", read_platform({"os": "linux", "architecture": "amd64"})).id == image_id
+    assert image_for(rooms, "x", read_platform({})).id == image_id
     with pytest.raises(InvalidInput, match="both OS and Architecture must be provided"):
-        check_platform(record, "x", {"os": "linux"})
-    with pytest.raises(NotFound):
-        check_platform(record, "x", {"os": "linux", "architecture": "arm64"})
+        read_platform({"os": "linux"})
+    with pytest.raises(NotFound, match=r"x was found but its platform \(linux/amd64\) does not match"):
+        image_for(rooms, "x", read_platform({"os": "linux", "architecture": "arm64"}))
 
 
 async def test_a_list_reads_no_config(rooms: Rooms, monkeypatch: pytest.MonkeyPatch) -> None:

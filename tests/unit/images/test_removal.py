@@ -206,7 +206,7 @@ async def test_tagging_moves_and_tells(rooms: Rooms) -> None:
     layer = await layer_of(rooms, {"a": b"1"})
     first, second = await image_of(rooms, [layer], "x"), await image_of(rooms, [layer], author="me")
 
-    tag_image(rooms, second, parse_target("docker.io/library/x", "latest"))
+    tag_image(rooms, second.text, parse_target("docker.io/library/x", "latest"))
     assert rooms.images.resolve("x") == second and rooms.images.get(first).repo_tags == []
     event = rooms.events.since(0)[-1]
     assert (event.action, event.actor_id, event.attributes["name"]) == ("tag", str(second), "x:latest")

@@ -1,0 +1,90 @@
+"""Pushing a document as it came: an index with everything in it, or an artifact. Every byte is sent as it was received."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from ketch_wire.faults import NotFound
+from ketchd.content.blobs import BlobStore
+from ketchd.content.documents import Document
+from ketchd.model import manifest as manifests
+from ketchd.model.digest import Digest
+from ketchd.model.manifest import Descriptor, Index
+from ketchd.registry.repository import Repository
+from ketchd.registry.together import together
+
+
+@dataclass(slots=True)
+class Parts:
+    """What a document consists of. manifests: (digest, media type, bytes), inner before outer, itself last. blobs: the leaves.
+
+    absent: what is not here, a line for each.
+    """
+
+    manifests: list[tuple[Digest, str, bytes]] = field(default_factory=list)
+    blobs: dict[Digest, Descriptor] = field(default_factory=dict)
+    absent: list[str] = field(default_factory=list)
+
+
+def gather(blobs: BlobStore, document: Document) -> Parts:
+    """Everything that the document refers to, followed through. Raises EngineFailure (damaged), InvalidInput."""
+    parts = Parts()
+    _gather(blobs, document.digest, document.media_type, "", parts)
+    return parts
+
+
+def _gather(blobs: BlobStore, digest: Digest, media_type: str, platform: str, parts: Parts) -> None:
+    if any(known[0] == digest for known in parts.manifests):
+        return
+    if not blobs.has(digest):
+        parts.absent.append(f"manifest {digest}{platform}")
+        return
+    content = blobs.read(digest)
+    found = manifests.parse(content, media_type)
+    if isinstance(found, Index):
+        for entry in found.entries:
+            about = "" if entry.platform is None else f" of {entry.platform}"
+            _gather(blobs, entry.digest, entry.media_type, about, parts)
+        _leaves(blobs, found.others, platform, parts)
+    else:
+        _leaves(blobs, (found.config, *found.layers), platform, parts)
+    parts.manifests.append((digest, found.media_type, content))
+
+
+def _leaves(blobs: BlobStore, found: tuple[Descriptor, ...], platform: str, parts: Parts) -> None:
+    for leaf in found:
+        if leaf.digest not in parts.blobs and not blobs.has(leaf.digest):
+            parts.absent.append(f"blob {leaf.digest}{platform}")
+        parts.blobs[leaf.digest] = leaf
+
+
+async def send_parts(
+    repository: Repository, parts: Parts, limit: int, give: Callable[[Descriptor], Awaitable[bool]]
+) -> None:
+    """Have the registry hold everything but the document itself. give: hands over one blob, False when it is not here.
+
+    Raises NotFound with what is neither here nor there; Refused, Unreachable.
+    """
+    slots = asyncio.Semaphore(limit)
+
+    async def one(leaf: Descriptor) -> None:
+        async with slots:
+            if not await give(leaf):
+                raise absent_fault([f"blob {leaf.digest}"])
+
+    for line in parts.absent:
+        if line.startswith("manifest "):
+            raise absent_fault(parts.absent)
+    await together(one(leaf) for leaf in parts.blobs.values())
+    for digest, media_type, content in parts.manifests[:-1]:
+        await repository.put_manifest(digest, content, media_type)
+
+
+def absent_fault(lines: list[str]) -> NotFound:
+    """What to raise when a whole document is wanted and these parts of it are not here."""
+    shown = ", ".join(lines[:3]) + (f" and {len(lines) - 3} more" if len(lines) > 3 else "")
+    return NotFound(
+        f"not all of it is here ({shown}): pull it with --all-platforms first, or take one platform"
+    )
