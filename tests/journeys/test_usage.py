@@ -151,7 +151,7 @@ def test_update_of_a_running_container(machine: Machine, run: Callable[..., str]
         ({"Memory": 512 * MIB}, 409, "Memory limit should be smaller than already set memoryswap limit"),
         ({"Memory": 1}, 400, "Minimum memory limit allowed is 6MB"),
         ({"RestartPolicy": {"Name": "sometimes"}}, 400, "invalid restart policy"),
-        ({"Memory": "x"}, 400, "Memory must be a number"),
+        ({"Memory": "x"}, 400, "into field Memory of type int64"),
     ],
 )
 def test_refused_updates_change_nothing(
