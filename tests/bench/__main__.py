@@ -68,6 +68,8 @@ def main() -> int:
             table += rows.image_rows(base, source, lambda: registry(base / f"empty{next(counter)}"))
         if given.long:
             table.append(rows.scale_row())
+        if given.long or (given.only and given.only in "list of 5000 images"):
+            table.append(rows.listing_row(base))
         chosen = [row for row in table if given.only in row.name]
         for row in chosen:
             measure(row, engines)

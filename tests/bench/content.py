@@ -5,8 +5,12 @@ The Debian image is made once by ketch itself (bootstrap and four RUNs) and kept
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import os
 import shutil
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -88,3 +92,41 @@ def debian_storage() -> Path:
         machine.close()
     (CACHE / "complete").touch()
     return storage
+
+
+def many_images(path: Path, count: int) -> Path:
+    """An archive of `docker save` with `count` images, each of one small layer that they share and a config of its own."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        entry = tarfile.TarInfo("file")
+        entry.size = 4
+        tar.addfile(entry, io.BytesIO(b"many"))
+    layer = buffer.getvalue()
+    diff_id = f"sha256:{hashlib.sha256(layer).hexdigest()}"
+    rows = []
+    with tarfile.open(path, "w") as archive:
+        _add(archive, "layer.tar", layer)
+        for number in range(count):
+            config = {
+                "architecture": "amd64", "os": "linux", "created": f"2024-01-01T00:00:00.{number:09d}Z",
+                "config": {"Labels": {"number": str(number), "vendor": "bench"}}, "history": [],
+                "rootfs": {"type": "layers", "diff_ids": [diff_id]},
+            }  # fmt: skip
+            content = json.dumps(config).encode()
+            name = f"{hashlib.sha256(content).hexdigest()}.json"
+            _add(archive, name, content)
+            rows.append(
+                {
+                    "Config": name,
+                    "RepoTags": [f"reg.example/team/app{number}:1.{number}"],
+                    "Layers": ["layer.tar"],
+                }
+            )
+        _add(archive, "manifest.json", json.dumps(rows).encode())
+    return path
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    archive.addfile(entry, io.BytesIO(content))

@@ -13,6 +13,8 @@ from typing import Any
 from bench import content
 from bench.engines import proportional_kib
 
+from ketch_testing.machine import UnixConnection
+
 
 @dataclass(slots=True)
 class Row:
@@ -233,6 +235,28 @@ def scale_row(count: int = 300) -> Row:
         return last / first
 
     return Row(f"start of container {count} against container 3", flat, 1, None, "x")
+
+
+def listing_row(base: Path, count: int = 5000) -> Row:
+    """GET /images/json with thousands of images, the client's part left out: the target is 100 ms, whatever dockerd takes."""
+    filled: set[str] = set()
+
+    def listed(engine: Any) -> float:
+        if engine.name not in filled:
+            filled.add(engine.name)
+            engine.docker("load", "-q", "-i", str(content.many_images(base / "many.tar", count)))
+        connection = UnixConnection(str(engine.socket), 600)
+        try:
+            begun = time.perf_counter()
+            connection.request("GET", "/v1.41/images/json")
+            body = connection.getresponse().read()
+            figure = (time.perf_counter() - begun) * 1000
+        finally:
+            connection.close()
+        assert body.count(b'"RepoTags"') >= count
+        return figure
+
+    return Row(f"list of {count} images", listed, 7, None)
 
 
 def clean(engine: Any, base: Path) -> None:

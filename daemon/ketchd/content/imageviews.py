@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ketchd.content.imagerows import ImageRow
 from ketchd.content.images import ImageRecord
 from ketchd.model.digest import Digest
 from ketchd.model.imageconfig import HistoryEntry, ImageConfig
@@ -30,7 +31,7 @@ _CONTAINER_CONFIG: dict[str, Any] = {
 
 
 def summary(
-    record: ImageRecord, version: Version, *, tags: Sequence[str], digests: Sequence[str]
+    image: ImageRow, version: Version, *, tags: Sequence[str], digests: Sequence[str]
 ) -> dict[str, Any]:
     """One row of the list. tags, digests: the names to show. Containers and SharedSize are -1: not computed."""
     shown_tags, shown_digests = list(tags), list(digests)
@@ -38,17 +39,17 @@ def summary(
         shown_tags, shown_digests = ["<none>:<none>"], ["<none>@<none>"]
     row: dict[str, Any] = {
         "Containers": -1,
-        "Created": 0 if record.created_ns is None else record.created_ns // 1_000_000_000,
-        "Id": record.id.text,
-        "Labels": record.labels,
-        "ParentId": "" if record.parent is None else record.parent.text,
+        "Created": 0 if image.created_ns is None else image.created_ns // 1_000_000_000,
+        "Id": image.id,
+        "Labels": image.labels,
+        "ParentId": image.parent,
         "RepoDigests": shown_digests,
         "RepoTags": shown_tags,
         "SharedSize": -1,
-        "Size": record.size,
+        "Size": image.size,
     }
     if version < (1, 44):
-        row["VirtualSize"] = record.size
+        row["VirtualSize"] = image.size
     return row
 
 

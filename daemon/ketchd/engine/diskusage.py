@@ -54,7 +54,7 @@ def content_size(rooms: Rooms) -> int:
 
 def _images(rooms: Rooms, version: tuple[int, int]) -> list[dict[str, Any]]:
     rows = list_images(rooms, {}, version)
-    fill_shared_sizes(rooms, rows, rooms.images.all())
+    fill_shared_sizes(rooms, rows)
     users = Counter(box.record.image_id for box in rooms.supervisor)
     for row in rows:
         row["Containers"] = users[row["Id"]]

@@ -6,13 +6,14 @@ Source: Engine API 1.50, ImageList; moby's ImageService.Images has the order of 
 
 from __future__ import annotations
 
+import re
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ketch_wire.faults import InvalidInput, NotFound
 from ketchd.content import imageviews
+from ketchd.content.imagerows import image_rows, shared_sizes
 from ketchd.content.images import ImageRecord
 from ketchd.content.imageviews import Version
 from ketchd.engine import platforms
@@ -20,6 +21,7 @@ from ketchd.engine.rooms import Rooms
 from ketchd.model.digest import Digest
 from ketchd.model.pathmatch import pattern
 from ketchd.model.platform import Platform
+from ketchd.model.reference import familiar_text
 from ketchd.model.times import parse_timestamp
 
 Filters = Mapping[str, Sequence[str]]
@@ -73,54 +75,57 @@ def list_images(
     since = max((_created(rooms, name) for name in filters.get("since", ())), default=None)
     labels = filters.get("label", ())
     patterns = [pattern(text) for text in filters.get("reference", ())]
-    hidden: set[Digest] | None = None
-    users = platforms.containers_by_image(rooms) if with_manifests else {}
+    hidden: set[str] | None = None
     rows = []
-    records = rooms.images.all(layers=shared_size)
-    for record in records:
-        if before is not None and (record.created_ns is None or record.created_ns >= before):
+    for image in image_rows(rooms.catalogue):
+        if before is not None and (image.created_ns is None or image.created_ns >= before):
             continue
-        if since is not None and (record.created_ns is None or record.created_ns <= since):
+        if since is not None and (image.created_ns is None or image.created_ns <= since):
             continue
-        if labels and not has_labels(record.labels or {}, labels):
+        if labels and not has_labels(image.labels or {}, labels):
             continue
-        names = [
-            (name, name.familiar())
-            for name in record.references
-            if not patterns or any(one.fullmatch(text) for text in (name.familiar(), name.familiar_name()) for one in patterns)
-        ]  # fmt: skip
-        tags = [text for name, text in names if name.digest is None]
-        if not names:
+        tags = [familiar_text(name) for name in image.tags]
+        digests = [familiar_text(name) for name in image.digests]
+        if patterns:
+            tags = [name for name in tags if _fits(patterns, name, name.rpartition(":")[0])]
+            digests = [name for name in digests if _fits(patterns, name, name.partition("@")[0])]
+        if not tags and not digests:
             if patterns or dangling is False:
                 continue
             if not everything or dangling:
                 if hidden is None:
-                    hidden = rooms.images.parents() | rooms.documents.members()
-                if record.id in hidden:
+                    hidden = {image.text for image in rooms.images.parents() | rooms.documents.members()}
+                if image.id in hidden:
                     continue
         elif dangling and tags:
             continue
-        digests = [text for name, text in names if name.digest is not None]
-        row = imageviews.summary(record, version, tags=tags, digests=digests)
-        if with_manifests:
-            document = rooms.documents.of_image(record.id)
-            row["Manifests"] = platforms.manifest_rows(rooms, record, document, users)
-            if version >= (1, 48) and (described := platforms.descriptor_of(rooms, record, document)):
-                row["Descriptor"] = described
-        rows.append(row)
+        rows.append(imageviews.summary(image, version, tags=tags, digests=digests))
     if shared_size:
-        fill_shared_sizes(rooms, rows, records)
+        fill_shared_sizes(rooms, rows)
+    if with_manifests:
+        _fill_manifests(rooms, rows, version)
     return rows
 
 
-def fill_shared_sizes(rooms: Rooms, rows: Sequence[dict[str, Any]], records: Sequence[ImageRecord]) -> None:
-    """SharedSize of `rows`: bytes of the layers that more than one of `records` (every image) has."""
-    users = Counter(layer for record in records for layer in set(record.layers))
-    sizes = layer_sizes(rooms)
-    by_id = {record.id.text: record for record in records}
+def _fits(patterns: Iterable[re.Pattern[str]], *texts: str) -> bool:
+    return any(one.fullmatch(text) for one in patterns for text in texts)
+
+
+def _fill_manifests(rooms: Rooms, rows: Iterable[dict[str, Any]], version: Version) -> None:
+    users = platforms.containers_by_image(rooms)
     for row in rows:
-        shared = {layer for layer in by_id[row["Id"]].layers if users[layer] > 1}
-        row["SharedSize"] = sum(sizes.get(layer, 0) for layer in shared)
+        record = rooms.images.get(Digest(row["Id"]))
+        document = rooms.documents.of_image(record.id)
+        row["Manifests"] = platforms.manifest_rows(rooms, record, document, users)
+        if version >= (1, 48) and (described := platforms.descriptor_of(rooms, record, document)):
+            row["Descriptor"] = described
+
+
+def fill_shared_sizes(rooms: Rooms, rows: Iterable[dict[str, Any]]) -> None:
+    """SharedSize of `rows`: bytes of the layers that other images have too."""
+    sizes = shared_sizes(rooms.catalogue)
+    for row in rows:
+        row["SharedSize"] = sizes.get(row["Id"], 0)
 
 
 def layer_sizes(rooms: Rooms, among: Iterable[Digest] | None = None) -> dict[Digest, int]:

@@ -143,3 +143,15 @@ def _digest(text: str | None) -> Digest | None:
         return Digest(text)
     except InvalidInput:
         raise InvalidInput("invalid checksum digest format") from None
+
+
+def familiar_text(canonical: str) -> str:
+    """`Reference.parse(canonical).familiar()` without the parsing, for what `Reference.canonical` wrote."""
+    if not canonical.startswith(f"{HUB}/"):
+        return canonical
+    path = canonical[len(HUB) + 1 :]
+    short = path.removeprefix(_OFFICIAL)
+    if "/" not in short:
+        return short
+    first = path.partition("/")[0]
+    return canonical if "." in first or first == "localhost" else path

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ketch_wire.faults import InvalidInput
 from ketchd.model.digest import Digest
-from ketchd.model.reference import Reference
+from ketchd.model.reference import Reference, familiar_text
 
 DIGEST = "sha256:" + "a1" * 32
 
@@ -111,3 +111,17 @@ def test_any_text_gives_a_reference_or_the_fault(text: str) -> None:
     except InvalidInput:
         return
     assert Reference.parse(reference.canonical()) == reference
+
+
+@given(
+    st.sampled_from(["docker.io", "reg.io", "localhost:5000"]),
+    st.from_regex(r"(library/)?[a-z]{1,6}(\.[a-z]{1,3})?(/[a-z.]{0,3}[a-z]){0,2}", fullmatch=True),
+    st.one_of(st.just("@sha256:" + "a" * 64), st.from_regex(r":[a-z0-9]{1,8}", fullmatch=True)),
+)
+def test_the_familiar_form_needs_no_parsing(domain: str, path: str, suffix: str) -> None:
+    """The list's short cut says what the parsed reference says."""
+    try:
+        canonical = Reference.parse(f"{domain}/{path}{suffix}").canonical()
+    except InvalidInput:
+        return
+    assert familiar_text(canonical) == Reference.parse(canonical).familiar()
