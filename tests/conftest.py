@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ketch_testing.clients import ask, client, ketch  # noqa: F401  (fixtures)
 from ketch_testing.machine import Machine, registry
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="root is needed for namespaces and mounts")

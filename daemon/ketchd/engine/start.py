@@ -11,10 +11,11 @@ import os
 import socket
 import time
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 from ketch_wire.faults import Conflict, EngineFailure, Fault
 from ketchd import tracepoint
-from ketchd.containers import launching
+from ketchd.containers import launching, propagation
 from ketchd.containers.journald import has_journal
 from ketchd.containers.lifecycle import Happening, State
 from ketchd.containers.mountpoints import MountPoint
@@ -112,6 +113,9 @@ async def _launch(
         for point in points:
             if point.type == "bind" and point.make_source and not os.path.lexists(point.source):
                 os.makedirs(point.source, mode=0o755)
+            if point.propagation.endswith(("shared", "slave")):
+                mountinfo = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+                propagation.check(mountinfo, os.path.realpath(point.source), point.propagation)
         _write_files(rooms, box, leases)
         run_dir = rooms.run_dir(record.id)
         run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -176,7 +180,15 @@ def _donors(rooms: Rooms, box: Box, network_pid: int) -> dict[str, int]:
         mode = box.record.host_config[key]
         if mode.startswith("container:"):
             donors[kind] = _donor(rooms, box, mode, kind.upper())
+            if kind == "ipc":
+                _check_shares(rooms, mode)
     return donors
+
+
+def _check_shares(rooms: Rooms, mode: str) -> None:
+    donor = rooms.supervisor.find(mode.removeprefix("container:")).record
+    if donor.host_config["IpcMode"] in ("private", "none"):
+        raise EngineFailure("non-shareable IPC (hint: use IpcMode:shareable for the donor container)")
 
 
 def _write_files(rooms: Rooms, box: Box, leases: list[EndpointLease]) -> None:

@@ -1,0 +1,105 @@
+"""How a container's end is told: 125, 126, 127, 128 and a signal's number, and what is searched where."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator
+
+import pytest
+from conftest import needs_root
+
+from ketch_testing.clients import Client
+from ketch_testing.machine import Machine
+
+pytestmark = [needs_root, pytest.mark.root]
+
+
+@pytest.fixture(scope="module")
+def odd(machine: Machine) -> Iterator[str]:
+    """An image with files that cannot be executed, each for another reason."""
+    context = io.BytesIO()
+    with tarfile.open(fileobj=context, mode="w") as tar:
+        for name, content, mode in (
+            ("Dockerfile", b"FROM busybox\nCOPY files /odd/\n", 0o644),
+            ("files/noexec", b"#!/bin/sh\n", 0o644),
+            ("files/lost", b"#!/no/such/interpreter\n", 0o755),
+            ("files/rubbish", b"\0\1\2\3", 0o755),
+            ("files/script", b"#!/bin/sh\necho from the script\n", 0o755),
+            ("files/dir/file", b"", 0o644),
+        ):
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(content), mode
+            tar.addfile(entry, io.BytesIO(content))
+    status, answer = machine.request(
+        "POST", "/build?t=odd", raw=context.getvalue(), headers={"Content-Type": "application/x-tar"}
+    )
+    assert status == 200 and b"Successfully tagged" in answer, answer
+    yield "odd"
+
+
+def test_of_the_program(client: Client) -> None:
+    """The program's own, and 128 + n for a signal."""
+    for code in (0, 1, 42, 255):
+        client("run", "--rm", "busybox", "sh", "-c", f"exit {code}", code=code)
+    for number in (9, 15, 10):
+        # PID 1 ignores what it does not handle, whoever sends it from inside: its child takes the signal.
+        client("run", "--rm", "--init", "busybox", "sh", "-c", f"kill -{number} $$", code=128 + number)
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [
+        ("nosuch", 127, 'exec: "nosuch": executable file not found in $PATH'),
+        ("/no/such", 127, 'exec: "/no/such": stat /no/such: no such file or directory'),
+        ("/odd/noexec", 126, 'exec: "/odd/noexec": permission denied'),
+        ("/odd/dir", 126, 'exec: "/odd/dir": is a directory'),
+        ("", 127, 'exec: "": executable file not found in $PATH'),
+    ],
+)
+def test_never_started(client: Client, odd: str, command: str, code: int, words: str) -> None:
+    """The start fails, the state says why, and nothing runs."""
+    said = client.says("run", "--name", "failed", odd, command, code=code)
+    assert words in said
+    state = client.inspect("failed")["State"]
+    assert (state["Status"], state["ExitCode"], state["Running"]) == ("created", code, False)
+    assert words in state["Error"]
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("/odd/lost", "exec /odd/lost: no such file or directory\n"),
+        ("/odd/rubbish", "exec /odd/rubbish: exec format error\n"),
+    ],
+)
+def test_refused_by_execve(client: Client, odd: str, command: str, words: str) -> None:
+    """The start succeeds, then execve says no: one line on stderr and 255."""
+    assert client.says("run", "--rm", odd, command, code=255) == words
+
+
+def test_engine_errors(client: Client) -> None:
+    """125: no container came to be."""
+    client.says("run", "--rm", "--no-such-flag", "busybox", code=125)
+    client.says("run", "--rm", "-v", "relative/path:/x", "busybox", "true", code=125)
+    client.says("run", "--rm", "--network", "nosuch", "busybox", "true", code=125)
+
+
+def test_path_of_the_container(ketch: Client, odd: str) -> None:
+    """PATH is the container's: its elements, in its root, in their order; the working directory for a relative path."""
+    assert ketch("run", "--rm", "-e", "PATH=/odd:/bin", odd, "script") == "from the script\n"
+    assert ketch("run", "--rm", "-w", "/odd", odd, "./script") == "from the script\n"
+    ketch("run", "--rm", "-e", "PATH=/nowhere", odd, "script", code=127)
+    ketch("run", "--rm", "-e", "PATH=/odd:/bin", odd, "noexec", code=127)
+    assert ketch("run", "--rm", odd, "sh", "-c", "echo $PATH") == (
+        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n"
+    )
+
+
+def test_signals(client: Client) -> None:
+    """kill by name and number."""
+    for signal, code in (("KILL", 137), ("SIGUSR1", 138), ("12", 140)):
+        client("run", "-d", "--name", "target", "--init", "busybox", "sleep", "3600")
+        client("kill", "--signal", signal, "target")
+        assert client("wait", "target") == f"{code}\n"
+        client("rm", "target")

@@ -1,0 +1,187 @@
+"""Flags of `run` about resources: the cgroup's files looked at from outside, what they do from inside; a warning where the host cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from conftest import needs_root
+
+from ketch_testing.clients import Client
+from ketch_testing.machine import Machine
+from ketchd.kernel.cgrouplimits import cpu_weight, io_weight
+from ketchd.kernel.cgroups import Cgroups
+
+pytestmark = [needs_root, pytest.mark.root]
+CGROUPS = Cgroups.detect(type("Log", (), {"warning": staticmethod(lambda *a, **k: None)}))
+MB = 1024 * 1024
+
+
+def running(client: Client, *options: str) -> tuple[str, str]:
+    """A container that sleeps: (its id, what the client warned of)."""
+    done = client.machine.run(client.program, "run", "-d", *options, "busybox", "sleep", "3600")
+    return done.stdout.strip(), done.stderr
+
+
+def file_of(container: str, version1: str, version2: str) -> str:
+    """A file's content in the container's cgroup."""
+    relative = version1 if CGROUPS.version == 1 else version2
+    plan = CGROUPS.plan(container, "/docker", {})
+    for directory in plan.join:
+        controller, _, name = relative.rpartition("/")
+        hierarchy = directory.removeprefix("/sys/fs/cgroup/").split("/", 1)[0].split(",")
+        if (not controller or controller in hierarchy) and os.path.exists(f"{directory}/{name}"):
+            return Path(directory, name).read_text().strip()
+    raise AssertionError(f"no {relative} of {container}")
+
+
+def has(version1: str, version2: str) -> bool:
+    """Whether this host can set the limit."""
+    return CGROUPS.has(version1 if CGROUPS.version == 1 else version2)
+
+
+def test_memory(client: Client) -> None:
+    """--memory, --memory-swap, --memory-reservation."""
+    container, warned = running(
+        client, "--memory", "32m", "--memory-swap", "48m", "--memory-reservation", "16m"
+    )
+    if not has("memory/memory.limit_in_bytes", "memory.max"):
+        assert "Your kernel does not support memory limit capabilities" in warned
+        return
+    assert file_of(container, "memory/memory.limit_in_bytes", "memory.max") == str(32 * MB)
+    assert file_of(container, "memory/memory.soft_limit_in_bytes", "memory.low") == str(16 * MB)
+    if has("memory/memory.memsw.limit_in_bytes", "memory.swap.max"):
+        total = 48 if CGROUPS.version == 1 else 16
+        assert file_of(container, "memory/memory.memsw.limit_in_bytes", "memory.swap.max") == str(total * MB)
+        assert warned == ""
+    else:
+        assert "Your kernel does not support swap limit capabilities or the cgroup is not mounted" in warned
+    host = client.inspect(container)["HostConfig"]
+    assert (host["Memory"], host["MemorySwap"], host["MemoryReservation"]) == (32 * MB, 48 * MB, 16 * MB)
+
+
+def test_swap_is_twice_the_memory(client: Client) -> None:
+    """Without --memory-swap; -1 is without limit."""
+    container, _ = running(client, "--memory", "32m")
+    assert client.inspect(container)["HostConfig"]["MemorySwap"] == 64 * MB
+    container, _ = running(client, "--memory", "32m", "--memory-swap", "-1")
+    assert client.inspect(container)["HostConfig"]["MemorySwap"] == -1
+
+
+def test_swappiness(client: Client) -> None:
+    """--memory-swappiness, which version 2 has not."""
+    container, warned = running(client, "--memory-swappiness", "7")
+    if CGROUPS.version == 1 and has("memory/memory.swappiness", ""):
+        assert file_of(container, "memory/memory.swappiness", "") == "7"
+    else:
+        assert "does not support memory swappiness capabilities" in warned
+
+
+def test_out_of_memory(client: Client, machine: Machine) -> None:
+    """A container that eats more than it may: 137, OOMKilled, an `oom` event before its `die`."""
+    if not has("memory/memory.limit_in_bytes", "memory.max"):
+        pytest.skip("the host has no memory cgroup that we may use")
+    client(
+        "run", "--name", "eater", "--memory", "16m", "--memory-swap", "16m", "busybox", "sh", "-c",
+        "exec tail /dev/zero", code=137,
+    )  # fmt: skip
+    state = client.inspect("eater")["State"]
+    assert (state["OOMKilled"], state["ExitCode"], state["Status"]) == (True, 137, "exited")
+    status, answer = machine.request("GET", _events("eater"))
+    assert status == 200
+    actions = [json.loads(line)["Action"] for line in answer.splitlines() if line.strip()]
+    assert actions.index("oom") < actions.index("die")
+    client("start", "eater")
+    client("wait", "eater")
+    client("run", "--name", "modest", "--memory", "16m", "busybox", "true")
+    assert client.inspect("modest")["State"]["OOMKilled"] is False
+
+
+def _events(name: str) -> str:
+    return (
+        f"/events?since=0&until={time.time() + 0.001:.6f}&filters={quote(json.dumps({'container': [name]}))}"
+    )
+
+
+def test_cpu(client: Client) -> None:
+    """--cpu-shares, --cpu-period with --cpu-quota, --cpus, --cpuset-cpus."""
+    container, _ = running(
+        client, "--cpu-shares", "512", "--cpu-period", "50000", "--cpu-quota", "25000", "--cpuset-cpus", "0"
+    )
+    weight = file_of(container, "cpu/cpu.shares", "cpu.weight")
+    assert weight == ("512" if CGROUPS.version == 1 else str(cpu_weight(512)))
+    if CGROUPS.version == 1:
+        assert file_of(container, "cpu/cpu.cfs_quota_us", "") == "25000"
+        assert file_of(container, "cpu/cpu.cfs_period_us", "") == "50000"
+    else:
+        assert file_of(container, "", "cpu.max") == "25000 50000"
+    assert file_of(container, "cpuset/cpuset.cpus", "cpuset.cpus") == "0"
+    assert (
+        client("exec", container, "sh", "-c", "grep Cpus_allowed_list /proc/self/status")
+        == "Cpus_allowed_list:\t0\n"
+    )
+    container, _ = running(client, "--cpus", "0.5")
+    wanted = "50000" if CGROUPS.version == 1 else "50000 100000"
+    assert file_of(container, "cpu/cpu.cfs_quota_us", "cpu.max") == wanted
+
+
+def test_pids(client: Client) -> None:
+    """--pids-limit: the file, and a fork that is refused."""
+    container, _ = running(client, "--pids-limit", "5")
+    assert file_of(container, "pids/pids.max", "pids.max") == "5"
+    said = client.machine.run(
+        client.program, "run", "--rm", "--pids-limit", "4", "busybox", "sh", "-c",
+        "for i in 1 2 3 4 5 6; do sleep 5 & done; true", check=False,
+    )  # fmt: skip
+    assert "can't fork" in said.stderr
+    container, _ = running(client, "--pids-limit", "-1")
+    assert client.inspect(container)["HostConfig"]["PidsLimit"] is None
+
+
+def test_blkio_weight(client: Client) -> None:
+    """--blkio-weight where the scheduler has weights, a warning elsewhere."""
+    container, warned = running(client, "--blkio-weight", "300")
+    if CGROUPS.version == 1 and CGROUPS.has("blkio/blkio.weight"):
+        assert file_of(container, "blkio/blkio.weight", "") == "300"
+    elif CGROUPS.version == 2 and CGROUPS.has("io.weight"):
+        assert file_of(container, "", "io.weight") == f"default {io_weight(300)}"
+    elif not CGROUPS.has("blkio/blkio.bfq.weight") and not CGROUPS.has("io.bfq.weight"):
+        assert (
+            "Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded."
+            in warned
+        )
+
+
+def test_ulimit(client: Client) -> None:
+    """--ulimit, soft and hard; what the daemon may not raise is lowered to what it has, and the start goes on."""
+    got = client.inside(
+        "--ulimit", "nofile=100:200", "--ulimit", "core=0", script="ulimit -Sn; ulimit -Hn; ulimit -c"
+    )
+    assert got == "100\n200\n0"
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    seen = int(client.inside("--ulimit", f"nofile={most + 10}:{most + 10}", script="ulimit -Hn"))
+    assert seen in (most, most + 10)
+    assert "invalid ulimit" in client.says("run", "--ulimit", "shoes=1", "busybox", code=125)
+
+
+def test_oom_score(client: Client) -> None:
+    """--oom-score-adj: raised as asked; below the daemon's own only with privilege."""
+    assert client.inside("--oom-score-adj", "321", script="cat /proc/self/oom_score_adj") == "321"
+    assert client.inside(script="cat /proc/self/oom_score_adj") == "0"
+    seen = client.inside("--oom-score-adj", "-500", script="cat /proc/self/oom_score_adj")
+    assert seen in ("0", "-500")
+
+
+def test_cgroup_parent(client: Client) -> None:
+    """--cgroup-parent."""
+    container, _ = running(client, "--cgroup-parent", "/ketch-tests-parent")
+    try:
+        text = Path(f"/proc/{client.inspect(container)['State']['Pid']}/cgroup").read_text()
+        assert f"/ketch-tests-parent/{container}" in text
+    finally:
+        client("rm", "-f", container)
