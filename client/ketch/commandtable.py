@@ -201,6 +201,7 @@ TABLE = (
     Entry("volume rm", "volumes", "", "volume rm|remove", "Remove one or more volumes"),
     Entry("system df", "diskusage", "", "system df", "Show disk usage"),
     Entry("system fsck", "fsck", "", "system fsck", "Check what is stored against its digests"),
+    Entry("system gc", "gc", "", "system gc", "Delete what the engine can do without"),
     Entry("system prune", "prune", "", "system prune", "Remove unused data"),
     Entry("builder prune", "prune", "", "builder prune", "Remove build cache"),
 )

@@ -30,6 +30,7 @@ from ketchd.api.networks import NetworkApi
 from ketchd.api.registry import RegistryApi
 from ketchd.api.routing import Route
 from ketchd.api.server import ApiServer
+from ketchd.api.store import StoreApi
 from ketchd.api.system import SystemApi
 from ketchd.api.usage import UsageApi
 from ketchd.api.volumes import VolumeApi
@@ -40,13 +41,17 @@ from ketchd.containers import logdrivers
 from ketchd.containers.shims import Shims
 from ketchd.containers.supervisor import Supervisor
 from ketchd.content.blobs import BlobStore
+from ketchd.content.cleanmark import CleanMark, Unclean
 from ketchd.content.garbage import Garbage
 from ketchd.content.images import ImageStore
 from ketchd.content.leases import Leases
+from ketchd.content.pressure import Policy, read_policy
 from ketchd.content.recovery import sweep_store
 from ketchd.engine import health, restore, stop
 from ketchd.engine.execs import exec_ended
+from ketchd.engine.gc import GarbageKeeper
 from ketchd.engine.information import Facts, host_warnings
+from ketchd.engine.lastcommitted import check_last_committed
 from ketchd.engine.rooms import Rooms
 from ketchd.engine.volumes import Volumes
 from ketchd.kernel.cgroups import Cgroups
@@ -81,8 +86,11 @@ class Engine:
             logdrivers.check_names(config.log_driver, config.log_opts)
         except Fault as fault:
             raise EngineFailure(f"failed to set log opts: {fault.message}") from None
+        policy, mark = read_policy(config.ketch.get("gc", {})), CleanMark(root)
         catalogue = Catalogue(root / "catalogue.sqlite")
         self._closing.append(catalogue.close)
+        unclean = mark.begin()
+        self._closing.append(mark.end)
         report = sweep_store(root, catalogue)
         for line in (*report.missing, *report.unowned):
             log.warning("store", finding=line)
@@ -128,12 +136,28 @@ class Engine:
             layers=layers, workers=workers, networks=networks, volumes=volumes, shims=shims, supervisor=supervisor,
             cgroups=cgroups, log=log, cgroup_parent=config.cgroup_parent or "/docker",
             default_log_driver=config.log_driver, default_log_options=config.log_opts, registry=self._registry(),
+            gc_policy=policy,
         )  # fmt: skip
         await networks.start()
         self._closing.append(lambda: health.close(rooms))
         await restore.restore(rooms)
         self._sweep_run_directories(supervisor)
+        self._tend(rooms, policy, mark, unclean)
         self._server = ApiServer(self._routes(rooms, kind, reason), log)
+
+    def _tend(self, rooms: Rooms, policy: Policy, mark: CleanMark, unclean: Unclean | None) -> None:
+        """What goes on in the background: the disk is looked after, and what an unclean end may have damaged is checked."""
+        keeper = GarbageKeeper(rooms, policy, mark)
+        self._closing.append(keeper.close)
+        keeper.start()
+        if unclean is not None:
+            checking = asyncio.create_task(check_last_committed(rooms, mark, unclean))
+
+            async def end_check() -> None:
+                checking.cancel()
+                await asyncio.gather(checking, return_exceptions=True)
+
+            self._closing.append(end_check)
 
     def _registry(self) -> RegistryClient:
         config = self._config
@@ -167,7 +191,7 @@ class Engine:
         registry = RegistryApi(rooms)
         apis = (
             SystemApi(rooms, facts), EventsApi(rooms), ContainerListApi(rooms), ContainerStreamApi(rooms), ContainerApi(rooms), ExecApi(rooms), UsageApi(rooms), ArchiveApi(rooms),
-            registry, ImageApi(rooms, registry.create), BuildApi(rooms), NetworkApi(rooms), VolumeApi(rooms),
+            registry, StoreApi(rooms), ImageApi(rooms, registry.create), BuildApi(rooms), NetworkApi(rooms), VolumeApi(rooms),
         )  # fmt: skip
         return [route for api in apis for route in api.routes()]
 

@@ -64,6 +64,7 @@ class Config:
     tlscacert: str = ""
     tlscert: str = ""
     tlskey: str = ""
+    ketch: dict[str, Any] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
 
 
@@ -135,6 +136,8 @@ _IGNORED = {
     "allow-direct-routing": "nftables rules decide", "cdi-spec-dirs": "no CDI devices", "cdi-spec-dir": "no CDI devices",
     "firewall-backend": "nftables is used", "min-api-version": "1.12 is accepted",
 }  # fmt: skip
+
+_OWN = {"gc"}
 
 _KINDS: dict[str, Any] = {entry.name: entry.type for entry in fields(Config)}
 
@@ -238,6 +241,8 @@ def read_file(path: Path, *, must_exist: bool) -> dict[str, Any]:
 def _typed(key: str, value: Any) -> Any:
     """A flag's text or a key's JSON value as the setting's type. Raises InvalidInput."""
     kind, name = _KINDS[key], key.replace("_", "-")
+    if key == "ketch":
+        return _own(value)
     if kind == "bool":
         if isinstance(value, bool):
             return value
@@ -263,6 +268,15 @@ def _typed(key: str, value: Any) -> Any:
         raise InvalidInput(f"invalid value of {name}: a map is expected")
     if not isinstance(value, str):
         raise InvalidInput(f"invalid value of {name}: a string is expected")
+    return value
+
+
+def _own(value: Any) -> dict[str, Any]:
+    """The settings that dockerd has nothing of: objects by room. What is in them is for the room to read."""
+    if not isinstance(value, dict) or not all(isinstance(inner, dict) for inner in value.values()):
+        raise InvalidInput("invalid value of ketch: an object of objects is expected")
+    if unknown := sorted(set(value) - _OWN):
+        raise InvalidInput(f"invalid value of ketch: nothing is called {', '.join(unknown)}")
     return value
 
 

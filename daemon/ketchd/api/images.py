@@ -13,13 +13,11 @@ from ketch_wire.faults import Fault, InvalidInput
 from ketchd.api.routing import Call, Handler, Route, json_reply
 from ketchd.api.streams import JsonStream, send_chunks
 from ketchd.engine import imagelist, images
-from ketchd.engine.fsck import fsck
 from ketchd.engine.imports import download, import_image
 from ketchd.engine.load import load
 from ketchd.engine.platforms import read_platform
 from ketchd.engine.rooms import Rooms
 from ketchd.engine.save import saving
-from ketchd.registry.tokens import Credentials
 
 
 class ImageApi:
@@ -38,7 +36,6 @@ class ImageApi:
             Route("POST", "/images/load", self.load, cancellable=True),
             Route("POST", "/images/create", self.create, cancellable=True),
             Route("POST", "/images/prune", self.prune),
-            Route("POST", "/ketch/fsck", self.fsck, cancellable=True),
             Route("GET", f"{one}/json", self.inspect),
             Route("GET", f"{one}/history", self.history),
             Route("GET", f"{one}/get", self.save),
@@ -149,20 +146,6 @@ class ImageApi:
         """POST /images/prune"""
         report, reclaimed = await images.prune_images(self._rooms, call.filters())
         return json_reply({"ImagesDeleted": report or None, "SpaceReclaimed": reclaimed})
-
-    async def fsck(self, call: Call) -> web.StreamResponse:
-        """POST /ketch/fsck?repair=1: a progress stream, one `aux` for each finding and one for the sum of them.
-
-        X-Registry-Config: credentials for repairs, by registry host.
-        """
-        credentials = {
-            host: Credentials.read(raw)
-            for host, raw in call.registry_config().items()
-            if isinstance(raw, dict)
-        }
-        async with JsonStream(call) as stream:
-            await fsck(self._rooms, stream.send, repair=call.query_bool("repair"), credentials=credentials)
-        return stream.response
 
 
 def platform(call: Call, since: tuple[int, int]) -> dict[str, Any]:

@@ -102,6 +102,15 @@ class BlobStore:
                 "UPDATE blobs SET last_used_ns = ? WHERE digest = ?", (time.time_ns(), str(digest))
             )
 
+    def drop(self, digest: Digest) -> None:
+        """Let the bytes go, and keep what is known of them: which layer they are a form of, and where they can be had.
+
+        May be called twice.
+        """
+        with self._catalogue.transaction() as connection:
+            connection.execute("DELETE FROM blobs WHERE digest = ?", (str(digest),))
+        self.path(digest).unlink(missing_ok=True)
+
     def remove(self, digest: Digest) -> None:
         """Forget the blob, then unlink it. May be called twice.
 

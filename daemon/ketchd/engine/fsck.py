@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -71,6 +71,19 @@ async def fsck(
     await check.layers()
     await check.bad_blobs()
     await check.directories()
+    return await _sum(check, send)
+
+
+async def check_some(rooms: Rooms, blobs: Sequence[str], layers: Sequence[str], send: Send) -> list[Finding]:
+    """As `fsck` with repair, but of these blobs and layers alone: digests and diff IDs."""
+    check = _Check(rooms, send, True, {})
+    await check.blobs(blobs)
+    await check.layers(layers)
+    await check.bad_blobs()
+    return await _sum(check, send)
+
+
+async def _sum(check: _Check, send: Send) -> list[Finding]:
     bad = len(check.findings)
     repaired = sum(1 for finding in check.findings if finding.repaired)
     await send({"aux": {"Checked": check.checked, "Bad": bad, "Repaired": repaired}})
@@ -91,9 +104,11 @@ class _Check:
 
     # -- looking
 
-    async def blobs(self) -> None:
+    async def blobs(self, only: Sequence[str] | None = None) -> None:
         """Every recorded blob: there, of its size, of its digest."""
         rows = self._rooms.catalogue.query("SELECT digest, size FROM blobs ORDER BY digest")
+        if only is not None:
+            rows = [row for row in rows if row["digest"] in only]
         for number, row in enumerate(rows):
             await self._progress("Checking blobs", number, len(rows))
             digest = Digest(row["digest"])
@@ -107,13 +122,18 @@ class _Check:
         """It may have been removed since the list was made."""
         return bool(self._rooms.catalogue.query("SELECT 1 FROM blobs WHERE digest = ?", (digest.text,)))
 
-    async def layers(self) -> None:
+    async def layers(self, only: Sequence[str] | None = None) -> None:
         """Every recorded layer, and those that images and containers have without there being one."""
+        await self._layers(self._all_layers() if only is None else only)
+
+    def _all_layers(self) -> list[str]:
         query = self._rooms.catalogue.query
         recorded = [row[0] for row in query("SELECT diff_id FROM layers ORDER BY diff_id")]
         wanted = {row[0] for row in query("SELECT DISTINCT diff_id FROM image_layers")}
         wanted |= {layer for box in self._rooms.supervisor for layer in box.record.layers}
-        everything = [*recorded, *sorted(wanted - set(recorded))]
+        return [*recorded, *sorted(wanted - set(recorded))]
+
+    async def _layers(self, everything: Sequence[str]) -> None:
         for number, text in enumerate(everything):
             await self._progress("Checking layers", number, len(everything))
             layer = Digest(text)
@@ -190,6 +210,11 @@ class _Check:
         users |= {
             f"image {row[0]}" for row in query("SELECT image_id FROM manifests WHERE digest = ?", (digest,))
         }
+        for kept in (
+            "SELECT digest FROM documents WHERE digest = ?",
+            "SELECT document FROM document_parts JOIN documents ON digest = document WHERE part = ? AND kind = 'artifact'",
+        ):
+            users |= {f"document {row[0]}" for row in query(kept, (digest,))}
         users |= {
             f"layer {row[0]}" for row in query("SELECT diff_id FROM layer_blobs WHERE digest = ?", (digest,))
         }
@@ -223,6 +248,9 @@ class _Check:
                     )  # reachable and permitted, before the old one goes
                     await self._replace(layer, self._from_registry(layer, form, opened))
                     return f"fetched from {repository}"
+        if not finding.users:
+            await rooms.layers.remove(layer)
+            return "forgotten: no image and no container needs it"
         raise EngineFailure("no sound blob of it is here, and no registry is known to have it")
 
     async def _replace(self, layer: Digest, making: Coroutine[Any, Any, None]) -> None:
@@ -249,7 +277,7 @@ class _Check:
     async def _mend_blob(self, finding: Finding) -> str:
         rooms, digest = self._rooms, Digest(finding.key)
         size = rooms.blobs.size(digest)
-        needed = [user for user in finding.users if user.startswith("image ")]
+        needed = [user for user in finding.users if user.startswith(("image ", "document "))]
         media_type = rooms.catalogue.query("SELECT media_type FROM blobs WHERE digest = ?", (finding.key,))[
             0
         ][0]
@@ -283,7 +311,14 @@ class _Check:
             if layer is not None and found != layer:
                 raise EngineFailure(f"the registry's blob {digest} is another layer")
             return
-        is_manifest = rooms.catalogue.query("SELECT 1 FROM manifests WHERE digest = ?", (digest.text,))
+        is_manifest = rooms.catalogue.query(
+            "SELECT 1 FROM manifests WHERE digest = :key UNION SELECT 1 FROM documents WHERE digest = :key",
+            {"key": digest.text},
+        )
+        if size > SIZE_LIMIT:
+            rooms.blobs.drop(digest)
+            await rooms.transfers.blob(repository, Descriptor(media_type, digest, size), lambda *_: None)
+            return
         if is_manifest:
             content = (await repository.manifest(digest)).content
         else:
@@ -311,6 +346,15 @@ class _Check:
                 ]
             else:
                 images = [key] if kind == "image" else []
+            if kind == "document":
+                found |= {
+                    row[0]: None
+                    for row in self._rooms.catalogue.query(
+                        "SELECT repository FROM repo_digests WHERE digest = :key OR digest IN "
+                        "(SELECT document FROM document_parts WHERE part = :key)",
+                        {"key": key},
+                    )
+                }
             for image in images:
                 record = self._rooms.images.get(Digest(image))
                 found |= dict.fromkeys(name.repository for name in record.digests)

@@ -16,6 +16,7 @@ from ketchd.content.documents import Documents
 from ketchd.content.garbage import Garbage
 from ketchd.content.images import ImageStore
 from ketchd.content.leases import Leases
+from ketchd.content.pressure import Policy
 from ketchd.engine.transfers import Transfers
 from ketchd.engine.volumes import Volumes
 from ketchd.kernel.cgroups import Cgroups
@@ -52,6 +53,7 @@ class Rooms:
     init_path: str = ""
     prober: Prober = field(default_factory=Prober)
     registry: RegistryClient = field(default_factory=lambda: RegistryClient(Settings()))
+    gc_policy: Policy = field(default_factory=Policy)
     transfers: Transfers = field(init=False)
     documents: Documents = field(init=False)
 

@@ -1,0 +1,164 @@
+"""Keeping the disk from filling: looked at now and then, and when a user asks. `content.pressure` decides, this does.
+
+Every deletion is logged with its reason. Nothing goes that a lease holds, nor a compressed layer without which a whole index
+could not be pushed as it came and that no registry is known to have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import time
+from typing import Any
+
+from ketch_wire.faults import Fault
+from ketchd import tracepoint
+from ketchd.build.cache import MOUNT, BuildCache
+from ketchd.content.cleanmark import CleanMark
+from ketchd.content.pressure import Candidate, Class, Deletion, Disk, Policy, decide
+from ketchd.engine.rooms import Rooms
+from ketchd.model.digest import Digest
+
+tracepoint.declare("gc.deleted")
+
+_BLOBS = """
+SELECT digest, blobs.size, last_used_ns, EXISTS (SELECT 1 FROM blob_sources WHERE blob_sources.digest = blobs.digest) AS sourced
+FROM blobs WHERE digest IN (SELECT digest FROM layer_blobs JOIN layers USING (diff_id))
+AND digest NOT IN (SELECT part FROM document_parts) AND digest NOT IN (SELECT key FROM lease_items WHERE kind = 'blob')
+AND (sourced OR digest NOT IN (
+    SELECT layer_blobs.digest FROM layer_blobs JOIN image_layers USING (diff_id) JOIN manifests USING (image_id)
+    JOIN document_parts ON part = manifests.digest))
+"""
+
+
+async def collect(
+    rooms: Rooms, policy: Policy, *, dry_run: bool = False, asked: bool = True, disk: Disk | None = None
+) -> list[Deletion]:
+    """Delete what the policy says; returns what is gone, or with dry_run what would be.
+
+    disk: as it is, unless told otherwise. Cancelled: what is gone is gone, the rest stays for the next time.
+    """
+    disk = disk or disk_of(rooms)
+    now = time.time_ns()
+    cache = BuildCache(rooms.catalogue, rooms.data_root, sweep=False)
+    deletions = decide(
+        policy, disk, _candidates(rooms, cache, policy, now), _used(rooms, cache), now, asked=asked
+    )
+    if dry_run:
+        return deletions
+    done = []
+    for deletion in deletions:
+        if await _delete(rooms, cache, deletion.candidate):
+            one = deletion.candidate
+            rooms.log.info("deleted", kind=one.kind, key=one.key, bytes=one.size, reason=deletion.reason)
+            done.append(deletion)
+            tracepoint.reach("gc.deleted")
+    return done
+
+
+def disk_of(rooms: Rooms) -> Disk:
+    """The data root's file system, as an unprivileged user could fill it."""
+    facts = os.statvfs(rooms.data_root)
+    return Disk(facts.f_blocks * facts.f_frsize, facts.f_bavail * facts.f_frsize)
+
+
+def show(deletions: list[Deletion], disk: Disk, *, dry_run: bool) -> dict[str, Any]:
+    """As POST /ketch/gc answers."""
+    return {
+        "Deleted": [
+            {"Kind": one.candidate.kind, "Key": one.candidate.key, "Size": one.candidate.size, "Reason": one.reason}
+            for one in deletions
+        ],
+        "SpaceReclaimed": sum(one.candidate.size for one in deletions),
+        "DryRun": dry_run,
+        "DiskTotal": disk.total,
+        "DiskFree": disk.free,
+    }  # fmt: skip
+
+
+def _candidates(rooms: Rooms, cache: BuildCache, policy: Policy, now_ns: int) -> dict[Class, list[Candidate]]:
+    query = rooms.catalogue.query
+    garbage = rooms.garbage.find()
+    ages = dict[str, int]()
+    for table, column in (("layers", "diff_id"), ("blobs", "digest")):
+        ages |= {row[0]: row[1] for row in query(f"SELECT {column}, last_used_ns FROM {table}")}
+    dead = {item.key for item in garbage}
+    held = {key for kind, key in rooms.leases.held() if kind == "layer"}
+    return {
+        "garbage": [Candidate(item.kind, item.key, item.size, ages.get(item.key, 0)) for item in garbage],
+        # What a registry is known to have goes first: it can come again as it was.
+        "blob": [
+            Candidate("blob", row[0], row[1], row[2], rank=0 if row["sourced"] else 1)
+            for row in query(_BLOBS)
+            if row[0] not in dead
+        ],
+        "cache": [
+            Candidate("cache", row.key, row.size, row.last_used_ns)
+            for row in cache.rows()
+            if not row.is_shared
+            and row.diff_id not in held
+            # A cache mount may be in use, which only the builder knows: used lately is used.
+            and (row.kind != MOUNT or now_ns - row.last_used_ns > policy.cache_hours * 3600e9)
+        ],
+    }
+
+
+def _used(rooms: Rooms, cache: BuildCache) -> dict[Class, int]:
+    blobs = rooms.catalogue.query(
+        "SELECT coalesce(sum(size), 0) FROM blobs WHERE digest IN (SELECT digest FROM layer_blobs JOIN layers USING (diff_id))"
+    )
+    return {"blob": int(blobs[0][0]), "cache": sum(row.size for row in cache.rows() if not row.is_shared)}
+
+
+async def _delete(rooms: Rooms, cache: BuildCache, one: Candidate) -> bool:
+    """Whether it is gone: meanwhile somebody may have come to need it."""
+    if one.kind == "cache":
+        rows = [row for row in cache.rows() if row.key == one.key]
+        gone = cache.forget(rows, everything=False)
+        for row in gone:
+            if row.kind == MOUNT:
+                await asyncio.to_thread(shutil.rmtree, cache.mount_path(row.key), True)
+        await rooms.garbage.sweep([("layer", row.diff_id) for row in gone if row.diff_id is not None])
+        return bool(gone)
+    if one.kind == "blob" and not rooms.garbage.find([("blob", one.key)]):
+        # Still its layer's form: the bytes go, what is known of it stays.
+        if ("blob", one.key) in rooms.leases.held() or not rooms.blobs.has(Digest(one.key)):
+            return False
+        rooms.blobs.drop(Digest(one.key))
+        return True
+    return bool(await rooms.garbage.sweep([(one.kind, one.key)]))
+
+
+class GarbageKeeper:
+    """Looks at the disk while the daemon runs, and says meanwhile that it runs (`CleanMark`). `start`, then `close`."""
+
+    def __init__(self, rooms: Rooms, policy: Policy, mark: CleanMark) -> None:
+        self._rooms = rooms
+        self._policy = policy
+        self._mark = mark
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin. Once."""
+        self._task = asyncio.create_task(self._run())
+
+    async def close(self) -> None:
+        """End; a deletion under way comes to its end or stays for the next start."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        seconds = self._policy.interval_seconds
+        while True:
+            await asyncio.sleep(seconds or 60.0)
+            with contextlib.suppress(OSError):
+                self._mark.beat()
+            if not seconds:
+                continue
+            try:
+                await collect(self._rooms, self._policy, asked=False)
+            except (Fault, OSError) as error:
+                self._rooms.log.warning("the disk was not tidied", reason=str(error))
