@@ -99,9 +99,10 @@ class ContainerApi:
         wanted = call.query("name", "")
         if not wanted:
             raise InvalidInput("Neither old nor new names may be empty")
-        old = self._rooms.supervisor.rename(box, check_name(wanted))
+        with self._rooms.catalogue.transaction():
+            old = self._rooms.supervisor.rename(box, check_name(wanted))
+            self._rooms.supervisor.announce(box, "rename", oldName="/" + old)
         networking.rename(self._rooms, box.record)
-        self._rooms.supervisor.announce(box, "rename", oldName="/" + old)
         return no_content()
 
     async def resize(self, call: Call) -> web.StreamResponse:

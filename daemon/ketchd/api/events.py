@@ -46,43 +46,51 @@ class EventsApi:
                 f"`since` time ({call.query('since')}) cannot be after `until` time ({call.query('until')})"
             )
         journal = self._rooms.events
+        after, forgotten = journal.before(since) if since is not None else (journal.last(), False)
         response = web.StreamResponse(headers={"Content-Type": JSON_TYPE})
-        with journal.subscribe() as subscription:
-            replayed = journal.since(since, until) if since is not None else []
-            await response.prepare(call.request)
-            for event in replayed:
-                await self._send(response, event, filters, call.version)
-            deadline = (
-                None if until is None else asyncio.get_running_loop().time() + max(0, until - now) / 1e9
+        if forgotten:
+            # What was asked for is not all there any more: dockerd says nothing then.
+            response.headers["Ketch-Events-From"] = str(journal.read(0, 1)[0].time_ns)
+        border = None if until is None or until > now else journal.last()
+        deadline = None if until is None else asyncio.get_running_loop().time() + max(0, until - now) / 1e9
+
+        async def send(events: list[Event]) -> None:
+            await self._send(
+                response,
+                [
+                    one
+                    for one in events
+                    if one.time_ns >= (since or 0)
+                    and (until is None or one.time_ns <= until)
+                    and accepts(one, filters)
+                ],
+                call.version,
             )
+
+        with journal.subscribe(after) as subscription:
+            await response.prepare(call.request)
+            while border is not None and subscription.after < border and (events := subscription.ready()):
+                await send(events)
             try:
                 async with asyncio.timeout_at(deadline):
-                    while until is None or until > now:
-                        happened = await subscription.get()
-                        if happened is None:
-                            break
-                        await self._send(response, happened, filters, call.version)
+                    while border is None and (events := await subscription.batch()):
+                        await send(events)
             except TimeoutError:
-                pass
+                await send(subscription.ready())
         await response.write_eof()
         return response
 
-    async def _send(
-        self,
-        response: web.StreamResponse,
-        event: Event,
-        filters: Mapping[str, list[str]],
-        version: tuple[int, int],
-    ) -> None:
-        if accepts(event, filters):
-            await response.write(message_bytes(render_event(event, version)).replace(b"\r\n", b"\n"))
+    @staticmethod
+    async def _send(response: web.StreamResponse, events: list[Event], version: tuple[int, int]) -> None:
+        if events:
+            lines = [message_bytes(render_event(one, version)).replace(b"\r\n", b"\n") for one in events]
+            await response.write(b"".join(lines))
 
 
 def accepts(event: Event, filters: Mapping[str, list[str]]) -> bool:
     """Whether an event passes the stream's filters: labels AND, values of one key OR."""
     attributes = event.attributes
     bare = event.action.partition(":")[0]
-    kinds = {"container": "container", "network": "network", "volume": "volume", "daemon": "daemon"}
     for key, wanted in filters.items():
         if key == "type":
             passes = event.type in wanted
@@ -94,31 +102,22 @@ def accepts(event: Event, filters: Mapping[str, list[str]]) -> bool:
             passes = all(_has_label(attributes, one) for one in wanted)
         elif key == "image":
             passes = _names_image(event, wanted)
-        elif key in kinds:
-            passes = _names(event, kinds[key], wanted)
         else:
-            passes = False
+            passes = _names(event, wanted)
         if not passes:
             return False
     return True
 
 
-def _names(event: Event, kind: str, wanted: list[str]) -> bool:
-    """The actor itself by id, id prefix or name, or the container that a network or volume event is about."""
-    attributes = event.attributes
-    if event.type == kind:
-        names = {event.actor_id, attributes.get("name", "")}
-        return any(one in names or (len(one) >= 3 and event.actor_id.startswith(one)) for one in wanted)
-    other = attributes.get(kind, "")
-    return bool(other) and any(one == other or (len(one) >= 3 and other.startswith(one)) for one in wanted)
+def _names(event: Event, wanted: list[str]) -> bool:
+    """Whether one of `wanted` is how the actor's id or name begins. dockerd does not look at the actor's kind here: a filter for a
+    container `web` shows an image `web/x` as well (moby's daemon/events/filter.go, fuzzyMatchName)."""
+    name = event.attributes.get("name", "")
+    return any(event.actor_id.startswith(one) or name.startswith(one) for one in wanted)
 
 
 def _names_image(event: Event, wanted: list[str]) -> bool:
-    if event.type not in ("image", "container"):
-        return False
-    names = {event.attributes.get("name", "") if event.type == "image" else event.attributes.get("image", "")}
-    if event.type == "image":
-        names.add(event.actor_id)
+    names = {event.actor_id, event.attributes.get("name" if event.type == "image" else "image", "")}
     for name in list(names):
         try:
             names.add(Reference.parse(name).familiar_name())
@@ -136,7 +135,7 @@ def render_event(event: Event, version: tuple[int, int]) -> dict[str, Any]:
     """As the stream carries it; the first keys are older than the actor and wanted by old clients."""
     shown: dict[str, Any] = {}
     if version < (1, 52) and event.type in ("container", "image"):
-        shown = {"status": event.action, "id": event.actor_id}
+        shown = {"status": event.action, **({"id": event.actor_id} if event.actor_id else {})}
         if event.type == "container" and event.attributes.get("image"):
             shown["from"] = event.attributes["image"]
     return {

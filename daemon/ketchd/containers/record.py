@@ -63,8 +63,8 @@ class ContainerRecord:
 
     @property
     def is_running(self) -> bool:
-        """As the API says Running: a paused or back-off container counts."""
-        return self.state in (State.RUNNING, State.PAUSED, State.RESTARTING)
+        """As the API says Running: a paused container counts, and one that is to be started again or is just being so."""
+        return self.shown_state in (State.RUNNING, State.PAUSED, State.RESTARTING)
 
     @property
     def has_process(self) -> bool:
@@ -75,6 +75,11 @@ class ContainerRecord:
     def shown_state(self) -> State:
         """The state as a client may see it."""
         return self.before_start if self.state is State.STARTING else self.state
+
+    @property
+    def after_failed_start(self) -> State:
+        """Where a start that came to nothing leads back to."""
+        return State.EXITED if self.before_start is State.RESTARTING else self.before_start
 
     @property
     def diff_ids(self) -> list[Digest]:

@@ -24,7 +24,7 @@ def decide(state: State, *, shim_runs: bool, exit_recorded: bool) -> Decision:
         return Decision.REMOVE
     if shim_runs:
         return Decision.ADOPT
-    if state in (State.RUNNING, State.PAUSED):
+    if state in (State.RUNNING, State.PAUSED) or (state is State.STARTING and exit_recorded):
         return Decision.FINISH if exit_recorded else Decision.FINISH_UNKNOWN
     if state is State.STARTING:
         return Decision.UNDO_START

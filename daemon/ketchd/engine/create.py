@@ -106,7 +106,9 @@ async def create(
             final.parent.mkdir(exist_ok=True)
             stage.rename(final)
             tracepoint.reach("create.placed")
-            box = rooms.supervisor.add(record)
+            with rooms.catalogue.transaction():
+                box = rooms.supervisor.add(record)
+                rooms.supervisor.announce(box, "create")
         except BaseException:
             shutil.rmtree(stage, ignore_errors=True)
             shutil.rmtree(final, ignore_errors=True)
@@ -114,7 +116,6 @@ async def create(
                 await rooms.volumes.remove(volume, force=True)
             raise
     tracepoint.reach("create.recorded")
-    rooms.supervisor.announce(box, "create")
     warnings = [] if wanted is not None else platform_warnings(platform_of(image), host_platform())
     return box, [*warnings, *_warnings(rooms, record)]
 

@@ -11,7 +11,7 @@ from ketchd.containers.lifecycle import Happening, State
 from ketchd.containers.restarts import Policy, next_wait
 from ketchd.containers.shims import ExitRecord, ShimLink
 from ketchd.containers.supervisor import Box
-from ketchd.engine import health
+from ketchd.engine import announcing, health
 from ketchd.engine import networks as networking
 from ketchd.engine.rooms import Rooms
 
@@ -57,20 +57,21 @@ async def finish(rooms: Rooms, box: Box, ended: ExitRecord | None) -> None:
     )
     if wait is not None:
         record.state = box.ask(Happening.BACK_OFF)
-    rooms.supervisor.save(record)
+    with rooms.catalogue.transaction():
+        rooms.supervisor.save(record)
+        for running in box.execs.values():
+            if running.running:
+                code = running.exit_code if running.exit_code is not None else 137
+                running.running, running.exit_code = False, code
+                running.ended.set()
+                rooms.supervisor.announce(box, "exec_die", execID=running.id, exitCode=str(code))
+        if record.oom_killed:
+            rooms.supervisor.announce(box, "oom")
+        rooms.supervisor.announce(
+            box, "die", exitCode=str(box.exit_code()), execDuration=str(int(uptime))
+        )
+        announcing.left(rooms, record, endpoints)
     tracepoint.reach("end.recorded")
-    for running in box.execs.values():
-        if running.running:
-            running.running, running.exit_code = (
-                False,
-                running.exit_code if running.exit_code is not None else 137,
-            )
-            running.ended.set()
-    if record.oom_killed:
-        rooms.supervisor.announce(box, "oom")
-    rooms.supervisor.announce(box, "die", exitCode=str(box.exit_code()), execDuration=str(int(uptime)))
-    for stored in endpoints:
-        networking.announce(rooms, "disconnect", record, stored)
     if wait is not None:
         _restart_later(rooms, box, wait)
     elif record.auto_remove:

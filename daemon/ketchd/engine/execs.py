@@ -36,9 +36,15 @@ def create_exec(rooms: Rooms, box: Box, body: Mapping[str, Any]) -> ExecRecord:
     box.ask(Happening.ASK_EXEC)
     record = ExecRecord(new_id(), box.record.id, settings)
     box.execs[record.id] = rooms.supervisor.execs[record.id] = record
-    rooms.supervisor.announce(box, "exec_create: " + " ".join(settings["Cmd"]), execID=record.id)
+    rooms.supervisor.announce(box, f"exec_create: {_shown(settings)}", execID=record.id)
     tracepoint.reach("exec.created")
     return record
+
+
+def _shown(settings: Mapping[str, Any]) -> str:
+    """The command in an event: dockerd puts a space behind the program, whether arguments follow or not."""
+    program, *arguments = settings["Cmd"]
+    return f"{program} {' '.join(arguments)}"
 
 
 async def start_exec(
@@ -60,7 +66,7 @@ async def start_exec(
     if link is None:
         raise Conflict(f"container {box.record.id} is not running")
     record.started = record.running = True
-    rooms.supervisor.announce(box, "exec_start: " + " ".join(record.settings["Cmd"]), execID=record.id)
+    rooms.supervisor.announce(box, f"exec_start: {_shown(record.settings)}", execID=record.id)
     plan = ExecPlan(
         id=record.id, process=launching.exec_process(box.record, record.settings, console_size=console_size)
     )

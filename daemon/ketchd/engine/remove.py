@@ -70,8 +70,9 @@ async def _carry_out(rooms: Rooms, box: Box, volumes: bool) -> None:
     for stream in box.pending:
         stream.close()
     box.pending = []
-    rooms.supervisor.announce(box, "destroy")
-    rooms.supervisor.forget(box)
+    with rooms.catalogue.transaction():
+        rooms.supervisor.announce(box, "destroy")
+        rooms.supervisor.forget(box)
     tracepoint.reach("remove.forgotten")
     try:
         shutil.rmtree(rooms.run_dir(record.id), ignore_errors=True)

@@ -14,7 +14,8 @@ from ketchd.containers.recovery import Decision, decide
 from ketchd.containers.restarts import Policy, starts_on_boot
 from ketchd.containers.shims import ShimLink, read_exit
 from ketchd.containers.supervisor import Box
-from ketchd.engine import ending, health
+from ketchd.engine import announcing, ending, health
+from ketchd.engine.networks import stored_leases
 from ketchd.engine.remove import remove
 from ketchd.engine.rooms import Rooms
 from ketchd.engine.start import start
@@ -61,15 +62,21 @@ async def _restore_one(rooms: Rooms, box: Box, link: ShimLink | None) -> bool:
         if not record.has_process:
             record.started_ns, record.started_once, record.exit_code = time.time_ns(), True, None
             health.reset(rooms, box)
-            record.state = State.RUNNING
-            rooms.supervisor.announce(box, "start")
+            _note_start(rooms, box)
         record.pid, record.start_time = link.pid, link.start_time
         box.link = link
         rooms.supervisor.save(record)
         return True
+    if record.state is State.RESTARTING:
+        record.state = State.EXITED  # its end is recorded and told; what was planned is `start_by_policy`'s
+        rooms.supervisor.save(record)
+        return False
     if decision in (Decision.FINISH, Decision.FINISH_UNKNOWN):
-        record.state = State.RUNNING if record.state is State.RESTARTING else record.state
         async with box.lock:
+            if record.state is State.STARTING and left is not None:
+                # It ran and ended before its start was recorded.
+                record.started_ns, record.started_once = left.finished_ns, True
+                _note_start(rooms, box)
             policy, record.host_config["RestartPolicy"] = (
                 record.host_config["RestartPolicy"], {"Name": "no", "MaximumRetryCount": 0},
             )  # fmt: skip
@@ -81,7 +88,7 @@ async def _restore_one(rooms: Rooms, box: Box, link: ShimLink | None) -> bool:
     elif decision is Decision.UNDO_START:
         await rooms.networks.release(record.id)
         rooms.cgroups.remove(record.id)
-        record.state = record.before_start
+        record.state = record.after_failed_start
         rooms.supervisor.save(record)
     elif decision is Decision.REMOVE:
         record.state = State.EXITED
@@ -90,6 +97,15 @@ async def _restore_one(rooms: Rooms, box: Box, link: ShimLink | None) -> bool:
         except Fault as fault:
             rooms.log.warning("removal could not be completed", container=record.id, reason=fault.message)
     return False
+
+
+def _note_start(rooms: Rooms, box: Box) -> None:
+    """Record and tell a start that the last ketchd did not come to record."""
+    box.record.state = State.RUNNING
+    with rooms.catalogue.transaction():
+        rooms.supervisor.save(box.record)
+        announcing.joined(rooms, box.record, stored_leases(box.record))
+        rooms.supervisor.announce(box, "start")
 
 
 async def start_by_policy(rooms: Rooms) -> None:

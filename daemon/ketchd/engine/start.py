@@ -21,7 +21,7 @@ from ketchd.containers.lifecycle import Happening, State
 from ketchd.containers.mountpoints import MountPoint
 from ketchd.containers.shims import LaunchFailed, ShimLink
 from ketchd.containers.supervisor import Box
-from ketchd.engine import ending, health
+from ketchd.engine import announcing, ending, health
 from ketchd.engine import networks as networking
 from ketchd.engine.rooms import Rooms
 from ketchd.network.networks import EndpointLease
@@ -45,7 +45,7 @@ async def start(rooms: Rooms, box: Box) -> None:
 async def start_locked(rooms: Rooms, box: Box) -> None:
     """`start`, for callers that hold the lock and have asked."""
     record = box.record
-    record.before_start = record.state if record.state is not State.RESTARTING else State.EXITED
+    record.before_start = record.state
     record.state = State.STARTING
     attachments, box.pending = [one for one in box.pending if not one.has_hung_up()], []
     try:
@@ -57,7 +57,10 @@ async def start_locked(rooms: Rooms, box: Box) -> None:
             record.started_ns, record.exit_code, record.error = time.time_ns(), None, ""
             record.oom_killed, record.stopped_by_hand, record.started_once = False, False, True
             health.reset(rooms, box)
-            rooms.supervisor.save(record)
+            with rooms.catalogue.transaction():
+                rooms.supervisor.save(record)
+                announcing.joined(rooms, record, networking.stored_leases(record))
+                rooms.supervisor.announce(box, "start")
             tracepoint.reach("start.recorded")
             undo.pop_all()
     except BaseException as error:
@@ -67,13 +70,12 @@ async def start_locked(rooms: Rooms, box: Box) -> None:
         raise
     box.link = link
     health.watch(rooms, box)
-    rooms.supervisor.announce(box, "start")
     box.watch = asyncio.get_running_loop().create_task(ending.watch(rooms, box, link))
 
 
 def _note_failure(rooms: Rooms, box: Box, error: BaseException) -> None:
     record = box.record
-    record.state = record.before_start
+    record.state = record.after_failed_start
     record.endpoint, record.endpoints, record.published = None, [], []
     if not isinstance(error, Exception):
         rooms.supervisor.save(record)
@@ -144,13 +146,11 @@ async def _launch(
             if record.published:
                 await rooms.networks.publish(networking.outward(leases), record.published)
             tracepoint.reach("start.connected")
+            undo.callback(announcing.failed, rooms, record, networking.stored_leases(record))
 
-        link = await rooms.shims.start(
+        return await rooms.shims.start(
             plan, attachments=attachments, port_fds=[one.fileno() for one in sockets], on_pid=on_pid
         )
-        for stored in networking.stored_leases(record):
-            networking.announce(rooms, "connect", record, stored)
-        return link
     except OSError as error:
         raise EngineFailure(
             f"failed to start container {record.short}: {error.strerror}: {error.filename}"

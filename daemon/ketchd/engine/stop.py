@@ -120,8 +120,9 @@ async def pause(rooms: Rooms, box: Box) -> None:
         await asyncio.to_thread(rooms.cgroups.freeze, box.record.id)
         box.record.state = following
         health.unwatch(box)
-        rooms.supervisor.save(box.record)
-    rooms.supervisor.announce(box, "pause")
+        with rooms.catalogue.transaction():
+            rooms.supervisor.save(box.record)
+            rooms.supervisor.announce(box, "pause")
 
 
 async def unpause(rooms: Rooms, box: Box) -> None:
@@ -131,5 +132,6 @@ async def unpause(rooms: Rooms, box: Box) -> None:
         await asyncio.to_thread(rooms.cgroups.thaw, box.record.id)
         box.record.state = following
         health.watch(rooms, box)
-        rooms.supervisor.save(box.record)
-    rooms.supervisor.announce(box, "unpause")
+        with rooms.catalogue.transaction():
+            rooms.supervisor.save(box.record)
+            rooms.supervisor.announce(box, "unpause")

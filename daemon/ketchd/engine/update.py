@@ -38,6 +38,7 @@ async def update(rooms: Rooms, box: Box, body: Mapping[str, Any]) -> list[str]:
                 raise EngineFailure(f"Cannot update container {record.id}: {fault.message}") from fault
         tracepoint.reach("update.written")
         record.host_config = host
-        rooms.supervisor.save(record)
-        rooms.supervisor.announce(box, "update")
+        with rooms.catalogue.transaction():
+            rooms.supervisor.save(record)
+            rooms.supervisor.announce(box, "update")
     return warnings

@@ -105,6 +105,7 @@ async def top(rooms: Rooms, box: Box, arguments: str) -> dict[str, Any]:
         raise InvalidInput("invalid ps arguments: they contain a NUL byte")
     pids = rooms.cgroups.pids(record.id) or [record.pid]
     wanted = proctable.columns(arguments)
+    rooms.supervisor.announce(box, "top")
     if wanted is None:
         return dict(
             await rooms.workers.run(

@@ -193,8 +193,8 @@ class Volumes:
                 "INSERT INTO volumes (name, driver, created_ns, labels, options, anonymous) VALUES (?, ?, ?, ?, ?, ?)",
                 (name, "local", time.time_ns(), json.dumps(kept), json.dumps(wanted), int(anonymous)),
             )
+            self._events.append("volume", "create", name, {"driver": "local"})
         tracepoint.reach("volume.recorded")
-        self._events.append("volume", "create", name, {"driver": "local"})
         return self.get(name)
 
     def _place(self, name: str) -> None:
@@ -221,13 +221,13 @@ class Volumes:
         aside = self._stage / f"removed-volume-{secrets.token_hex(8)}"
         with self._catalogue.transaction(durable=True) as connection:
             connection.execute("DELETE FROM volumes WHERE name = ?", (name,))
+            self._events.append("volume", "destroy", name, {"driver": volume.driver})
         tracepoint.reach("volume.forgotten")
         try:
             self._stage.mkdir(exist_ok=True)
             (self._root / name).rename(aside)
         except FileNotFoundError:
             pass
-        self._events.append("volume", "destroy", name, {"driver": volume.driver})
         await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(_delete, aside)))
 
     async def size(self, name: str) -> int:
