@@ -58,9 +58,21 @@ class Machine:
             "PATH": f"{BIN}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         }
 
-    def start(self, *, tracepoints: str = "", wait: bool = True, extra: tuple[str, ...] = ()) -> None:
-        """Start ketchd and wait until it answers. Raises AssertionError with its log when it does not."""
+    def start(
+        self,
+        *,
+        tracepoints: str = "",
+        wait: bool = True,
+        extra: tuple[str, ...] = (),
+        packages: Path | None = None,
+    ) -> None:
+        """Start ketchd and wait until it answers. Raises AssertionError with its log when it does not.
+
+        packages: a directory with other copies of ketchd and ketch_wire, which are run instead of the installed ones.
+        """
         env = {**os.environ, **({"KETCHD_TRACEPOINTS": tracepoints} if tracepoints else {})}
+        if packages is not None:
+            env["PYTHONPATH"] = str(packages)
         command = [
             str(BIN / "ketchd"), "--data-root", str(self.data_root), "--exec-root", str(self.exec_root),
             "-H", f"unix://{self.socket}", "--pidfile", str(self.base / "ketchd.pid"), "--bridge", self.bridge,

@@ -93,7 +93,7 @@ def _restart_later(rooms: Rooms, box: Box, seconds: float) -> None:
 
 
 async def restart_now(rooms: Rooms, box: Box) -> None:
-    """The planned restart. A start that fails counts as an end and is tried again by the policy."""
+    """The planned restart. A start that fails is not tried again, as in dockerd: State.Error says why."""
     from ketchd.engine.start import start_locked  # the two journeys know each other
 
     async with box.lock:

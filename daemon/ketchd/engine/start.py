@@ -39,6 +39,7 @@ async def start(rooms: Rooms, box: Box) -> None:
     async with box.lock:
         if box.ask(Happening.ASK_START) is State.STARTING:
             ending.cancel_restart(box)
+            box.record.restart_count, box.restart_wait_seconds = 0, 0.0  # a start by hand has all its tries
             await start_locked(rooms, box)
 
 

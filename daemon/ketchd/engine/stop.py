@@ -87,7 +87,6 @@ async def kill(rooms: Rooms, box: Box, signal_name: str) -> None:
         if not own or number in (signal_number(own), signal.SIGKILL):
             box.record.stopped_by_hand = True
             rooms.supervisor.save(box.record)
-        if number == signal.SIGKILL or (own and number == signal_number(own)):
             await _thaw_and_signal(rooms, box, number)
         elif box.link is not None:
             await box.link.signal(number)
