@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tarfile
 import tempfile
@@ -154,12 +155,17 @@ class Story:
         self.run("volume", "create", f"v{self.number}", check=check)
         self.run("volume", "rm", f"v{self.number}", check=check)
 
+    def gc(self, check: bool = True) -> None:
+        """A build whose results go, since the disk is said to be full."""
+        self.build(check)
+        self.run("system", "gc", check=check)
+
     def scenario(self, point: str) -> Callable[[bool], None]:
         """What reaches `point`."""
         by_journey = {
             "build": self.build, "buildprune": self.forget, "commit": self.commit, "compose": self.chain, "connect": self.network,
             "create": self.container, "disconnect": self.network, "end": self.container, "exec": self.container,
-            "import": self.import_, "layer": self.forget, "load": self.load, "network": self.network, "pull": self.pull,
+            "gc": self.gc, "import": self.import_, "layer": self.forget, "load": self.load, "network": self.network, "pull": self.pull,
             "push": self.push, "remove": self.container, "rmi": self.build, "start": self.container, "update": self.update,
             "volume": self.volume,
         }  # fmt: skip
@@ -170,6 +176,8 @@ class Story:
 def story(open_registry: str) -> Iterator[Story]:
     base = Path(tempfile.mkdtemp(prefix="ketch-crash-"))
     machine = Machine(base / "machine")
+    policy = {"low": 100, "high": 100, "garbage-hours": 0, "cache-hours": 0, "interval": 0}
+    (machine.base / "daemon.json").write_text(json.dumps({"ketch": {"gc": policy}}))
     try:
         machine.start()
         import_busybox(machine)

@@ -272,7 +272,13 @@ async def test_nobody_listens(engine: Engine) -> None:
         ({"manifests": []}, InvalidInput, "media-type confusion"),
         ({"layers": []}, EngineFailure, "layers from manifest don't match image configuration"),
         (
-            {"config": {"mediaType": "application/vnd.docker.plugin.v1+json", "size": 2, "digest": digest_of(b"{}")}},
+            {
+                "config": {
+                    "mediaType": "application/vnd.docker.plugin.v1+json",
+                    "size": 2,
+                    "digest": digest_of(b"{}"),
+                }
+            },
             InvalidInput,
             r"Encountered remote .*\(plugin\) when fetching",
         ),

@@ -33,6 +33,7 @@ from ketchd.build.stages import Base, Dockerfile, Options, Wanted
 from ketchd.build.steps import Job, Steps, Workshop
 from ketchd.content.leases import Lease
 from ketchd.engine.images import announce
+from ketchd.engine.platforms import image_for
 from ketchd.engine.pull import pull
 from ketchd.engine.rooms import Rooms
 from ketchd.engine.steprunner import StepRunner
@@ -251,8 +252,8 @@ class Builder:
             raise wanted.place.fault(f'failed to parse stage name "{wanted.name}": {error.message}') from None
         image_id = self._local(wanted.name)
         is_name = image_id is None or images.find_name(reference) == image_id
-        if image_id is not None and platform is not None and not self._fits(image_id, platform):
-            image_id = None
+        if image_id is not None and platform is not None:
+            image_id = self._for_platform(wanted.name, platform)
         if image_id is None or (request.pull and is_name):
             credentials = Credentials.read(_login(request.registries, reference))
             try:
@@ -278,9 +279,11 @@ class Builder:
         except NotFound:
             return None
 
-    def _fits(self, image_id: Digest, platform: Platform) -> bool:
-        record = self._rooms.images.get(image_id)
-        return Platform.of(record.os, record.architecture, record.variant) in platform.accepts()
+    def _for_platform(self, name: str, platform: Platform) -> Digest | None:
+        try:
+            return image_for(self._rooms, name, platform).id
+        except NotFound:
+            return None
 
     def _cache_sources(self, request: BuildRequest) -> list[Base]:
         """The --cache-from images that are here; one that is not is no fault, as in dockerd."""
@@ -288,9 +291,9 @@ class Builder:
         for name in request.cache_from:
             try:
                 record = self._rooms.images.get(self._rooms.images.resolve(name))
+                history = tuple(record.config.raw.get("history") or ())
             except (NotFound, InvalidInput):
                 continue
-            history = tuple(record.config.raw.get("history") or ())
             found.append(Base(str(record.id), tuple(str(layer) for layer in record.layers), history=history))
         return found
 

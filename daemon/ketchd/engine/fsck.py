@@ -138,6 +138,8 @@ class _Check:
             await self._progress("Checking layers", number, len(everything))
             layer = Digest(text)
             if not self._rooms.layers.has(layer):
+                if not self._users_of_layer(text):
+                    continue  # removed meanwhile
                 problem = "is missing"
             elif not await self._rooms.layers.verify(layer):
                 problem = "is damaged"

@@ -35,7 +35,9 @@ class TarJob:
         try:
             self._socket.setblocking(False)
             theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PIECE)
-            self._job = await self._workers.begin(self._name, self._arguments, [theirs.fileno()])
+            self._job = await self._workers.begin(
+                self._name, self._arguments, [theirs.fileno()], feeds_client=True
+            )
         except BaseException:
             self._socket.close()
             raise

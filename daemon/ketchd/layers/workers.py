@@ -33,6 +33,7 @@ class _Worker:
         self.reader = FrameReader()
         self.frames: list[dict[str, Any]] = []
         self.idle_timer: asyncio.TimerHandle | None = None
+        self.limit: asyncio.Semaphore | None = None  # the one that its job counts in
         self.ended = asyncio.Event()
         asyncio.get_running_loop().add_reader(pidfd, self._note_end)
 
@@ -118,15 +119,18 @@ class JobHandle:
 
 
 class WorkerPool:
-    """At most `size` workers; a job beyond that waits. `close` ends them all.
+    """At most `size` workers, and as many again for jobs that feed a client; a job beyond that waits. `close` ends them all.
 
     The nursery (see `worker`) has everything imported and forks a worker in a millisecond; a fresh interpreter takes fifty,
     and a pull wants several at once. It is started by `start`, in the background of the daemon's own start, or by the first
-    job. Many jobs only wait for a slow client, so `size` is no limit on processor time: that is the journeys' to set.
+    job. Many jobs only wait for another program, so `size` is no limit on processor time: that is the journeys' to set.
+    A job that writes to a client lasts as long as the client likes. Such ones wait for each other only: however many clients
+    do not read, pulls and builds have their workers.
     """
 
     def __init__(self, size: int = 64, log: Any = None) -> None:
         self._limit = asyncio.Semaphore(size)
+        self._client_limit = asyncio.Semaphore(size)
         self._idle: list[_Worker] = []
         self._all: set[_Worker] = set()
         self._log = log
@@ -151,18 +155,25 @@ class WorkerPool:
             await worker.ended.wait()
         await self._end_nursery()
 
-    async def begin(self, job: str, arguments: dict[str, Any], fds: Sequence[int] = ()) -> JobHandle:
-        """Start `job` ("module:function") on a free worker; it gets duplicates of `fds`. Raises EngineFailure."""
-        await self._limit.acquire()
+    async def begin(
+        self, job: str, arguments: dict[str, Any], fds: Sequence[int] = (), *, feeds_client: bool = False
+    ) -> JobHandle:
+        """Start `job` ("module:function") on a free worker; it gets duplicates of `fds`. Raises EngineFailure.
+
+        feeds_client: it goes on as long as somebody outside reads.
+        """
+        limit = self._client_limit if feeds_client else self._limit
+        await limit.acquire()
         worker: _Worker | None = None
         try:
             worker = self._take() or await self._fork()
+            worker.limit = limit
             await worker.send({"job": job, "args": arguments, "fds": len(fds)}, fds)
         except BaseException:
-            if worker is not None:
+            if worker is not None and worker.limit is not None:
                 self.give_back(worker, usable=False)
             else:
-                self._limit.release()
+                limit.release()
             raise
         return JobHandle(self, worker)
 
@@ -173,7 +184,9 @@ class WorkerPool:
 
     def give_back(self, worker: _Worker, *, usable: bool) -> None:
         """The job is over. Called by JobHandle, once."""
-        self._limit.release()
+        assert worker.limit is not None
+        worker.limit.release()
+        worker.limit = None
         if not usable or worker.ended.is_set() or worker not in self._all:
             self._all.discard(worker)
             worker.end()

@@ -152,3 +152,25 @@ async def test_descriptors_travel_with_a_job(pool: WorkerPool, tmp_path: Path) -
     (worker,) = workers()
     assert len(os.listdir(f"/proc/{worker}/fd")) < 8
     assert len(os.listdir("/proc/self/fd")) < before + 8
+
+
+async def test_clients_that_do_not_read_starve_nobody(tmp_path: Path) -> None:
+    """Jobs that feed clients wait for each other; a job of another kind goes on at once."""
+    pool = WorkerPool(1)
+    fifos = [tmp_path / f"fifo-{number}" for number in range(2)]
+    for fifo in fifos:
+        os.mkfifo(fifo)
+    try:
+        first = await pool.begin(
+            INGEST, arguments(tmp_path, b"", 1) | {"source": str(fifos[0])}, feeds_client=True
+        )
+        second = asyncio.create_task(
+            pool.begin(INGEST, arguments(tmp_path, b"", 2) | {"source": str(fifos[1])}, feeds_client=True)
+        )
+        facts = await pool.run(INGEST, arguments(tmp_path, make_tar(Member("a")), 3))
+        assert facts["entries"] == 1 and not second.done()
+        await first.cancel()
+        await (await second).cancel()
+        assert (await pool.run(INGEST, arguments(tmp_path, make_tar(Member("b")), 4)))["entries"] == 1
+    finally:
+        await pool.close()
