@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import http.client
 import json
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -57,7 +60,7 @@ def test_the_compressed_form_goes_and_the_image_stays(own: Machine, open_registr
     status, answer = own.request(*push, headers={"X-Registry-Auth": "e30="})
     again = re.search(rb'"Digest":"(sha256:[0-9a-f]+)"', answer)
     assert first and again and first[1] == again[1], answer
-    status, answer = own.request("POST", "/ketch/fsck")
+    _, answer = own.request("POST", "/ketch/fsck")
     assert json.loads(answer.splitlines()[-1])["aux"]["Bad"] == 0
 
 
@@ -89,3 +92,52 @@ def test_what_was_stored_last_is_checked_after_a_kill(own: Machine) -> None:
     before = len(own.log.read_text())
     own.start()
     assert "did not end cleanly" not in own.log.read_text()[before:]
+
+
+def test_an_artifact_through_the_clients(own: Machine, open_registry: str) -> None:
+    """A chart by tag: pulled, listed, shown, pushed on and removed by both clients; run is refused and says why."""
+    blobs = {
+        kind: (content, "sha256:" + hashlib.sha256(content).hexdigest())
+        for kind, content in (("config", b'{"name":"c"}'), ("layer", b"chart"))
+    }
+    connection = http.client.HTTPConnection(open_registry)
+
+    def ask(
+        method: str, path: str, body: bytes = b"", kind: str = "application/octet-stream"
+    ) -> http.client.HTTPResponse:
+        connection.request(method, path, body, {"Content-Type": kind})
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.status in (201, 202), answer.status
+        return answer
+
+    for content, digest in blobs.values():
+        location = ask("POST", "/v2/chart/blobs/uploads/").headers["Location"]
+        ask("PUT", f"{location}{'&' if '?' in location else '?'}digest={digest}", content)
+    manifest = {
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {"mediaType": "application/vnd.cncf.helm.config.v1+json", "digest": blobs["config"][1], "size": len(blobs["config"][0])},
+        "layers": [{"mediaType": "application/vnd.cncf.helm.chart.content.v1.tar+gzip", "digest": blobs["layer"][1], "size": len(blobs["layer"][0])}],
+    }  # fmt: skip
+    ask("PUT", "/v2/chart/manifests/1", json.dumps(manifest).encode(), manifest["mediaType"])  # type: ignore[arg-type]
+    connection.close()
+    name = f"{open_registry}/chart:1"
+
+    own.run("ketch", "pull", name)
+    assert f"{open_registry}/chart" in own.run("ketch", "images").stdout
+    assert json.loads(own.run("ketch", "image", "inspect", name).stdout)[0]["RepoTags"] == [name]
+    refused = own.run("ketch", "run", "--rm", name, check=False)
+    assert refused.returncode == 125
+    assert (
+        f"{name} is an artifact of type application/vnd.cncf.helm.config.v1+json, not a container image"
+        in refused.stderr
+    )
+    own.run("ketch", "tag", name, f"{open_registry}/chart-copy:1")
+    own.run("ketch", "push", f"{open_registry}/chart-copy:1")
+    if shutil.which("docker"):
+        assert f"{open_registry}/chart" in own.run("docker", "images").stdout
+        own.run("docker", "pull", name)
+    own.run("ketch", "rmi", name, f"{open_registry}/chart-copy:1")
+    assert "chart" not in own.run("ketch", "images", "-a").stdout
+    _, answer = own.request("POST", "/ketch/fsck")
+    assert json.loads(answer.splitlines()[-1])["aux"]["Bad"] == 0
