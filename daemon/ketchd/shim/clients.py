@@ -1,8 +1,9 @@
 """A client that is attached to a process: its socket gets output, and may give input.
 
 A client that does not take its output has a moment's patience, then its share waits in a file, and the process goes on.
-Only when SPILL_LIMIT waits there is the process held up, and only as long as the client takes something now and then:
-then it is cut off. So nobody loses a byte for being slow, and nobody stops a container for being stuck.
+Only when SPILL_LIMIT waits there is the process held up, and only as long as the client takes something now and then;
+one that does not is cut off. So nobody loses a byte for being slow, and nobody stops a container for being stuck. When
+the process has ended nobody is held up any more, and a client may take its time.
 """
 
 from __future__ import annotations
@@ -107,10 +108,10 @@ class Client:
         self.on_room()
 
     def _stalled(self) -> None:
-        """Every STALL_SECONDS: one that holds everybody up and took nothing since is cut off."""
+        """Every STALL_SECONDS: one that holds the process up and took nothing since is cut off."""
         if self._ended:
             return
-        if not self._moved and (self.holds_up or self._closing):
+        if not self._moved and self.holds_up and not self._closing:
             self._end(False)
             return
         self._moved = 0
