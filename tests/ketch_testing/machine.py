@@ -85,7 +85,7 @@ class Machine:
         if wait:
             self.wait_ready()
 
-    def wait_ready(self, seconds: float = 30) -> None:
+    def wait_ready(self, seconds: float = 180) -> None:
         """Until `_ping` answers."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
