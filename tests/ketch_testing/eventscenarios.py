@@ -75,8 +75,7 @@ class Api:
 
     def create(self, name: str, *command: str, **more: Any) -> str:
         """A container of busybox."""
-        host = {"LogConfig": {"Type": "json-file"}, **more.pop("HostConfig", {})}
-        body = {"Image": "busybox", "Cmd": list(command), "StopTimeout": 0, "HostConfig": host, **more}
+        body = {"Image": "busybox", "Cmd": list(command), "StopTimeout": 0, **more}
         return str(self("POST", f"/containers/create?name={name}", body)["Id"])
 
     def run(self, name: str, *command: str, **more: Any) -> str:

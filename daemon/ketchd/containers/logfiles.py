@@ -1,8 +1,8 @@
 """The files of one container's log, opened: found by what they are and not by their names, since the shim renames them meanwhile.
 
-PATH is the newest, PATH.1, PATH.2 … are older; a rotated one may have become PATH.N.gz, whose header says which file it was
-and when its last entry was written. A file's identity is the inode that it was written as; as long as somebody holds it
-open nobody else gets that number. Everything here waits for the disk: call it in a thread.
+PATH is the newest, PATH.1, PATH.2 … are older; a rotated one may have become PATH.N.gz, whose header says which inode it was
+and when its last entry was written. The inode alone is not enough: once the plain file has gone, the next one may get its
+number. Everything here waits for the disk: call it in a thread.
 """
 
 from __future__ import annotations
@@ -27,15 +27,23 @@ class LogFile:
         self._fd = fd
         info = os.fstat(fd)
         self.compressed = compressed
-        self.identity = info.st_ino
-        self.last_time = b""
+        self._inode = self._origin = info.st_ino
+        self._last_time = b""
         self._inflater = zlib.decompressobj(31) if compressed else None
         self.position = 0
         if compressed:
             head = os.pread(fd, 512, 0)
             match = re.fullmatch(COMMENT, read_comment(head))
             if match is not None:
-                self.identity, self.last_time = int(match[1]), match[2]
+                self._origin, self._last_time = int(match[1]), match[2]
+
+    def is_same(self, other: LogFile) -> bool:
+        """Whether both are one file, by another name or compressed meanwhile. Both are open."""
+        if self._inode == other._inode:
+            return True
+        if self.compressed == other.compressed or self._origin != other._origin:
+            return False
+        return self.last_time() == other.last_time()
 
     @property
     def size(self) -> int:
@@ -53,9 +61,8 @@ class LogFile:
             if not raw:
                 raw = os.pread(self._fd, 65536, self.position)
                 self.position += len(raw)
-                if not raw:
-                    return b""
-            if data := self._inflater.decompress(raw, limit):
+            data = self._inflater.decompress(raw, limit)  # even of nothing: it may hold some back
+            if data or not raw:
                 return data
         return b""
 
@@ -67,11 +74,15 @@ class LogFile:
 
     def ends_before(self, stamp: bytes) -> bool:
         """Whether every entry is older than `stamp`."""
-        if self._inflater is not None:
-            return bool(self.last_time) and self.last_time < stamp
-        size = self.size
-        lines = os.pread(self._fd, _NEAR, max(0, size - _NEAR)).split(b"\n")
-        return next((time < stamp for line in reversed(lines) if (time := time_of(line))), False)
+        last = self.last_time()
+        return bool(last) and last < stamp
+
+    def last_time(self) -> bytes:
+        """When its last entry was written; b"" when there is none."""
+        if self.compressed:
+            return self._last_time
+        near = os.pread(self._fd, _NEAR, max(0, self.size - _NEAR)).split(b"\n")
+        return next((time for line in reversed(near) if (time := time_of(line))), b"")
 
     def seek_time(self, stamp: bytes) -> None:
         """To an entry that is older than `stamp`, near the first that is not: by halving, since entries lie in time order.
@@ -154,7 +165,7 @@ def open_all(path: Path) -> list[LogFile]:
         if one is None and number:
             return found
         if one is not None:
-            if any(one.identity == other.identity for other in found):
+            if any(one.is_same(other) for other in found):
                 one.close()
             else:
                 found.append(one)
@@ -175,7 +186,7 @@ def _open(path: Path, number: int) -> LogFile | None:
 def open_successor(path: Path, current: LogFile) -> tuple[LogFile | None, bool]:
     """(the file that follows `current`, None when it is the newest; whether `current` is still one of the log's files)."""
     files = open_all(path)
-    place = next((at for at, one in enumerate(files) if one.identity == current.identity), len(files))
+    place = next((at for at, one in enumerate(files) if one.is_same(current)), len(files))
     chosen = files[place - 1] if place else None
     for one in files:
         if one is not chosen:

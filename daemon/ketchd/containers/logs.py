@@ -131,7 +131,7 @@ class LogCursor:
         self._rotated = False
         self._rest = b""
         newest = self._newest
-        if not self._query.follow and newest is not None and following.identity == newest.identity:
+        if not self._query.follow and newest is not None and following.is_same(newest):
             following.close()
             following = newest
         elif not (self._query.follow or known or newest is None or self._still_there(newest)):
