@@ -20,6 +20,7 @@ from ketch_wire.faults import EngineFailure, Fault
 from ketchd.api.connection import Connection
 from ketchd.api.faultmap import JSON_TYPE
 from ketchd.api.routing import Call
+from ketchd.api.tunnel import open_tunnel
 
 _ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 
@@ -121,14 +122,18 @@ class Hijacked:
     Give the socket away with `detach` (or a copy with `duplicate`), then `close`; response is what the handler returns.
     """
 
-    def __init__(self, call: Call, transport: asyncio.Transport, initial: bytes) -> None:
+    def __init__(
+        self, call: Call, transport: asyncio.Transport, initial: bytes, tunnel: socket.socket | None = None
+    ) -> None:
         self.initial = initial
         self.response: web.StreamResponse = _Taken(cast(asyncio.Protocol, call.request.protocol))
         self._transport = transport
+        self._tunnel = tunnel
 
     def duplicate(self) -> int:
         """A copy of the socket's fd, blocking; the caller owns it."""
-        return os.dup(self._transport.get_extra_info("socket").fileno())
+        found = self._tunnel or self._transport.get_extra_info("socket")
+        return os.dup(found.fileno())
 
     def detach(self) -> int:
         """The socket's fd; this object is closed."""
@@ -146,7 +151,9 @@ class Hijacked:
 
     def close(self) -> None:
         """Let our end go without telling the client; copies of the socket live on. May be called twice."""
-        if not self._transport.is_closing():
+        if self._tunnel is not None:
+            self._tunnel.close()
+        elif not self._transport.is_closing():
             self._transport.abort()
 
 
@@ -176,7 +183,12 @@ async def hijack(call: Call, *, multiplexed: bool) -> Hijacked:
         head = "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.docker.raw-stream\r\n\r\n"
     transport.pause_reading()
     initial = cast(Connection, request.protocol).take_early()
-    taken = call.taken = Hijacked(call, transport, initial)
-    transport.set_protocol(_Silent())
+    if transport.get_extra_info("ssl_object") is None:
+        taken = call.taken = Hijacked(call, transport, initial)
+        transport.set_protocol(_Silent())
+    else:
+        # Nobody but us can speak TLS with the client: what is given away is the end of a tunnel.
+        taken = call.taken = Hijacked(call, transport, initial, await open_tunnel(transport))
+        cast(Connection, request.protocol).transport = None  # its end must not close what goes on
     await taken.send(head.encode())
     return taken

@@ -131,7 +131,9 @@ def inspect(
         "ResolvConfPath": f"{container_dir}/resolv.conf",
         "HostnamePath": f"{container_dir}/hostname",
         "HostsPath": f"{container_dir}/hosts",
-        "LogPath": f"{container_dir}/{record.id}-json.log",
+        "LogPath": f"{container_dir}/{record.id}-json.log"
+        if record.host_config["LogConfig"]["Type"] in ("json-file", "")
+        else "",
         "Name": "/" + record.name,
         "RestartCount": record.restart_count,
         "Driver": driver,
