@@ -67,19 +67,23 @@ async def fsck(
     next check.
     """
     check = _Check(rooms, send, repair, dict(credentials or {}))
-    await check.blobs()
-    await check.layers()
-    await check.bad_blobs()
-    await check.directories()
+    if rooms.checking.locked():
+        await send({"status": "Waiting for another check"})
+    async with rooms.checking:
+        await check.blobs()
+        await check.layers()
+        await check.bad_blobs()
+        await check.directories()
     return await _sum(check, send)
 
 
 async def check_some(rooms: Rooms, blobs: Sequence[str], layers: Sequence[str], send: Send) -> list[Finding]:
     """As `fsck` with repair, but of these blobs and layers alone: digests and diff IDs."""
     check = _Check(rooms, send, True, {})
-    await check.blobs(blobs)
-    await check.layers(layers)
-    await check.bad_blobs()
+    async with rooms.checking:
+        await check.blobs(blobs)
+        await check.layers(layers)
+        await check.bad_blobs()
     return await _sum(check, send)
 
 

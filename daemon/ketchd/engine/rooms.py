@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,9 @@ class Rooms:
     prober: Prober = field(default_factory=Prober)
     registry: RegistryClient = field(default_factory=lambda: RegistryClient(Settings()))
     gc_policy: Policy = field(default_factory=Policy)
+    checking: asyncio.Lock = field(
+        default_factory=asyncio.Lock
+    )  # one check of the store at a time: they mend
     transfers: Transfers = field(init=False)
     documents: Documents = field(init=False)
 
