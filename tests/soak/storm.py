@@ -84,18 +84,17 @@ class Storm:
         chance = random.Random(seed)
         mine: list[str] = []
         while not self._over.is_set():
-            act = chance.choice(
-                [
-                    self._create,
-                    self._create,
-                    self._exec,
-                    self._kill,
-                    self._restart,
-                    self._remove,
-                    self._logs,
-                    self._pause,
-                ]
-            )
+            acts = [
+                self._create,
+                self._create,
+                self._exec,
+                self._kill,
+                self._restart,
+                self._remove,
+                self._logs,
+                self._pause,
+            ]
+            act = chance.choice(acts) if mine else self._create
             with contextlib.suppress(OSError, http.client.HTTPException, AssertionError, ValueError):
                 act(chance, mine)
                 self._done[act.__name__.strip("_")] += 1
@@ -170,7 +169,7 @@ class Storm:
         for row in machine.json("GET", "/containers/json?all=1"):
             if row["Id"] != witness:
                 status, answer = machine.request("DELETE", f"/containers/{row['Id']}?force=1&v=1")
-                if status not in (204, 404):
+                if status not in (204, 404) and b"already in progress" not in answer:
                     found.append(
                         f"container {row['Id']} cannot be removed: {status} {answer.decode(errors='replace')}"
                     )

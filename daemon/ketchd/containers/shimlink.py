@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ketch_wire.faults import EngineFailure
+from ketch_wire.faults import Conflict, EngineFailure
 from ketch_wire.shim import ExecPlan
 from ketchd.containers.shimchannel import Channel, LaunchFailed, plain_failure
 from ketchd.kernel.process import start_time
@@ -124,7 +124,7 @@ class ShimLink:
     async def signal(self, number: int) -> None:
         """Send a signal to the first process. A container that has just ended is no error."""
         if not self._ended.done():
-            with contextlib.suppress(Exception) if self._channel is None else contextlib.nullcontext():
+            with contextlib.suppress(Conflict):  # the shim is gone, or going: what it has to say of the end is under way
                 await self._ask({"op": "signal", "number": int(number)})
 
     async def attach(self, stream: ClientStream) -> None:
