@@ -232,9 +232,10 @@ async def test_copy_from_a_stage_keeps_owners_and_hits_by_content(yard: Yard) ->
 
 
 async def test_cache_says_why(yard: Yard) -> None:
-    """Each miss on a line of its own, with the input that differs."""
+    """Said once, at the step where it begins, with the input that differs; a first build has nothing to say."""
     text = "FROM busybox\nARG V=1\nCOPY a.txt dir /d/\nRUN touch /x $V\nENV E=1\nRUN touch /y\n"
-    await yard.build(text, CONTEXT)
+    _, said = await yard.build(text, CONTEXT)
+    assert "miss" not in said
     _, said = await yard.build(text, CONTEXT)
     assert said.count(" ---> Using cache\n") == 5 and "miss" not in said
     _, said = await yard.build(text, {**CONTEXT, "dir/c.txt": "changed"})
@@ -243,12 +244,22 @@ async def test_cache_says_why(yard: Yard) -> None:
     assert " ---> Cache miss: build argument V changed\n" in said and said.count("Using cache") == 2
     await yard.build(text, CONTEXT)
     _, said = await yard.build(text.replace("E=1", "E=2"), CONTEXT)
-    assert " ---> Cache miss: environment variable E changed\n" in said
+    assert " ---> Cache miss: instruction changed, it was ENV E=1\n" in said and said.count("miss") == 1
     _, said = await yard.build(text.replace("/y", "/z"), CONTEXT)
     assert " ---> Cache miss: command changed\n" in said
     await yard.base_image("busybox", {**BASE, "new": "1"}, Env=["PATH=/bin"])
     _, said = await yard.build(text, CONTEXT)
-    assert " ---> Cache miss: base image changed\n" in said
+    assert " ---> Cache miss: base image changed\n" in said and said.count("miss") == 1
+
+
+async def test_cache_says_why_under_another_name(yard: Yard) -> None:
+    """The same Dockerfile was built under another tag: that tells something; another Dockerfile on the same base tells nothing."""
+    text = "FROM busybox\nARG V=1\nRUN touch /x $V\nRUN touch /y\n"
+    await yard.build(text, tags=["one:latest"])
+    _, said = await yard.build(text, tags=["two:latest"], build_args={"V": "2"})
+    assert " ---> Cache miss: build argument V changed\n" in said and said.count("miss") == 1
+    _, said = await yard.build("FROM busybox\nRUN touch /z\n", tags=["three:latest"])
+    assert "miss" not in said
 
 
 async def test_times_do_not_count(yard: Yard) -> None:

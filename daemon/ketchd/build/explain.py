@@ -1,4 +1,7 @@
-"""Why a step did not come from the cache: its inputs against those of the last build of the same thing. Pure."""
+"""Why a step did not come from the cache: its inputs against those of the last build of the same thing. Pure.
+
+Said once, where the first step missed: what comes after it follows from it. A first build has nothing to explain.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,20 @@ class Past:
     inputs: Inputs | None
 
 
-def find_past(past: Sequence[Past], stage: int, text: str, position: int) -> Past | None:
+def is_same_file(past: Sequence[Past], steps: Sequence[tuple[int, str]]) -> bool:
+    """Whether a build of these (stage, line) was made of the same Dockerfile, perhaps up to another target."""
+    before = [(step.stage, step.text) for step in past]
+    common = min(len(before), len(steps))
+    return common > 0 and before[:common] == list(steps[:common])
+
+
+def find_past(
+    past: Sequence[Past], stage: int, text: str, position: int, lines: Sequence[str] = ()
+) -> Past | None:
     """The step of the last build that stands for this one: same line, else the same place in the stage.
 
-    position: how many steps of the stage come before.
+    position: how many steps of the stage come before. lines: the stage's lines now; a past step that is still one of them stands
+    for that one.
     """
     same_stage = [step for step in past if step.stage == stage]
     for step in same_stage:
@@ -29,18 +42,25 @@ def find_past(past: Sequence[Past], stage: int, text: str, position: int) -> Pas
             return step
     if position < len(same_stage):
         there = same_stage[position]
+        if there.text in lines:
+            return None
         if there.text.split(None, 1)[0].upper() == text.split(None, 1)[0].upper():
             return there
     return None
 
 
 def why(past: Past | None, text: str, inputs: Inputs, *, any_past: bool, after_base: bool) -> str:
-    """The reason in a few words. any_past: this thing was built here before; after_base: nothing but FROM stands before it."""
+    """The reason in a few words; "" when nothing like it was built here before.
+
+    any_past: this thing was built here before; after_base: nothing but FROM stands before it.
+    """
     if past is None:
-        return "this step is new" if any_past else "not built here before"
+        return "this step is new" if any_past else ""
     if past.inputs is None:
         return "its earlier result is no longer here"
     before = past.inputs
+    if inputs.get("kind") == before.get("kind") == "config" and past.text != text:
+        return f"instruction changed, it was {_shortened(past.text)}"
     for name, said in (
         ("kind", "instruction changed"), ("command", "command changed"), ("script", "command changed"), ("comment", "instruction changed"),
         ("sources", "sources changed"), ("destination", "destination changed"), ("path", "directory changed"),
@@ -49,6 +69,9 @@ def why(past: Past | None, text: str, inputs: Inputs, *, any_past: bool, after_b
     ):  # fmt: skip
         if before.get(name) != inputs.get(name):
             return said
+    moved = before.get("root") != inputs.get("root") or before.get("chain") != inputs.get("chain")
+    if moved and after_base:
+        return "base image changed"
     reason = _named(before, inputs, "args", "build argument") or _named(
         before, inputs, "env", "environment variable"
     )
@@ -62,11 +85,15 @@ def why(past: Past | None, text: str, inputs: Inputs, *, any_past: bool, after_b
     ):  # fmt: skip
         if before.get(name) != inputs.get(name):
             return said
-    if before.get("root") != inputs.get("root") or before.get("chain") != inputs.get("chain"):
-        return "base image changed" if after_base else "an earlier step changed"
+    if moved:
+        return "an earlier step changed"
     if past.text != text:
         return "command changed"
     return "its earlier result is no longer here"
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= 60 else line[:59] + "…"
 
 
 def _named(before: Mapping[str, Any], after: Mapping[str, Any], field: str, what: str) -> str:

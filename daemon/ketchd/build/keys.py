@@ -90,6 +90,11 @@ def lineage(names: Sequence[str], file: str, first: str) -> str:
     return digest(["lineage", names[0] if names else "", "" if names else file, "" if names else first])
 
 
+def twin(file: str, first: str) -> str:
+    """Where builds of like files meet, whatever they are called: by file and base."""
+    return digest(["twin", file, first])
+
+
 def changed_files(
     before: Mapping[str, str], after: Mapping[str, str]
 ) -> tuple[list[str], list[str], list[str]]:

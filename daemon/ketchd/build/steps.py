@@ -55,7 +55,8 @@ class Workshop:
 class Job:
     """One build. channels: one for each node, in order. foreign: images that a `from` names. sources: images of --cache-from.
 
-    clamp: SOURCE_DATE_EPOCH in seconds, None for none. uncached: --no-cache.
+    clamp: SOURCE_DATE_EPOCH in seconds, None for none. uncached: --no-cache. missed: nodes that the cache had nothing for, and
+    those that need one of them.
     """
 
     graph: Graph
@@ -72,6 +73,7 @@ class Job:
     failed: int | None = None
     used: list[str] = field(default_factory=list)
     keys: dict[int, str] = field(default_factory=dict)
+    missed: set[int] = field(default_factory=set)
 
 
 class Steps:
@@ -96,6 +98,8 @@ class Steps:
             elif isinstance(error, Fault):
                 raise node.place.located(error) from error
             raise
+        if not self._job.missed.isdisjoint(node.needs):
+            self._job.missed.add(node.index)
         if not isinstance(node.op, NoteOp):
             channel.say(f" ---> {state.short_id}\n")
         if node.stage_end and state.image_id:
@@ -329,15 +333,21 @@ class Steps:
         return None
 
     def _say_why(self, node: Node, inputs: Inputs, channel: Channel) -> None:
-        """Why the cache has nothing for the step: what differs from the last build of the same thing."""
+        """Why the cache has nothing for the step: what differs from the last build of the same thing, when that is worth a line."""
         job = self._job
-        if job.uncached:
+        follows = not job.missed.isdisjoint(node.needs)
+        job.missed.add(node.index)
+        if job.uncached or follows:
             return
         earlier = [one for one in job.graph.nodes if one.stage == node.stage and one.index < node.index]
-        past = explain.find_past(job.past, node.stage, node.text, len(earlier))
-        first = all(isinstance(one.op, BaseOp | StageOp | MetaOp) for one in earlier)
+        lines = [one.text for one in job.graph.nodes if one.stage == node.stage]
+        past = explain.find_past(job.past, node.stage, node.text, len(earlier), lines)
+        # What a layer is made on is the base's files until a step changes files; a config is made on every step before it.
+        harmless = BaseOp | StageOp if isinstance(node.op, MetaOp) else BaseOp | StageOp | MetaOp
+        first = all(isinstance(one.op, harmless) for one in earlier)
         reason = explain.why(past, node.text, inputs, any_past=bool(job.past), after_base=first)
-        channel.say(f" ---> Cache miss: {reason}\n")
+        if reason:
+            channel.say(f" ---> Cache miss: {reason}\n")
 
     def _after(self, before: Snapshot, node: Node, cached: Cached) -> Snapshot:
         clamp = None if self._job.clamp is None else self._job.clamp * 10**9

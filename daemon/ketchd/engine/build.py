@@ -17,10 +17,11 @@ from typing import Any
 
 from ketch_wire.faults import EngineFailure, Fault, InvalidInput, NotFound, Unsupported
 from ketchd import tracepoint
-from ketchd.build import instructions, keys, lexer, plan, snapshot, stages
+from ketchd.build import explain, instructions, keys, lexer, plan, snapshot, stages
 from ketchd.build.cache import BuildCache, Cached
 from ketchd.build.context import Context, Memo, receive, tar_of
 from ketchd.build.downloads import fetched
+from ketchd.build.explain import Past
 from ketchd.build.ops import Graph
 from ketchd.build.performing import Limits, Performer
 from ketchd.build.progress import Progress
@@ -146,6 +147,8 @@ class Builder:
             dockerfile.source.file,
             dockerfile.stages[0].opening.text,
         )
+        twin = keys.twin(dockerfile.source.file, dockerfile.stages[0].opening.text)
+        lines = [(node.stage, node.text) for node in graph.nodes if node.stage >= 0]
         progress = Progress(send)
         job = Job(
             graph=graph,
@@ -154,7 +157,7 @@ class Builder:
             channels=[progress.channel() for _ in graph.nodes],
             foreign={name: base for (name, platform), base in bases.items() if not platform},
             sources=self._cache_sources(request),
-            past=() if request.no_cache else self.cache.last_build(lineage),
+            past=() if request.no_cache else self._past(lineage, twin, lines),
             limits=request.limits,
             clamp=request.clamp,
             uncached=request.no_cache,
@@ -169,18 +172,23 @@ class Builder:
         state = states[graph.target]
         if job.used:
             self.cache.touch(job.used)
-        self.cache.remember_build(
-            lineage,
-            [
-                (node.stage, node.text, job.keys.get(node.index, ""))
-                for node in graph.nodes
-                if node.stage >= 0
-            ],
-        )
+        steps = [
+            (node.stage, node.text, job.keys.get(node.index, "")) for node in graph.nodes if node.stage >= 0
+        ]
+        for name in (lineage, twin):
+            self.cache.remember_build(name, steps)
         if graph.unconsumed:
             names = " ".join(graph.unconsumed)
             await send({"stream": f"[Warning] One or more build-args [{names}] were not consumed\n"})
         return await self._finish(request, state, lease, send)
+
+    def _past(self, lineage: str, twin: str, lines: list[tuple[int, str]]) -> list[Past]:
+        """The last build of the same name, else the last of the same Dockerfile; none when there is neither."""
+        past = self.cache.last_build(lineage)
+        if past:
+            return past
+        past = self.cache.last_build(twin)
+        return past if explain.is_same_file(past, lines) else []
 
     async def _solve(self, graph: Graph, steps: Steps, job: Job, progress: Progress) -> dict[int, Snapshot]:
         """The graph carried out while its output is sent: a client that is gone ends it."""

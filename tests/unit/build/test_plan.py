@@ -225,3 +225,20 @@ def test_the_step_of_the_last_build() -> None:
     assert explain.find_past(past, 0, "COPY b /b", 0) == past[1]
     assert explain.find_past(past, 0, "RUN c", 0) == past[0]
     assert explain.find_past(past, 0, "RUN c", 1) is None
+    assert explain.find_past(past, 0, "RUN c", 0, ["RUN c", "RUN a"]) is None
+
+
+def test_a_first_build_has_nothing_to_explain() -> None:
+    """A reason only where something like it was built before."""
+    assert explain.why(None, "RUN x", {}, any_past=False, after_base=True) == ""
+    assert explain.why(None, "RUN x", {}, any_past=True, after_base=True) == "this step is new"
+
+
+def test_the_same_file_up_to_another_target() -> None:
+    """All lines that both builds have are equal."""
+    past = [explain.Past(0, "FROM a", None), explain.Past(0, "RUN b", None)]
+
+    assert explain.is_same_file(past, [(0, "FROM a")])
+    assert explain.is_same_file(past, [(0, "FROM a"), (0, "RUN b"), (1, "FROM c")])
+    assert not explain.is_same_file(past, [(0, "FROM a"), (0, "RUN c")])
+    assert not explain.is_same_file([], [(0, "FROM a")])
