@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 import aiohttp
 
 from ketch_wire.faults import EngineFailure, InvalidInput
+from ketchd.registry.transport import reason
 
 _PIECE = 1 << 20
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
@@ -56,8 +57,12 @@ async def fetched(url: str, stage: Path, checksum: str = "") -> AsyncIterator[Do
                         file.write(piece)
                         size += len(piece)
                 headers = answer.headers.copy()
+        except aiohttp.ServerTimeoutError as error:
+            raise EngineFailure(
+                f'Get "{url}": the server was silent for {_TIMEOUT.sock_read} seconds'
+            ) from error
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise EngineFailure(f'Get "{url}": {str(error) or type(error).__name__}') from error
+            raise EngineFailure(f'Get "{url}": {reason(error)}') from error
         except OSError as error:
             raise EngineFailure(f"cannot store {url}: {(error.strerror or str(error)).lower()}") from error
         found = hasher.hexdigest()

@@ -125,7 +125,7 @@ def parse_line(line: Line, escape: str) -> Instruction:
     keyword = word.upper()
     parser = _PARSERS.get(keyword)
     if parser is None:
-        near = get_close_matches(keyword, _PARSERS, 1, 0.7)
+        near = get_close_matches(keyword, _PARSERS, 1, 0.65)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise line.place.fault(f"unknown instruction: {keyword}{hint}")
     given, rest = flags.split_flags(line.place, rest, escape)
