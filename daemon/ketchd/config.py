@@ -150,26 +150,40 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="ketchd", description="The ketch engine: a container daemon that speaks the Docker Engine API.",
-        allow_abbrev=False, argument_default=argparse.SUPPRESS,
+        usage="ketchd [OPTIONS]", allow_abbrev=False, argument_default=argparse.SUPPRESS,
     )  # fmt: skip
     parser.add_argument("-v", "--version", action="store_true", help="print the version and end")
     parser.add_argument("--validate", action="store_true", help="check flags and configuration file, and end")
-    parser.add_argument("--config-file", help=f"configuration file (default {DEFAULT_CONFIG_FILE})")
+    parser.add_argument(
+        "--config-file", metavar="string", help=f"configuration file (default {DEFAULT_CONFIG_FILE})"
+    )
     for name, text in _HELP.items():
         names = [*([_SHORT[name]] if name in _SHORT else []), f"--{name}"]
         key = (_REPEATED.get(name) or _MAPS.get(name) or name).replace("-", "_")
+        shown = _shown_default(name, key)
+        text += f" (default {shown})" if shown else ""
         if name in _REPEATED or name in _MAPS:
-            parser.add_argument(*names, dest=key, action="append", help=text)
+            kind = "list" if name in _REPEATED else "map"
+            parser.add_argument(*names, dest=key, action="append", help=text, metavar=kind)
         elif _KINDS[key] == "bool":
-            parser.add_argument(*names, dest=key, nargs="?", const="true", help=text)
+            parser.add_argument(*names, dest=key, nargs="?", const="true", help=text, metavar="bool")
         else:
-            parser.add_argument(*names, dest=key, help=text)
+            kind = "int" if _KINDS[key] == "int" else "string"
+            parser.add_argument(*names, dest=key, help=text, metavar=kind)
     for name in _IGNORED:
         if name != "config-file":
             parser.add_argument(
                 f"--{name}", dest=f"ignored {name}", nargs="?", const="true", help=argparse.SUPPRESS
             )
     return parser
+
+
+def _shown_default(name: str, key: str) -> str:
+    """What help says a setting is when nobody sets it; empty for off and for nothing."""
+    if name == "host":
+        return f"unix://{DEFAULT_SOCKET}"
+    value = getattr(Config(), key)
+    return "" if value is False or not value else str(value).lower() if value is True else str(value)
 
 
 @dataclass(slots=True)

@@ -27,7 +27,7 @@ class Process:
         self._config = config
         self._data_root = Path(os.path.abspath(config.data_root))
         self._exec_root = Path(os.path.abspath(config.exec_root))
-        self._lock = -1
+        self._locks: list[int] = []
         self._socket_files: list[str] = []
 
     def run(self) -> int:
@@ -43,37 +43,44 @@ class Process:
                 launcher.close()
         finally:
             Path(self._config.pidfile).unlink(missing_ok=True)
-            os.close(self._lock)
+            for lock in self._locks:
+                os.close(lock)
 
     def _take_roots(self) -> None:
-        """Make the directories and hold the data root against a second daemon."""
-        try:
-            for directory, mode in ((self._data_root, 0o710), (self._exec_root, 0o711)):
+        """Make the directories and hold both against a second daemon: the exec root has the launcher's and the shims' sockets."""
+        roots = {self._data_root: 0o710}
+        roots.setdefault(self._exec_root, 0o711)
+        for directory, mode in roots.items():
+            try:
                 directory.mkdir(parents=True, exist_ok=True)
                 directory.chmod(mode)
-            self._lock = os.open(
-                self._data_root / "ketchd.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-            )
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(self._lock, 32, 0).decode(errors="replace").strip()
-            raise EngineFailure(
-                f"another ketchd (pid {holder or 'unknown'}) is using {self._data_root}"
-            ) from None
-        except OSError as error:
-            raise EngineFailure(
-                f"cannot use {error.filename or self._data_root}: {_reason(error)}"
-            ) from error
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+            except OSError as error:
+                raise EngineFailure(f"cannot use {error.filename or directory}: {_reason(error)}") from error
+            self._hold(directory / "ketchd.lock", 0o600, f"is using {directory}")
 
     def _write_pidfile(self) -> None:
+        """Its own file: a second daemon must not take away, at its end, the one that tells of the first."""
         path = Path(self._config.pidfile)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"{os.getpid()}\n")
         except OSError as error:
             raise EngineFailure(f"cannot write pidfile {path}: {_reason(error)}") from error
+        self._hold(path, 0o644, f"has the pidfile {path}")
+
+    def _hold(self, path: Path, mode: int, how: str) -> None:
+        """Lock a file for this process's life and write our pid into it. Raises EngineFailure. Nothing is held by a dead one."""
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
+        except OSError as error:
+            raise EngineFailure(f"cannot use {path}: {_reason(error)}") from error
+        self._locks.append(lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
+            raise EngineFailure(f"another ketchd (pid {holder or 'unknown'}) {how}") from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
 
     async def _serve(self, launcher: Launcher) -> int:
         from ketchd.assembly import Engine  # imported when the launcher is running: it is most of the start

@@ -56,6 +56,20 @@ def test_a_second_daemon_on_the_same_root_refuses_with_one_line(daemon: Machine)
     )
 
 
+def test_a_second_daemon_on_the_same_exec_root_or_pidfile_refuses(daemon: Machine, base: Path) -> None:
+    """It would take the first one's launcher, or at its end the file that tells of the first."""
+    assert daemon.process is not None
+    pid, run, pidfile = daemon.process.pid, daemon.base / "run", daemon.base / "ketchd.pid"
+    for flags, said in (
+        (("--exec-root", str(run), "--pidfile", str(base / "p")), f"is using {run}"),
+        (("--exec-root", str(base / "e"), "--pidfile", str(pidfile)), f"has the pidfile {pidfile}"),
+    ):
+        refused = ketchd("--data-root", str(base / "d"), *flags, "-H", f"unix://{base}/s", "--bridge", "none")
+        assert refused.returncode == 1
+        assert refused.stderr == f"ketchd: another ketchd (pid {pid}) {said}\n"
+    assert pidfile.read_text() == f"{pid}\n"
+
+
 def test_a_second_daemon_on_the_same_socket_refuses(daemon: Machine, base: Path) -> None:
     refused = ketchd("--data-root", str(base / "d"), "--exec-root", str(base / "e"), "-H", f"unix://{daemon.socket}", "--pidfile", str(base / "p"), "--bridge", "none")  # fmt: skip
     assert refused.returncode == 1
