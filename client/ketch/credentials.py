@@ -50,28 +50,33 @@ def encode_header(value: object) -> str:
 
 
 class ConfigFile:
-    """The user's config.json, as read at start."""
+    """The user's config.json, as read at start. problem: why it could not be read; it is never written over then."""
 
-    def __init__(self, path: str, values: dict[str, Any]) -> None:
+    def __init__(self, path: str, values: dict[str, Any], problem: str = "") -> None:
         self.path = path
         self.values = values
+        self.problem = problem
 
     @classmethod
     def read(cls, path: str) -> ConfigFile:
-        """A missing or empty file is an empty configuration. Raises CommandFailed for one that is wrong."""
+        """A missing or empty file is an empty configuration; so is a wrong one, with a `problem`, as docker takes it."""
         try:
             with open(path, "rb") as file:
                 content = file.read()
         except FileNotFoundError:
             return cls(path, {})
         except OSError as error:
-            raise CommandFailed(f"loading config file: {path}: open {path}: {error.strerror}") from error
+            reason = (error.strerror or str(error)).lower()
+            return cls(path, {}, f"Error loading config file: open {path}: {reason}")
         try:
             values = json.loads(content) if content.strip() else {}
-        except ValueError as error:
-            raise CommandFailed(f"loading config file: {path}: {error}") from error
+        except json.JSONDecodeError as error:
+            place = f"line {error.lineno}, column {error.colno}"
+            return cls(path, {}, f"Error parsing config file ({path}): {place}: {error.msg.lower()}")
+        except ValueError:
+            return cls(path, {}, f"Error parsing config file ({path}): not UTF-8")
         if not isinstance(values, dict):
-            raise CommandFailed(f"loading config file: {path}: not a JSON object")
+            return cls(path, {}, f"Error parsing config file ({path}): not a JSON object")
         return cls(path, values)
 
     def setting(self, name: str) -> str:
@@ -170,7 +175,11 @@ class ConfigFile:
         return registry_key(host) in self._auths()
 
     def save(self) -> None:
-        """Replace the file in one step; one that is a link is replaced where it points to."""
+        """Replace the file in one step; one that is a link is replaced where it points to. Raises CommandFailed, OSError."""
+        if self.problem:
+            raise CommandFailed(
+                f"{self.path} is left as it is, since it cannot be read: correct or remove it"
+            )
         path = os.path.realpath(self.path)
         directory = os.path.dirname(path)
         os.makedirs(directory, mode=0o700, exist_ok=True)

@@ -23,7 +23,7 @@ def pull_image(
 
     Raises CommandFailed.
     """
-    headers = {"X-Registry-Auth": encode_header(session.config.auth_for(name.domain))}
+    headers = {"X-Registry-Auth": encode_header(session.auth_for(name.domain))}
     query = {
         "fromImage": name.repository,
         "tag": name.tag_or_digest if tag is None else tag,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime
 
 NANOSECOND = 1
@@ -152,11 +153,10 @@ def parse_moment(text: str, now: float) -> str:
 
     Raises ValueError. Source: docker/docker api/types/time, GetTimestamp.
     """
-    try:
-        ago = parse_duration(text)
-    except ValueError:
-        pass
-    else:
+    ago = None
+    with contextlib.suppress(ValueError):
+        ago = parse_duration(text) if text != "0" else None  # that one is 1970
+    if ago is not None:
         nanoseconds = int(now * 1_000_000_000) - ago
         return f"{nanoseconds // SECOND}.{nanoseconds % SECOND:09d}"
     if text.replace(".", "", 1).isdigit():

@@ -69,6 +69,7 @@ def parse_name(text: str) -> ImageName:
     """An image's name. Raises CommandFailed."""
     if _ID.fullmatch(text):
         raise CommandFailed(f"invalid repository name ({text}), cannot specify 64-byte hexadecimal strings")
+    _refuse_capitals(text)
     rest, at, digest = text.partition("@")
     if at and not _DIGEST.fullmatch(digest):
         raise CommandFailed("invalid reference format")
@@ -79,11 +80,22 @@ def parse_name(text: str) -> ImageName:
     path, colon, tag = path.partition(":")
     if domain == "docker.io" and "/" not in path:
         path = f"library/{path}"
-    if path != path.lower() and _PATH.fullmatch(path.lower()):
-        raise CommandFailed(f"invalid reference format: repository name ({path}) must be lowercase")
     if not _PATH.fullmatch(path) or not _DOMAIN.fullmatch(domain) or (colon and not _TAG.fullmatch(tag)):
         raise CommandFailed("invalid reference format")
     return ImageName(domain, path, tag, digest)
+
+
+def _refuse_capitals(text: str) -> None:
+    """Before all else, whatever stands behind the name's first colon. Source: distribution/reference, ParseNormalizedNamed."""
+    domain = domain_of(text)
+    head, slash, rest = text.partition("/")
+    if not slash or (domain == "docker.io" and head not in ("docker.io", "index.docker.io")):
+        rest = text
+    path = rest.partition(":")[0]
+    if path != path.lower():
+        if domain == "docker.io" and "/" not in path:
+            path = f"library/{path}"
+        raise CommandFailed(f"invalid reference format: repository name ({path}) must be lowercase")
 
 
 def is_id(text: str) -> bool:

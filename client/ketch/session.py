@@ -11,7 +11,7 @@ from ketch.engine import Engine
 from ketch.faults import CommandFailed, EngineAway
 
 if TYPE_CHECKING:
-    from ketch.credentials import ConfigFile
+    from ketch.credentials import Auth, ConfigFile
 
 Act = Callable[[str], "str | None"]
 
@@ -27,12 +27,30 @@ class Session:
 
     @property
     def config(self) -> ConfigFile:
-        """config.json, read once."""
+        """config.json, read once; one that cannot be read is said so, once."""
         if self._config is None:
             from ketch.credentials import ConfigFile
 
             self._config = ConfigFile.read(os.path.join(self.config_directory, "config.json"))
+            if self._config.problem:
+                self.warn(f"WARNING: {self._config.problem}")
         return self._config
+
+    def auth_for(self, domain: str) -> Auth:
+        """The credentials for a registry; none, and a warning, when they cannot be had: the registry may ask for none."""
+        try:
+            return self.config.auth_for(domain)
+        except CommandFailed as error:
+            self.warn(f"WARNING: {error.message}")
+            return {}
+
+    def all_auths(self) -> dict[str, Auth]:
+        """The credentials of every registry; none, and a warning, when they cannot be had."""
+        try:
+            return self.config.all_auths()
+        except CommandFailed as error:
+            self.warn(f"WARNING: {error.message}")
+            return {}
 
     @property
     def engine(self) -> Engine:

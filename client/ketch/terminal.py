@@ -47,7 +47,12 @@ def ask(question: str) -> str:
     """A line from standard input, the question on standard output."""
     sys.stdout.write(question)
     sys.stdout.flush()
-    return sys.stdin.readline().rstrip("\r\n")
+    try:
+        return sys.stdin.readline().rstrip("\r\n")
+    except KeyboardInterrupt:
+        sys.stdout.write("\n")  # the user's shell begins a line of its own
+        sys.stdout.flush()
+        raise
 
 
 def ask_secret(question: str) -> str:

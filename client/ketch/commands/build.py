@@ -86,7 +86,7 @@ def build(session: Session, given: Given) -> int:
     query["dockerfile"] = context.dockerfile
     headers = {
         "Content-Type": "application/x-tar",
-        "X-Registry-Config": encode_header(config.all_auths()),
+        "X-Registry-Config": encode_header(session.all_auths()),
     }
     told = io.StringIO()
     out: Any = told if quiet else sys.stdout

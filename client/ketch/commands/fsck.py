@@ -25,7 +25,7 @@ FSCK = Command(
 def fsck(session: Session, given: Given) -> int:
     """Check; 1 when something is wrong and stays so."""
     repair = given.on("repair")
-    headers = {"X-Registry-Config": encode_header(session.config.all_auths())} if repair else {}
+    headers = {"X-Registry-Config": encode_header(session.all_auths())} if repair else {}
     sums: dict[str, Any] = {}
 
     def tell(aux: Any) -> None:

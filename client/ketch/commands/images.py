@@ -132,7 +132,7 @@ def _row(
         "CreatedAt": local_time(created) if created > 0 else "N/A",
         "Size": human_size(size, 3),
         "Containers": "N/A" if containers < 0 else str(containers),
-        "VirtualSize": human_size(size, 3),
+        "VirtualSize": human_size(size),
         "SharedSize": "N/A" if shared < 0 else human_size(shared, 3),
         "UniqueSize": "N/A" if shared < 0 else human_size(size - shared, 3),
     }
@@ -194,7 +194,7 @@ def history(session: Session, given: Given) -> int:
 def _moment(created: float) -> str:
     from datetime import datetime
 
-    return datetime.fromtimestamp(int(created)).astimezone().isoformat()
+    return datetime.fromtimestamp(int(created)).astimezone().isoformat().replace("+00:00", "Z")
 
 
 def remove(session: Session, given: Given) -> int:

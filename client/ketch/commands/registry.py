@@ -98,7 +98,7 @@ def push(session: Session, given: Given) -> int:
         query["platform"] = platform_object(given.text("platform"))
     if given.on("all-platforms"):
         query["allPlatforms"] = True
-    headers = {"X-Registry-Auth": encode_header(session.config.auth_for(name.domain))}
+    headers = {"X-Registry-Auth": encode_header(session.auth_for(name.domain))}
     answer = session.engine.request("POST", f"/images/{name.repository}/push", query, headers=headers)
 
     def tell(aux: Any) -> None:
@@ -131,7 +131,7 @@ def login(session: Session, given: Given) -> int:
             raise CommandFailed("the --password-stdin option requires --username to be set")
         password = sys.stdin.read().removesuffix("\n").removesuffix("\r")
     host = _server(given)
-    kept = {} if user or password else session.config.auth_for(host)
+    kept = {} if user or password else session.auth_for(host)
     if kept.get("username") or kept.get("identitytoken"):
         session.warn(f"Authenticating with existing credentials... [Username: {kept.get('username', '')}]")
         session.warn("\nTo log in with another account, run 'ketch logout' first, then 'ketch login'\n")
@@ -177,6 +177,8 @@ def _store(session: Session, host: str, auth: Auth) -> int:
     config = session.config
     try:
         config.store(host, auth)
+    except CommandFailed as error:
+        raise CommandFailed(f"Error saving credentials: {error.message}") from error
     except OSError as error:
         raise CommandFailed(f"Error saving credentials: {error.strerror}: {error.filename}") from error
     if not config.is_kept_by_helper(host):
@@ -210,7 +212,7 @@ def search(session: Session, given: Given) -> int:
         query["limit"] = given.number("limit")
     if given.many("filter"):
         query["filters"] = build_filters(given.many("filter"))
-    headers = {"X-Registry-Auth": encode_header(session.config.auth_for("docker.io"))}
+    headers = {"X-Registry-Auth": encode_header(session.auth_for("docker.io"))}
     found = session.engine.json("GET", "/images/search", query, headers=headers)
     rows = []
     for one in found:

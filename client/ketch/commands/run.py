@@ -128,6 +128,8 @@ def _create(session: Session, given: Given, body: dict[str, Any]) -> str:
     except EngineAnswer as error:
         if error.status != 404 or name is None or policy != "missing":
             raise
+        if error.reason.startswith("No such container"):
+            raise  # of --volumes-from and the like: pulling the image would not help
         if not quiet:
             session.warn(f"Unable to find image '{name.familiar}' locally")
         pull_image(session, name, out, platform=given.text("platform"))

@@ -186,6 +186,9 @@ def events(session: Session, given: Given) -> int:
 
 def _aliased(message: dict[str, Any], form: str) -> dict[str, Any]:
     """The names that templates use for what the stream writes in small letters."""
+    actor = message.get("Actor") or {}
+    attributes = dict(sorted((actor.get("Attributes") or {}).items()))  # as the table shows them
+    message = {**message, "Actor": {**actor, "Attributes": attributes}}
     if form == "json" or "json ." in form:
         return message
     names = (("Status", "status"), ("ID", "id"), ("From", "from"), ("Scope", "scope"))

@@ -132,15 +132,28 @@ def test_a_helper_that_is_missing_or_fails(path: Path, helper: Path) -> None:
         config(path, {"credsStore": "fake"}).auth_for("x")
 
 
-@pytest.mark.parametrize(
-    "text", ["{", "[]", '{"auths": {"r": {"auth": "%%"}}}', '{"auths": {"r": {"auth": "bm8="}}}']
-)
-def test_files_that_are_wrong_are_named(path: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ['{"auths": {"r": {"auth": "%%"}}}', '{"auths": {"r": {"auth": "bm8="}}}'])
+def test_credentials_that_are_wrong_are_named(path: Path, text: str) -> None:
+    """An entry that cannot be read is said, whatever it is for."""
     path.parent.mkdir()
     path.write_text(text)
 
-    with pytest.raises(CommandFailed, match=r"config file|auth configuration"):
+    with pytest.raises(CommandFailed, match="auth configuration"):
         ConfigFile.read(str(path)).auth_for("r")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\xff"])
+def test_a_file_that_is_wrong_stops_nothing_and_stays(path: Path, text: str) -> None:
+    """As docker takes it: an empty configuration and a warning; but what the user has there is not written over."""
+    path.parent.mkdir()
+    path.write_text(text, encoding="latin-1")
+    config = ConfigFile.read(str(path))
+
+    assert config.auth_for("r") == {}
+    assert config.problem.startswith(f"Error parsing config file ({path}): ")
+    with pytest.raises(CommandFailed, match="is left as it is"):
+        config.store("r", {"username": "u", "password": "p"})
+    assert path.read_text(encoding="latin-1") == text
 
 
 def test_login_keeps_what_the_registry_accepts(engine: FakeEngine, ketch: Run, path: Path) -> None:
