@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from typing import Any
 
 from ketch_wire.faults import EngineFailure
 from ketchd.catalogue.schema import migrate
+
+_LOG_BYTES = 5 * 1024 * 1024  # a checkpoint comes after 1,000 pages of 4 KiB, each with a header
 
 Parameters = Sequence[Any] | Mapping[str, Any]
 
@@ -40,6 +43,7 @@ class Catalogue:
             ):
                 self._connection.execute(f"PRAGMA {pragma}")
             migrate(self._connection)
+            _reserve(path.with_name(path.name + "-wal"))
         except sqlite3.Error as error:
             self._connection.close()
             raise EngineFailure(f"cannot open the catalogue {path}: {_reason(error)}") from error
@@ -89,6 +93,19 @@ class Catalogue:
     def close(self) -> None:
         """Write the log back into the database and let go of it. May be called twice."""
         self._connection.close()
+
+
+def _reserve(log: Path) -> None:
+    """Give the write-ahead log its full size now, so that an end or a removal can be recorded on a full disk.
+
+    SQLite writes the log from its beginning again after each checkpoint and never shortens it; what lies behind the last
+    commit is no valid frame. Where there is no room for it, there is none to keep either.
+    """
+    try:
+        with log.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, _LOG_BYTES)
+    except OSError:
+        return
 
 
 def _reason(error: sqlite3.Error) -> str:

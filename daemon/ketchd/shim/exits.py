@@ -14,17 +14,30 @@ from ketch_wire.shim import EXIT_NAME
 _TEMPORARY = ".exit.new"
 
 
+_RESERVED = 128
+
+
+def reserve_exit(directory: int) -> None:
+    """Take the room that the record will need, so that a full disk cannot lose it. Raises OSError."""
+    fd = os.open(_TEMPORARY, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    try:
+        os.write(fd, bytes(_RESERVED))
+    finally:
+        os.close(fd)
+
+
 def write_exit(directory: int, code: int, oom: bool, finished_ns: int) -> None:
     """Make the record visible in the directory fd. `sync_exit` makes it last. Raises OSError."""
     record: bytes = msgpack.packb({"code": code, "oom": oom, "finished_ns": finished_ns})
     fd = os.open(
         _TEMPORARY,
-        os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC,
+        os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC,
         0o600,
         dir_fd=directory,
     )
     try:
         os.write(fd, record)
+        os.ftruncate(fd, len(record))
     finally:
         os.close(fd)
     os.rename(_TEMPORARY, EXIT_NAME, src_dir_fd=directory, dst_dir_fd=directory)

@@ -192,6 +192,7 @@ class Shim:
         self._plan = plan
         process = plan.process
         self._state_fd = os.open(plan.state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        exits.reserve_exit(self._state_fd)
         self._log = open_log(plan.log, self._loop)
         streams = self._streams = Streams(
             self._loop, terminal=process.tty, stdin_once=process.stdin_once, log=self._log,
