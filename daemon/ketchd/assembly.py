@@ -52,6 +52,7 @@ from ketchd.engine.execs import exec_ended
 from ketchd.engine.gc import GarbageKeeper
 from ketchd.engine.information import Facts, host_warnings
 from ketchd.engine.lastcommitted import check_last_committed
+from ketchd.engine.remapping import probe_idmap, read_id_map
 from ketchd.engine.rooms import Rooms
 from ketchd.engine.volumes import Volumes
 from ketchd.kernel.cgroups import Cgroups
@@ -101,6 +102,10 @@ class Engine:
         await workers.start()
         kind, reason = await probe(workers, root / "stage", config.storage_driver)
         log.info("layers", kind=kind, reason=reason)
+        id_map = read_id_map(config.userns_remap)
+        if id_map is not None:
+            await probe_idmap(workers, root / "stage", id_map)
+            log.info("user namespaces", root="{}:{}".format(*id_map.root))
         events = EventJournal(catalogue)
         self._closing.append(events.close)
         blobs = BlobStore(root, catalogue)
@@ -134,7 +139,7 @@ class Engine:
             data_root=root, exec_root=self._exec_root, catalogue=catalogue, events=events, blobs=blobs,
             images=ImageStore(catalogue, blobs), leases=Leases(catalogue), garbage=Garbage(catalogue, blobs, layers),
             layers=layers, workers=workers, networks=networks, volumes=volumes, shims=shims, supervisor=supervisor,
-            cgroups=cgroups, log=log, cgroup_parent=config.cgroup_parent or "/docker",
+            cgroups=cgroups, log=log, cgroup_parent=config.cgroup_parent or "/docker", id_map=id_map,
             default_log_driver=config.log_driver, default_log_options=config.log_opts, registry=self._registry(),
             gc_policy=policy,
         )  # fmt: skip
@@ -181,11 +186,12 @@ class Engine:
 
     def _routes(self, rooms: Rooms, kind: str, reason: str) -> Iterable[Route]:
         config = self._config
+        security_options = ["name=seccomp,profile=builtin", *(["name=userns"] if rooms.id_map else [])]
         facts = Facts(
             engine_id=_engine_id(self._data_root), layer_kind=kind, layer_reason=reason,
             cgroup_driver=rooms.cgroups.driver, log_driver=config.log_driver, debug=config.debug,
             live_restore=config.live_restore, labels=config.labels, insecure_registries=config.insecure_registries,
-            mirrors=config.registry_mirrors, security_options=["name=seccomp,profile=builtin"],
+            mirrors=config.registry_mirrors, security_options=security_options,
             warnings=host_warnings(rooms.cgroups),
         )  # fmt: skip
         registry = RegistryApi(rooms)

@@ -47,7 +47,7 @@ class MountPlan:
 
 @dataclass(frozen=True, slots=True)
 class DevicePlan:
-    """A device node to make below /dev. kind `c` or `b`."""
+    """A device node to make below /dev. kind `c` or `b`. source: the host's node, where it is not at `path`."""
 
     path: str
     kind: str
@@ -56,6 +56,7 @@ class DevicePlan:
     mode: int = 0o666
     uid: int = 0
     gid: int = 0
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,9 @@ class LaunchPlan:
     (loopback up, address, routes), in order.
     state_dir: durable, holds `exit` (msgpack: code, oom, finished_ns) when it has ended.
     run_dir: holds `shim.sock` (0600).
-    transient: it ends with the ketchd that started it (a build step)."""
+    transient: it ends with the ketchd that started it (a build step).
+    uid_map, gid_map: (inside, outside, count) of a user namespace of its own, empty for none. Layers, the writable layer and
+    binds with the option `idmap` are shown with shifted ids there."""
 
     id: str
     root: RootPlan
@@ -137,6 +140,8 @@ class LaunchPlan:
     log: LogPlan = field(default_factory=LogPlan)
     netlink: tuple[bytes, ...] = ()
     transient: bool = False
+    uid_map: tuple[tuple[int, int, int], ...] = ()
+    gid_map: tuple[tuple[int, int, int], ...] = ()
     version: int = PLAN_VERSION
 
     def to_wire(self) -> dict[str, Any]:
@@ -170,6 +175,8 @@ class LaunchPlan:
             log=_build(LogPlan, wire["log"]),
             netlink=tuple(wire.get("netlink", ())),
             transient=wire.get("transient", False),
+            uid_map=_tupled(wire.get("uid_map", [])),
+            gid_map=_tupled(wire.get("gid_map", [])),
             version=wire["version"],
         )
 

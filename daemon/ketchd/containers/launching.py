@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ketch_wire.faults import InvalidInput
+from ketch_wire.faults import InvalidInput, Unsupported
 from ketch_wire.launch import (
     CgroupPlan,
     DevicePlan,
@@ -25,6 +26,7 @@ from ketchd.containers.mountpoints import MountPoint
 from ketchd.containers.record import ContainerRecord
 from ketchd.containers.settings import command_line
 from ketchd.containers.shims import ClientStream
+from ketchd.containers.subids import IdMap
 from ketchd.sandbox import defaults, devices, seccomp
 
 __all__ = ["ClientStream", "exec_process", "plan", "wanted_ports"]
@@ -251,6 +253,42 @@ def _paths(unconfined: bool, asked: Sequence[str] | None, usual: tuple[str, ...]
     if unconfined:
         return ()
     return usual if asked is None else tuple(asked)
+
+
+def remap(plan: LaunchPlan, ids: IdMap | None, data_root: Path) -> LaunchPlan:
+    """`plan` in a user namespace of its own: what belongs to the engine is shown with shifted ids, what is the host's is not."""
+    if ids is None:
+        return plan
+    mounts = tuple(
+        replace(one, options=(*one.options, "idmap"))
+        if one.type == "bind" and Path(one.source).is_relative_to(data_root)
+        else one
+        for one in plan.mounts
+    )
+    # The group range of ping is one of ids that the namespace may not have.
+    sysctls = {key: value for key, value in plan.sysctls.items() if key != "net.ipv4.ping_group_range"}
+    return replace(plan, uid_map=ids.uids, gid_map=ids.gids, mounts=mounts, sysctls=sysctls)
+
+
+def check_remap(host: Mapping[str, Any]) -> None:
+    """What a user namespace excludes. Raises InvalidInput, Unsupported. Source: moby daemon_unix.go."""
+    if host["UsernsMode"] == "host":
+        return
+    if host["Privileged"]:
+        raise InvalidInput(
+            "privileged mode is incompatible with user namespaces.  You must run the container in the host namespace when "
+            "running privileged mode"
+        )
+    if host["NetworkMode"] == "host":
+        raise InvalidInput("cannot share the host's network namespace when user namespaces are enabled")
+    if host["PidMode"] == "host":
+        raise InvalidInput("cannot share the host PID namespace when user namespaces are enabled")
+    for key, what in (("NetworkMode", "network"), ("PidMode", "PID"), ("IpcMode", "IPC")):
+        if host[key].startswith("container:"):
+            raise Unsupported(
+                f"cannot share the {what} namespace of another container when user namespaces are enabled: each container "
+                "has a user namespace of its own; use --userns host for both"
+            )
 
 
 def _devices(host: Mapping[str, Any]) -> tuple[DevicePlan, ...]:

@@ -20,11 +20,12 @@ from typing import Any
 from ketch_wire.faults import Conflict, EngineFailure
 from ketch_wire.launch import LayerMount
 from ketchd.kernel import detached
-from ketchd.kernel.namespaces import CLONE_NEWNS, setns
+from ketchd.kernel.namespaces import CLONE_NEWNS, CLONE_NEWUSER, setns
 from ketchd.kernel.openat import make_directories, open_in_root
 from ketchd.kernel.process import start_time
 from ketchd.layers.mounting import mount_chain
 from ketchd.layers.worker import JobPort
+from ketchd.sandbox import remapped
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _FD = struct.Struct("i")
@@ -34,18 +35,30 @@ _FD = struct.Struct("i")
 def open_root(wanted: dict[str, Any], port: JobPort) -> Iterator[int]:
     """The root that `wanted` describes, as an O_PATH fd for the body's time.
 
-    Running: {pid, start_time, bare}; bare leaves out what is mounted inside (volumes, /proc). Stopped: {layers (top first),
+    Running: {pid, start_time, bare, user}; user: it is in a user namespace, which the caller then enters for good, as its
+    root: ids are the container's own from there on. bare leaves out what is mounted inside (volumes, /proc). Stopped: {layers (top first),
     upper, work, readonly, mounts: [{source, subpath, target, readonly}]}; without work the upper is only looked at, and
     what the body writes is thrown away. Raises Conflict (it does not run any more), EngineFailure, OSError.
     """
     if "pid" in wanted:
         root = _root_of_process(wanted["pid"], wanted["start_time"], bare=bool(wanted.get("bare")))
+        if wanted.get("user"):
+            _enter_user_namespace(wanted["pid"])
     else:
         root = _mount_stopped(wanted, port.scratch())
     try:
         yield root
     finally:
         os.close(root)
+
+
+def _enter_user_namespace(pid: int) -> None:
+    namespace = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        setns(namespace, CLONE_NEWUSER)
+    finally:
+        os.close(namespace)
+    remapped.become_root()
 
 
 def _root_of_process(pid: int, started: int, *, bare: bool) -> int:

@@ -35,7 +35,12 @@ async def root_of(
     if record.state in (State.REMOVING, State.DEAD):
         raise Conflict(f"container {record.id} is marked for removal")
     if record.has_process:
-        return {"pid": record.pid, "start_time": record.start_time, "bare": not mounts}
+        return {
+            "pid": record.pid,
+            "start_time": record.start_time,
+            "bare": not mounts,
+            "user": _has_user_namespace(record.pid),
+        }
     init = await rooms.layers.compose(record.diff_ids)
     layers = [{"kind": layer.kind, "path": layer.path} for layer in rooms.layers.mounts(record.diff_ids)]
     directory = rooms.container_dir(record.id)
@@ -48,6 +53,13 @@ async def root_of(
     if write:
         wanted["work"] = str(directory / "work")
     return wanted
+
+
+def _has_user_namespace(pid: int) -> bool:
+    try:
+        return os.stat(f"/proc/{pid}/ns/user").st_ino != os.stat("/proc/self/ns/user").st_ino
+    except FileNotFoundError:
+        return False  # it has ended; the job says so
 
 
 def _binds(rooms: Rooms, record: ContainerRecord) -> list[dict[str, Any]]:

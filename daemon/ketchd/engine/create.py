@@ -52,6 +52,8 @@ async def create(
     )
     rooms.cgroups.check(host)
     launching.check(host)
+    if rooms.id_map is not None:
+        launching.check_remap(host)
     image_name = str(pick(body, "Image", ""))
     if not image_name:
         raise InvalidInput("config cannot be empty in order to create a container")

@@ -11,6 +11,7 @@ from ketchd.catalogue.database import Catalogue
 from ketchd.catalogue.events import EventJournal
 from ketchd.containers.probes import Prober
 from ketchd.containers.shims import Shims
+from ketchd.containers.subids import IdMap
 from ketchd.containers.supervisor import Supervisor
 from ketchd.content.blobs import BlobStore
 from ketchd.content.documents import Documents
@@ -49,6 +50,7 @@ class Rooms:
     cgroups: Cgroups
     log: Any
     cgroup_parent: str = "/docker"
+    id_map: IdMap | None = None  # of --userns-remap
     default_log_driver: str = "json-file"
     default_log_options: dict[str, str] = field(default_factory=dict)
     init_path: str = ""

@@ -138,6 +138,9 @@ async def _launch(
             has_journal=has_journal(),
             cgroup_version=rooms.cgroups.version,
         )
+        if rooms.id_map is not None and record.host_config["UsernsMode"] != "host":
+            launching.check_remap(record.host_config)
+            plan = launching.remap(plan, rooms.id_map, rooms.data_root)
         undo.callback(rooms.cgroups.remove, record.id)
 
         async def on_pid(pid: int, network_pid: int) -> None:

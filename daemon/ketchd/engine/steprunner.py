@@ -18,6 +18,7 @@ from typing import Any
 
 from ketch_wire.faults import EngineFailure, InvalidInput
 from ketch_wire.launch import LaunchPlan, LayerMount, LogPlan, MountPlan, ProcessPlan, RootPlan
+from ketchd.containers import launching
 from ketchd.containers.record import new_id
 from ketchd.containers.shims import ClientStream
 from ketchd.engine.rooms import Rooms
@@ -119,6 +120,8 @@ class StepRunner:
                 netlink=tuple(rooms.networks.netlink_messages(lease)),
                 transient=True,
             )  # fmt: skip
+            if network != "host":
+                plan = launching.remap(plan, rooms.id_map, rooms.data_root)
             return await self._carry_out(plan, lease, output)
 
     async def _carry_out(self, plan: LaunchPlan, lease: object, output: Output) -> int:

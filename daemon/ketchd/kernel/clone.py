@@ -25,13 +25,15 @@ class _CloneArgs(ctypes.Structure):
     )  # fmt: skip
 
 
-def fork_into_cgroup(cgroup: int) -> int:
-    """fork(2) whose child is born in the cgroup v2 directory fd `cgroup`: 0 in the child.
+def fork_into_cgroup(cgroup: int, flags: int = 0) -> int:
+    """fork(2) whose child is born in the cgroup v2 directory fd `cgroup` (-1: in ours) and in the new namespaces of `flags`: 0 in the child.
 
     A migration by cgroup.procs waits for an RCU grace period (5 to 20 ms); being born there costs nothing.
     Raises OSError: ENOSYS and E2BIG before Linux 5.7.
     """
-    arguments = _CloneArgs(flags=_CLONE_INTO_CGROUP, exit_signal=_SIGCHLD, cgroup=cgroup)
+    if cgroup >= 0:
+        flags |= _CLONE_INTO_CGROUP
+    arguments = _CloneArgs(flags=flags, exit_signal=_SIGCHLD, cgroup=max(cgroup, 0))
     ctypes.pythonapi.PyOS_BeforeFork()
     pid: int = _api.syscall(
         ctypes.c_long(_SYS_CLONE3), ctypes.byref(arguments), ctypes.c_size_t(ctypes.sizeof(arguments))

@@ -9,6 +9,7 @@ from ketchd.kernel.syscalls import syscall
 
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 0x1, 0x2, 0x4, 0x8
 MOUNT_ATTR_ATIME, MOUNT_ATTR_NOATIME, MOUNT_ATTR_STRICTATIME, MOUNT_ATTR_NODIRATIME = 0x70, 0x10, 0x20, 0x80
+MOUNT_ATTR_IDMAP = 0x100000
 MS_UNBINDABLE, MS_PRIVATE, MS_SLAVE, MS_SHARED = 0x20000, 0x40000, 0x80000, 0x100000
 
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 428, 429, 430, 431, 432
@@ -57,6 +58,15 @@ def mount_setattr(
     syscall(
         _SYS_MOUNT_SETATTR, mounted, b"", flags, ctypes.byref(wanted), ctypes.sizeof(wanted),
         what=f"mount_setattr {what}",
+    )  # fmt: skip
+
+
+def idmap(mounted: int, user: int, what: str) -> None:
+    """Show the ids of the detached mount as the user namespace `user` (fd) has them outside. EINVAL: the filesystem cannot."""
+    wanted = _MountAttr(MOUNT_ATTR_IDMAP, 0, 0, user)
+    syscall(
+        _SYS_MOUNT_SETATTR, mounted, b"", _AT_EMPTY_PATH, ctypes.byref(wanted), ctypes.sizeof(wanted),
+        what=f"idmap {what}",
     )  # fmt: skip
 
 

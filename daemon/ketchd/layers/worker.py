@@ -90,11 +90,15 @@ class JobPort:
             os.chdir("/")
             umount(_SCRATCH, MNT_DETACH)
             self._scratched = False
-        while self._fds:
-            os.close(self._fds.pop())
+        self.drop_fds()
         if not self._outlives:
             self.send(outcome)
         self._outlives = False
+
+    def drop_fds(self) -> None:
+        """Close the descriptors that nobody took."""
+        while self._fds:
+            os.close(self._fds.pop())
 
     def send(self, message: dict[str, Any]) -> None:
         """Say something before the result."""
@@ -144,6 +148,22 @@ def run_job(name: str, arguments: dict[str, Any], port: JobPort) -> dict[str, An
         return {"fault": "EngineFailure", "message": f"{name}: {type(error).__name__}: {error}"}
 
 
+def _run_apart(frame: dict[str, Any], port: JobPort) -> None:
+    """A job that enters what it cannot leave (a user namespace) has a process of its own."""
+    child = os.fork()
+    if child == 0:
+        try:
+            prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            port.end_job(run_job(frame["job"], frame["args"], port))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    port.drop_fds()
+    if status:
+        port.send({"fault": "EngineFailure", "message": f"{frame['job']}: its process ended too soon"})
+
+
 def serve(channel: socket.socket) -> None:
     """A worker's life: one job after another, until ketchd is gone."""
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -156,7 +176,11 @@ def serve(channel: socket.socket) -> None:
         while True:
             frame = port.next_frame()
             if "job" in frame:
-                port.end_job(run_job(frame["job"], frame["args"], port))
+                root = frame["args"].get("root")
+                if isinstance(root, dict) and root.get("user"):
+                    _run_apart(frame, port)
+                else:
+                    port.end_job(run_job(frame["job"], frame["args"], port))
 
 
 def main(fd: int) -> int:

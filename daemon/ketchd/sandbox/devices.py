@@ -40,6 +40,15 @@ def host_devices(host_path: str, container_path: str) -> list[DevicePlan]:
 
 def _plans(path: str, shown: str) -> list[DevicePlan]:
     return [
-        DevicePlan(shown + node.below, node.kind, node.major, node.minor, node.mode, node.uid, node.gid)
+        DevicePlan(
+            shown + node.below,
+            node.kind,
+            node.major,
+            node.minor,
+            node.mode,
+            node.uid,
+            node.gid,
+            source=path + node.below,
+        )
         for node in device_nodes(path)
     ]

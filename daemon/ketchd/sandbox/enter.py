@@ -14,13 +14,14 @@ from ketchd.kernel.namespaces import (
     CLONE_NEWIPC,
     CLONE_NEWNET,
     CLONE_NEWNS,
+    CLONE_NEWUSER,
     CLONE_NEWUTS,
     set_domainname,
     set_hostname,
     setns,
     unshare,
 )
-from ketchd.sandbox import enterdevices, enterprocess, enterroot, init
+from ketchd.sandbox import enterdevices, enterprocess, enterroot, init, remapped
 from ketchd.sandbox.failures import LaunchError, as_launch_error, reason
 from ketchd.sandbox.netlinkmessages import send_messages
 from ketchd.sandbox.report import Report
@@ -57,14 +58,22 @@ def become_container(
 
 
 def become_exec(
-    process: ProcessPlan, cgroups: tuple[str, ...], container: int, stdio: Stdio | None, report: Report
+    process: ProcessPlan,
+    cgroups: tuple[str, ...],
+    container: int,
+    stdio: Stdio | None,
+    report: Report,
+    *,
+    user: bool = False,
 ) -> NoReturn:
-    """Be one more process beside the one that the pidfd `container` names."""
+    """Be one more process beside the one that the pidfd `container` names; `user`: which is in a user namespace."""
     try:
         _start_clean({container, report.fileno(), *(stdio or ())})
         enterprocess.set_oom_score(process.oom_score_adj, report)
         enterprocess.join_cgroups(cgroups)
-        setns(container, _ALL)
+        setns(container, _ALL | (CLONE_NEWUSER if user else 0))
+        if user:
+            remapped.become_root()
         root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         who = enterprocess.identity(root, process)
         if stdio is None:
@@ -94,15 +103,20 @@ def _container(
     plan: LaunchPlan, donors: dict[str, int], loops: dict[int, int], stdio: Stdio | None, report: Report
 ) -> NoReturn:
     process = plan.process
-    enterprocess.set_oom_score(process.oom_score_adj, report)
-    enterprocess.join_cgroups(plan.cgroup.join)
+    prepared = None
+    if plan.uid_map:
+        prepared = remapped.receive(report)  # the shim has seen to its ids and cgroups
+        remapped.become_root()
+    else:
+        enterprocess.set_oom_score(process.oom_score_adj, report)
+        enterprocess.join_cgroups(plan.cgroup.join)
     _enter_namespaces(plan, donors)
     report.say({"namespaces": True})
     try:
         lockdown.new_session_keyring(f"_ses.{plan.id}")
     except OSError:
         pass  # no keyrings in this kernel, or none left: then the process keeps the daemon's empty one
-    root = enterroot.build(plan, loops)
+    root = enterroot.build(plan, loops, prepared)
     for mounted in loops.values():
         os.close(mounted)
     if plan.namespaces.get("uts") == "new":

@@ -23,8 +23,9 @@ _LINKS = (
 _KINDS = {"c": stat.S_IFCHR, "b": stat.S_IFBLK, "u": stat.S_IFCHR, "p": stat.S_IFIFO}
 
 
-def make_devices(root: int, plans: Sequence[DevicePlan]) -> None:
-    """The nodes, and the usual links. What is there already stays. Raises OSError."""
+def make_devices(root: int, plans: Sequence[DevicePlan], *, bind: bool = False) -> None:
+    """The nodes, and the usual links. What is there already stays. bind: in a user namespace nobody may make a node, so
+    the host's is shown instead. Raises OSError."""
     before = os.umask(0)
     parents: dict[str, int] = {}
     try:
@@ -33,6 +34,9 @@ def make_devices(root: int, plans: Sequence[DevicePlan]) -> None:
             if parent_path not in parents:
                 parents[parent_path] = make_directories(root, parent_path)
             parent = parents[parent_path]
+            if bind:
+                _bind_node(plan, parent, name)
+                continue
             try:
                 os.mknod(
                     name,
@@ -55,6 +59,22 @@ def make_devices(root: int, plans: Sequence[DevicePlan]) -> None:
         os.umask(before)
         for fd in parents.values():
             os.close(fd)
+
+
+def _bind_node(plan: DevicePlan, parent: int, name: str) -> None:
+    tree = detached.clone_tree(plan.source or plan.path, recursive=False)
+    try:
+        try:
+            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=parent))
+        except FileExistsError:
+            return
+        target = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        try:
+            detached.move_mount(tree, target, plan.path)
+        finally:
+            os.close(target)
+    finally:
+        os.close(tree)
 
 
 def with_null(root: int, stdio: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -10,6 +10,7 @@ import os
 
 from ketchd.kernel import detached, mounts
 from ketchd.kernel.openat import RESOLVE_NO_MAGICLINKS, RESOLVE_NO_XDEV, open_in_root
+from ketchd.sandbox import remapped
 from ketchd.sandbox.enterdevices import make_devices
 from ketchd.sandbox.entermounts import cut_propagation, mount_one, open_sources
 from ketchd.sandbox.failures import LaunchError, as_launch_error, reason
@@ -32,17 +33,28 @@ class Root:
         self.fd = self.proc = self.devpts = -1
 
 
-def build(plan: LaunchPlan, loops: dict[int, int]) -> Root:
-    """Mount everything of `plan` but what must come last. loops: see `layermounts.open_loops`. The caller is in its own mount namespace. Raises LaunchError."""
+def build(plan: LaunchPlan, loops: dict[int, int], prepared: remapped.Prepared | None = None) -> Root:
+    """Mount everything of `plan` but what must come last. loops: see `layermounts.open_loops`. The caller is in its own mount namespace.
+
+    prepared: what was mounted from outside for a user namespace. Raises LaunchError.
+    """
     made = Root()
-    sources = open_sources(plan.mounts)
+    sources = open_sources(plan.mounts) if prepared is None else prepared.sources
     try:
         cut_propagation()
+        if prepared is not None:
+            remapped.attach_root(prepared.root)
+            made.fd = prepared.root
+            return _fill(made, plan, sources)
         # Over the run directory: it exists, it is ours, and in this namespace nobody looks for the socket in it.
         mount_chain(plan.root.layers, plan.run_dir, plan.root.upper, plan.root.work, loops=loops)
         made.fd = os.open(plan.run_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise as_launch_error(error, "error preparing rootfs") from error
+    return _fill(made, plan, sources)
+
+
+def _fill(made: Root, plan: LaunchPlan, sources: dict[int, int]) -> Root:
     own_dev = not any(one.type == "bind" and one.target.rstrip("/") == "/dev" for one in plan.mounts)
     devices_made = not own_dev
     for index, one in enumerate(plan.mounts):
@@ -64,7 +76,7 @@ def build(plan: LaunchPlan, loops: dict[int, int]) -> Root:
 
 def _devices(root: int, plan: LaunchPlan) -> None:
     try:
-        make_devices(root, plan.devices)
+        make_devices(root, plan.devices, bind=bool(plan.uid_map))
     except OSError as error:
         raise as_launch_error(error, "error creating device nodes") from error
 

@@ -24,6 +24,11 @@ class Report:
     def __init__(self, channel: _socket.socket) -> None:
         self._channel = channel
 
+    @property
+    def channel(self) -> _socket.socket:
+        """The socket, for what comes the other way."""
+        return self._channel
+
     def fileno(self) -> int:
         """Its descriptor."""
         return self._channel.fileno()

@@ -41,11 +41,13 @@ class Execs:
         cgroups: tuple[str, ...],
         spill_directory: int,
         say: Callable[[dict[str, Any]], bool],
+        owner: tuple[int, int] | None = None,
     ) -> None:
         self._loop = loop
         self._cgroups = cgroups
         self._spill_directory = spill_directory
         self._say = say
+        self._owner = owner  # the container's root outside of its user namespace
         self._execs: dict[str, Exec] = {}
         self.on_over: Callable[[], None] = lambda: None
 
@@ -77,13 +79,13 @@ class Execs:
         wants = stream or {}
 
         def become(stdio: Stdio | None, report: Report) -> NoReturn:
-            enter.become_exec(process, self._cgroups, container, stdio, report)
+            enter.become_exec(process, self._cgroups, container, stdio, report, user=self._owner is not None)
 
         try:
             spawned = spawn(
                 become, terminal=process.tty, stdin=process.open_stdin and stream is not None,
                 stdout=bool(wants.get("stdout")), stderr=bool(wants.get("stderr")),
-                cgroup=version_two_cgroup(self._cgroups),
+                cgroup=version_two_cgroup(self._cgroups), owner=self._owner,
             )  # fmt: skip
         except LaunchError:
             if fd >= 0:

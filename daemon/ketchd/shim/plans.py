@@ -19,7 +19,7 @@ _PROCESS = {
     "groups": (), "console_size": (0, 0), "open_stdin": False, "stdin_once": False, "capabilities": (),
     "no_new_privileges": False, "seccomp": b"", "rlimits": {}, "oom_score_adj": 0, "init": False,
 }  # fmt: skip
-_LAUNCH = {"transient": False, "netlink": ()}
+_LAUNCH = {"transient": False, "netlink": (), "uid_map": (), "gid_map": ()}
 _LOG = {"compress": False, "attrs": b"", "journal": {}, "journal_socket": ""}
 
 

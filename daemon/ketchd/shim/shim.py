@@ -11,7 +11,8 @@ import os
 import time
 
 from ketch_wire.shim import PROTOCOL_VERSION
-from ketchd.kernel.namespaces import CLONE_NEWPID, unshare
+from ketchd.kernel import signals
+from ketchd.kernel.namespaces import CLONE_NEWPID, CLONE_NEWUSER, unshare
 from ketchd.kernel.process import start_time
 from ketchd.sandbox import enter
 from ketchd.sandbox.failures import LaunchError, as_launch_error, reason
@@ -26,6 +27,7 @@ from ketchd.shim.loop import Loop
 from ketchd.shim.plans import launch_plan, version_two_cgroup
 from ketchd.shim.spawn import spawn
 from ketchd.shim.streams import Streams
+from ketchd.shim.usernamespace import owner_of, set_up
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -203,22 +205,31 @@ class Shim:
         self._listener = Listener(self._loop, plan.run_dir, self._connected)
         cgroups.make(plan.cgroup)
         self._oom_before = cgroups.oom_kills(plan.cgroup)
-        self._execs = Execs(self._loop, plan.cgroup.join, self._state_fd, self._say)
+        self._execs = Execs(self._loop, plan.cgroup.join, self._state_fd, self._say, owner_of(plan))
         self._execs.on_over = self._maybe_over
         donors = enter.open_donors(plan)
         try:
             loops = open_loops(plan.root.layers)
         except OSError as error:
             raise as_launch_error(error, "error preparing rootfs") from error
-        self._choose_pid_namespace(plan.namespaces.get("pid", "host"), donors)
+        owner = owner_of(plan)
+        if owner is None:
+            self._choose_pid_namespace(plan.namespaces.get("pid", "host"), donors)
 
         def become(stdio: Stdio | None, report: Report) -> NoReturn:
             enter.become_container(plan, donors, loops, stdio, report)
 
         spawned = spawn(
             become, terminal=process.tty, stdin=process.open_stdin, stdout=True, stderr=True,
-            cgroup=version_two_cgroup(plan.cgroup.join),
+            cgroup=version_two_cgroup(plan.cgroup.join), owner=owner,
+            flags=CLONE_NEWUSER | CLONE_NEWPID if owner is not None else 0,
         )  # fmt: skip
+        if owner is not None:
+            try:
+                set_up(plan, spawned, loops)
+            except LaunchError:
+                os.kill(spawned.pid, signals.SIGKILL)
+                raise
         for fd in (*donors.values(), *loops.values()):
             os.close(fd)
         main = self._main = Contained(

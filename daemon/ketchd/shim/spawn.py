@@ -39,8 +39,12 @@ def spawn(
     stdout: bool,
     stderr: bool,
     cgroup: str,
+    owner: tuple[int, int] | None = None,
+    flags: int = 0,
 ) -> Spawned:
     """Fork; `become` runs in the child and never returns. cgroup: a version 2 directory to be born in, or "".
+
+    owner: of the pipes, for a child in a user namespace, which could not chown them. flags: CLONE_NEW* to be born in.
 
     A stream that is not wanted is the container's /dev/null. Raises LaunchError.
     """
@@ -49,7 +53,11 @@ def spawn(
         stdin and not terminal, stdout and not terminal, stderr and not terminal
     )
     try:
-        pid = _fork(cgroup)
+        if owner is not None:
+            for fd in child_ends:
+                if fd >= 0:
+                    os.fchown(fd, *owner)
+        pid = _fork(cgroup, flags)
     except OSError as error:
         for fd in (*filter(lambda fd: fd >= 0, (*child_ends, sink)), *outputs):
             os.close(fd)
@@ -87,14 +95,14 @@ def _pipes(stdin: bool, stdout: bool, stderr: bool) -> tuple[Stdio, int, dict[in
     return (ends[0], ends[1], ends[2]), sink, outputs
 
 
-def _fork(cgroup: str) -> int:
+def _fork(cgroup: str, flags: int) -> int:
     if not cgroup:
-        return os.fork()
+        return fork_into_cgroup(-1, flags) if flags else os.fork()
     directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return fork_into_cgroup(directory)
+        return fork_into_cgroup(directory, flags)
     except OSError as error:
-        if not is_too_old(error):
+        if flags or not is_too_old(error):
             raise
         return _fork_and_move(cgroup)
     finally:
