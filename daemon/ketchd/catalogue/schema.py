@@ -104,7 +104,9 @@ _DOCUMENTS = (
     "ALTER TABLE images ADD COLUMN artifact_type TEXT",
 )
 
-_EVENT_TIMES = ("CREATE INDEX events_by_time ON events (time_ns)",)  # a stream `since` a moment begins at once
+_EVENT_TIMES = (
+    "CREATE INDEX events_by_time ON events (time_ns)",
+)  # a stream `since` a moment begins at once
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _DOCUMENTS, _EVENT_TIMES)
 

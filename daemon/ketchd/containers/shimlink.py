@@ -124,7 +124,9 @@ class ShimLink:
     async def signal(self, number: int) -> None:
         """Send a signal to the first process. A container that has just ended is no error."""
         if not self._ended.done():
-            with contextlib.suppress(Conflict):  # the shim is gone, or going: what it has to say of the end is under way
+            with contextlib.suppress(
+                Conflict
+            ):  # the shim is gone, or going: what it has to say of the end is under way
                 await self._ask({"op": "signal", "number": int(number)})
 
     async def attach(self, stream: ClientStream) -> None:

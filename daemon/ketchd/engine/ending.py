@@ -67,9 +67,7 @@ async def finish(rooms: Rooms, box: Box, ended: ExitRecord | None) -> None:
                 rooms.supervisor.announce(box, "exec_die", execID=running.id, exitCode=str(code))
         if record.oom_killed:
             rooms.supervisor.announce(box, "oom")
-        rooms.supervisor.announce(
-            box, "die", exitCode=str(box.exit_code()), execDuration=str(int(uptime))
-        )
+        rooms.supervisor.announce(box, "die", exitCode=str(box.exit_code()), execDuration=str(int(uptime)))
         announcing.left(rooms, record, endpoints)
     tracepoint.reach("end.recorded")
     if wait is not None:
