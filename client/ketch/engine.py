@@ -151,9 +151,15 @@ def connect(host: str) -> socket.socket:
             return _connect_tcp(scheme, place)
     except PermissionError as error:
         raise EngineAway(
-            f"permission denied while trying to connect to the ketch daemon socket at {host}: {error.strerror}"
+            f"permission denied while trying to connect to the ketch daemon socket at {host}: connect: permission denied"
         ) from error
+    except socket.gaierror as error:
+        address = place.rpartition(":")[0] or place
+        raise EngineAway(f"error during connect: {host}: lookup {address}: no such host") from error
     except OSError as error:
+        if type(error).__module__ == "ssl":  # there is one, but the two do not understand each other
+            reason = getattr(error, "verify_message", "") or (error.strerror or str(error))
+            raise EngineAway(f"error during connect: {host}: tls: {reason.lower()}") from error
         raise EngineAway(
             f"Cannot connect to the ketch daemon at {host}. Is the ketch daemon running?"
         ) from error

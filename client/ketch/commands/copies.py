@@ -144,9 +144,9 @@ def _to_container(session: Session, given: Given, path: str, container: str, tar
             raise CommandFailed(f'destination "{container}:{target}" must be a directory or a regular file')
         place = Place(target, True, bool(mode & GO_DIRECTORY))
     except EngineAnswer as error:
-        if error.status != 404 or "o such container" in error.message:
+        if error.status == 404 and "o such container" in error.message:
             raise
-        # Its directory may be there; if not, the engine says so.
+        # Its directory may be there; if not, the engine says so. An answer to HEAD has no room for a reason.
         place = Place(target, False, False)
     query: dict[str, Any] = {"noOverwriteDirNonDir": "true"}
     if given.on("archive"):

@@ -5,7 +5,7 @@ Said once, where the first step missed: what comes after it follows from it. A f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +22,17 @@ class Past:
 
 
 def is_same_file(past: Sequence[Past], steps: Sequence[tuple[int, str]]) -> bool:
-    """Whether a build of these (stage, line) was made of the same Dockerfile, perhaps up to another target."""
-    before = [(step.stage, step.text) for step in past]
-    common = min(len(before), len(steps))
-    return common > 0 and before[:common] == list(steps[:common])
+    """Whether a build of these (stage, line) was made of the same Dockerfile, perhaps for another target with other stages."""
+    before, now = _by_stage((step.stage, step.text) for step in past), _by_stage(steps)
+    both = before.keys() & now.keys()
+    return bool(both) and all(before[stage] == now[stage] for stage in both)
+
+
+def _by_stage(steps: Iterable[tuple[int, str]]) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {}
+    for stage, text in steps:
+        found.setdefault(stage, []).append(text)
+    return found
 
 
 def find_past(

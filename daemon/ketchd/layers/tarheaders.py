@@ -65,7 +65,7 @@ def number(raw: bytes) -> int:
     try:
         return int(text, 8)
     except ValueError:
-        raise bad(f"number field {raw[:12]!r}") from None
+        raise bad(f"number field {raw[:12].decode('ascii', 'replace')!r}") from None
 
 
 def _numeric(raw: bytes) -> int:

@@ -235,10 +235,10 @@ def test_a_first_build_has_nothing_to_explain() -> None:
 
 
 def test_the_same_file_up_to_another_target() -> None:
-    """All lines that both builds have are equal."""
-    past = [explain.Past(0, "FROM a", None), explain.Past(0, "RUN b", None)]
+    """All stages that both builds have are equal."""
+    past = [explain.Past(0, "FROM a", None), explain.Past(0, "RUN b", None), explain.Past(2, "FROM d", None)]
 
-    assert explain.is_same_file(past, [(0, "FROM a")])
+    assert explain.is_same_file(past, [(0, "FROM a"), (0, "RUN b")])
     assert explain.is_same_file(past, [(0, "FROM a"), (0, "RUN b"), (1, "FROM c")])
     assert not explain.is_same_file(past, [(0, "FROM a"), (0, "RUN c")])
     assert not explain.is_same_file([], [(0, "FROM a")])
