@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 from ketchd.kernel.syscalls import check, libc
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NAME = 1, 4, 15
@@ -17,6 +19,27 @@ def prctl(option: int, value: int = 0, third: int = 0) -> int:
 def set_name(name: str) -> None:
     """The name that ps shows in brackets, 15 bytes."""
     check(libc.prctl(PR_SET_NAME, name.encode()[:15], 0, 0, 0), "prctl PR_SET_NAME")
+
+
+def command_line_area() -> tuple[int, int]:
+    """(address, bytes) of our command line where execve put it; in a fork it lies in the same place.
+
+    Source: proc_pid_stat(5), fields 48 and 49.
+    """
+    with open("/proc/self/stat", "rb") as stat:
+        fields = stat.read().rpartition(b")")[2].split()
+    return int(fields[45]), int(fields[46]) - int(fields[45])
+
+
+def set_command_line(area: tuple[int, int], text: bytes) -> None:
+    """What ps shows of us, cut to what the area holds.
+
+    Source: Linux fs/proc/base.c, get_mm_proctitle: where the last byte is not NUL, the line ends at the first one.
+    """
+    address, size = area
+    ctypes.memset(address, 0, size)
+    ctypes.memmove(address, text, min(len(text), size - 2))
+    ctypes.memset(address + size - 1, 1, 1)
 
 
 def start_time(pid: int) -> int:

@@ -147,7 +147,7 @@ def _container(
         signals.block_all()
         child = os.fork()
         if child:
-            init.serve(child)
+            init.serve(child, process.argv)
         os.setpgid(0, 0)
         if process.tty:
             os.tcsetpgrp(0, os.getpgrp())  # while SIGTTOU is still blocked: it would stop us

@@ -5,19 +5,28 @@ from __future__ import annotations
 import os
 
 from ketchd.kernel import lockdown, signals
-from ketchd.kernel.process import set_name
+from ketchd.kernel.process import set_command_line, set_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import NoReturn
 
 # These say something about PID 1 itself: a fault of its own, or the terminal's job control.
 _OWN = frozenset((signals.SIGCHLD, signals.SIGTTIN, signals.SIGTTOU, 4, 5, 6, 7, 8, 11))
 
 
-def serve(child: int) -> NoReturn:
-    """Be PID 1 of `child`. Every signal is blocked already, so none was lost since the fork."""
+# Where the launcher's command line lies, and with it ours; noted while /proc is the host's.
+COMMAND_LINE: list[tuple[int, int]] = []
+
+
+def serve(child: int, argv: Sequence[str]) -> NoReturn:
+    """Be PID 1 of `child`, which runs `argv`. Every signal is blocked already, so none was lost since the fork."""
     set_name("docker-init")
+    for area in COMMAND_LINE:  # else ps inside would show how ketchd was started, with its paths
+        set_command_line(
+            area, " ".join(("/sbin/docker-init", "--", *argv)).encode("utf-8", "surrogateescape")
+        )
     lockdown.close_all_but({0, 1, 2})
     for fd in (0, 1, 2):  # the streams end with the program, not with us
         os.close(fd)

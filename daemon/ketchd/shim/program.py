@@ -11,8 +11,8 @@ import gc
 import os
 
 from ketchd.kernel import limits, lockdown, signals
-from ketchd.kernel.process import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, prctl, set_name
-from ketchd.sandbox import enter, enterprocess, init  # noqa: F401  (imported before the fork, for all shims at once)
+from ketchd.kernel.process import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, command_line_area, prctl, set_name
+from ketchd.sandbox import enter, enterprocess, init  # noqa: F401  (enter: imported before the fork, for all shims at once)
 from ketchd.shim.shim import Shim
 
 
@@ -21,6 +21,7 @@ def main(control: int) -> None:
     channel = _socket.socket(fileno=control)
     prctl(PR_SET_DUMPABLE, 0)  # nothing of a shim is reachable by way of /proc from inside (CVE-2019-5736)
     set_name("ketch-launcher")
+    init.COMMAND_LINE.append(command_line_area())
     lockdown.close_all_but({0, 1, 2, control})
     signals.reset_all()
     signals.ignore(signals.SIGCHLD, *signals.IGNORED_BY_US)  # shims are not waited for

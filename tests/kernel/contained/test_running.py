@@ -260,7 +260,7 @@ async def test_pid_namespace_and_orphans(box: Contained) -> None:
 async def test_init_reaps_and_forwards(box: Contained) -> None:
     """`--init`: our PID 1 is not the program, ends as the program, and forwards what comes."""
     plan = box.plan(
-        "sh", "-c", "echo $$; cat /proc/1/comm; (sleep 0.01 & ) ; trap 'exit 9' TERM; echo ready; while :; do sleep 0.01; done",
+        "sh", "-c", "echo $$; cat /proc/1/comm; tr '\\0' ' ' < /proc/1/cmdline; echo; (sleep 0.01 & ) ; trap 'exit 9' TERM; echo ready; while :; do sleep 0.01; done",
         init=True,
     )  # fmt: skip
     link = await box.start(plan)
@@ -270,7 +270,8 @@ async def test_init_reaps_and_forwards(box: Contained) -> None:
 
     ended = await box.end(link)
     assert ended is not None and ended.code == 9
-    assert box.logged(plan).split()[:2] == ["2", "docker-init"]
+    assert box.logged(plan).splitlines()[:2] == ["2", "docker-init"]
+    assert box.logged(plan).splitlines()[2].startswith("/sbin/docker-init -- sh -c echo $$;")
 
 
 async def test_init_says_the_programs_failure(box: Contained) -> None:
