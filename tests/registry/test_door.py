@@ -49,7 +49,9 @@ def test_push_pull_and_inspect(machine: Machine, guarded_registry: str) -> None:
     status, body = ask(machine, "POST", f"/v1.41/images/{repository}/push?tag=1", headers=auth(ME))
     assert status == 200 and '"Tag":"1","Digest":"sha256:' in body and "error" not in body
     status, body = ask(machine, "POST", f"/images/{repository}/push?tag=1")
-    assert status == 200 and "no basic auth credentials" in body  # docker-py sends no header: that is anonymous
+    assert (
+        status == 200 and "no basic auth credentials" in body
+    )  # docker-py sends no header: that is anonymous
     status, body = ask(machine, "POST", f"/images/{repository}/push?tag=2", headers=auth({}))
     assert status == 200 and f"tag does not exist: {repository}:2" in body
 

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 import aiohttp
 
 from ketch_wire.faults import EngineFailure, InvalidInput
-from ketchd.registry.transport import reason
+from ketchd.dialling import reason
 
 _PIECE = 1 << 20
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)

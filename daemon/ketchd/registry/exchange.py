@@ -17,13 +17,14 @@ from typing import Any, TypeVar
 import aiohttp
 
 from ketch_wire.faults import EngineFailure, Unauthorized
+from ketchd.dialling import reason
 from ketchd.registry import challenge as challenges
 from ketchd.registry import endpoints, errors, retries, tokens
 from ketchd.registry.challenge import Challenge
 from ketchd.registry.endpoints import Endpoint
 from ketchd.registry.errors import Refused
 from ketchd.registry.tokens import Credentials, Token, TokenCache
-from ketchd.registry.transport import HEADER_SECONDS, Transport, Unreachable, reason
+from ketchd.registry.transport import HEADER_SECONDS, Transport, Unreachable
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _HOPS = 10

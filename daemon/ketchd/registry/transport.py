@@ -6,10 +6,6 @@ Knows nothing of authorisation, redirects and retries: those are the client's.
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
-import re
-import ssl
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +13,7 @@ import aiohttp
 from yarl import URL
 
 from ketch_wire.faults import EngineFailure
+from ketchd.dialling import UNDIALLED, reason
 from ketchd.registry.endpoints import Endpoint, Settings, proxy_for
 from ketchd.registry.trust import Trust
 
@@ -26,7 +23,6 @@ HEADER_SECONDS = 60.0
 IDLE_SECONDS = 60.0
 READ_BUFFER = 512 * 1024
 _LINE_LIMIT = 64 * 1024
-_ADDRESS = re.compile(r"Connect call failed \('([^']+)', (\d+)")
 
 
 class Unreachable(EngineFailure):
@@ -76,7 +72,7 @@ class Transport:
                     return await request
             return await request
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise Unreachable(reason(error), dialled=not isinstance(error, _UNDIALLED)) from error
+            raise Unreachable(reason(error), dialled=not isinstance(error, UNDIALLED)) from error
 
     async def close(self) -> None:
         """End every connection. May be called twice."""
@@ -98,83 +94,3 @@ class Transport:
                 max_field_size=_LINE_LIMIT,
             )
         return self._session
-
-
-_UNDIALLED = (
-    aiohttp.ClientConnectorError,
-    aiohttp.ConnectionTimeoutError,
-    aiohttp.ClientProxyConnectionError,
-    aiohttp.InvalidURL,
-)
-
-
-def reason(error: BaseException) -> str:
-    """A failed connection or a broken answer, as Go words it: dockerd's users and scripts know these lines."""
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return _certificate_reason(error.certificate_error, error.host)
-    if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return f"dial tcp: lookup {error.host}: no such host"
-    if isinstance(error, aiohttp.ClientConnectorSSLError):
-        return _tls_reason(error.os_error)
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return _dial_reason(error)
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return "dial tcp: i/o timeout"
-    if isinstance(error, (TimeoutError, aiohttp.ServerTimeoutError)):
-        return "net/http: request canceled (Client.Timeout or context cancellation while the registry was silent)"
-    if isinstance(error, aiohttp.ServerDisconnectedError):
-        return "EOF"
-    if isinstance(error, aiohttp.ClientPayloadError):
-        return "unexpected EOF"
-    if isinstance(error, ssl.SSLError):
-        return _tls_reason(error)
-    if isinstance(error, aiohttp.ClientOSError) and isinstance(error.__cause__, ssl.SSLError):
-        return _tls_reason(error.__cause__)
-    if isinstance(error, OSError) and error.errno:
-        return _errno_words(error.errno)
-    if isinstance(error, aiohttp.ClientHttpProxyError):
-        return f"proxyconnect tcp: {error.status} {error.message}"
-    if isinstance(error, aiohttp.ClientResponseError):
-        return "net/http: HTTP/1.x transport connection broken: malformed HTTP response"
-    return str(error)[:200] or type(error).__name__
-
-
-def _dial_reason(error: aiohttp.ClientConnectorError) -> str:
-    inner = error.os_error
-    match = _ADDRESS.search(str(inner))
-    place = f"{match[1]}:{match[2]}" if match else f"{error.host}:{error.port}"
-    if isinstance(inner, ssl.SSLError):
-        return _tls_reason(inner)
-    if isinstance(inner, TimeoutError) or inner.errno == errno.ETIMEDOUT:
-        return f"dial tcp {place}: i/o timeout"
-    return f"dial tcp {place}: connect: {_errno_words(inner.errno or 0)}"
-
-
-def _errno_words(number: int) -> str:
-    return os.strerror(number).lower() if number else "connection failed"
-
-
-def _certificate_reason(error: BaseException, host: str) -> str:
-    prefix = "tls: failed to verify certificate: x509: "
-    if isinstance(error, ssl.CertificateError):
-        code = getattr(error, "verify_code", 0)
-        if code in (62, 64):
-            return f"{prefix}certificate is not valid for {host}"
-        if code in (9, 10):
-            return f"{prefix}certificate has expired or is not yet valid"
-        if code in (2, 18, 19, 20, 21):
-            return f"{prefix}certificate signed by unknown authority"
-        return prefix + str(getattr(error, "verify_message", error))
-    return prefix + str(error)[:200]
-
-
-def _tls_reason(error: BaseException) -> str:
-    text = (getattr(error, "reason", None) or str(error)).upper()
-    if any(word in text for word in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")):
-        return "http: server gave HTTP response to HTTPS client"
-    if "ALERT" in text:
-        words = text.partition("ALERT_")[2].split()[0].rstrip(")").lower().replace("_", " ")
-        return f"remote error: tls: {words}"
-    if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError):
-        return _errno_words(error.errno)
-    return f"tls: {str(error)[:200]}"
