@@ -146,7 +146,7 @@ class Engine:
         await networks.start()
         self._closing.append(lambda: health.close(rooms))
         await restore.restore(rooms)
-        self._sweep_run_directories(supervisor)
+        self._sweep_run_directories(rooms)
         self._tend(rooms, policy, mark, unclean)
         self._server = ApiServer(self._routes(rooms, kind, reason), log)
 
@@ -176,12 +176,17 @@ class Engine:
         self._closing.append(client.close)
         return client
 
-    def _sweep_run_directories(self, supervisor: Supervisor) -> None:
-        """Run directories that no container owns: what a killed build step left."""
+    def _sweep_run_directories(self, rooms: Rooms) -> None:
+        """Run directories that no container owns, and cgroups of the same names: what a killed build step left.
+
+        Its shim ends the step without us; its cgroup is tried until it is empty.
+        """
         directory = self._exec_root / "containers"
-        owned = {box.record.id for box in supervisor}
+        owned = {box.record.id for box in rooms.supervisor}
         for name in os.listdir(directory) if directory.is_dir() else []:
             if name not in owned:
+                rooms.cgroups.place(name, rooms.cgroup_parent)
+                rooms.cgroups.remove(name)
                 shutil.rmtree(directory / name, ignore_errors=True)
 
     def _routes(self, rooms: Rooms, kind: str, reason: str) -> Iterable[Route]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import needs_root
 
+from ketch_testing.consistency import cgroups_left
 from ketch_testing.machine import BIN, Machine, free_port
 
 KETCH = str(BIN / "ketch")
@@ -125,6 +127,29 @@ def test_an_engine_that_has_no_address_is_not_called_down(machine: Machine) -> N
         done.stderr
         == "error during connect: tcp://nosuch.invalid:2375: lookup nosuch.invalid: no such host\n"
     )
+
+
+def test_a_step_whose_daemon_was_killed_leaves_nothing(machine: Machine, tmp_path: Path) -> None:
+    """No process, no run directory, no cgroup: nobody else knows the step's ID once ketchd is gone."""
+    (tmp_path / "Dockerfile").write_text("FROM busybox\nRUN echo begun; sleep 3600\n")
+    boxes = {box["Id"] for box in machine.json("GET", "/containers/json?all=1")}
+    building = subprocess.Popen(
+        [KETCH, "build", str(tmp_path)], env=machine.env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )  # fmt: skip
+    assert building.stdout is not None
+    with building.stdout as said:
+        next(line for line in said if line == "begun\n")
+        steps = {path.name for path in (machine.exec_root / "containers").iterdir()} - boxes
+        machine.kill()
+    assert building.wait() == 1
+    machine.start()
+
+    assert len(steps) == 1
+    assert not steps & {path.name for path in (machine.exec_root / "containers").iterdir()}
+    deadline = time.monotonic() + 60
+    while cgroups_left(steps) and time.monotonic() < deadline:
+        time.sleep(0.05)  # the step's shim ends it, and a dying process leaves its cgroup late
+    assert cgroups_left(steps) == []
 
 
 def test_the_daemon_saw_no_surprise(machine: Machine) -> None:
