@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -62,7 +63,15 @@ def bring_to(state: State, ask: Ask, machine: Machine) -> str:
         assert ask("POST", "/containers/it/kill")[0] == 204
         until(ask, lambda seen: seen["State"]["Status"] == "exited")
     if state is State.RESTARTING:  # the sixth wait lasts 3.2 seconds
-        until(ask, lambda seen: seen["RestartCount"] >= 5 and seen["State"]["Status"] == "restarting")
+        looks = Counter[int]()
+
+        def waits(seen: dict[str, Any]) -> bool:
+            """Seen so for as long as no attempt of `false` takes."""
+            if seen["RestartCount"] >= 5 and seen["State"]["Status"] == "restarting":
+                looks[seen["RestartCount"]] += 1
+            return looks[seen["RestartCount"]] >= 40
+
+        until(ask, waits)
     if state is State.DEAD:
         hold(machine, made, "+i")
         assert ask("DELETE", "/containers/it")[0] == 409

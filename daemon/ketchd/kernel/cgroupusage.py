@@ -47,7 +47,7 @@ def numbers(text: str) -> dict[str, int]:
 
 def limit(text: str) -> int | None:
     """A limit's value; None for `max` and for version 1's largest number. Pure."""
-    return int(text) if text.isdigit() and int(text) < UNLIMITED else None
+    return int(text) if text.isdecimal() and text.isascii() and int(text) < UNLIMITED else None
 
 
 def block_v1(text: str) -> list[BlockEntry]:
@@ -55,7 +55,7 @@ def block_v1(text: str) -> list[BlockEntry]:
     found: list[BlockEntry] = []
     for line in text.splitlines():
         words = line.split()
-        if len(words) == 3 and words[2].isdigit() and words[0].count(":") == 1:
+        if len(words) == 3 and words[2].isdecimal() and words[0].count(":") == 1:
             major, _, minor = words[0].partition(":")
             found.append((int(major), int(minor), words[1], int(words[2])))
     return found
@@ -67,11 +67,11 @@ def block_v2(text: str) -> list[BlockEntry]:
     for line in text.splitlines():
         device, _, rest = line.partition(" ")
         major, sign, minor = device.partition(":")
-        if not sign or not (major.isdigit() and minor.isdigit()):
+        if not sign or not (major.isdecimal() and minor.isdecimal()):
             continue
         values = dict(part.partition("=")[::2] for part in rest.split())
         for key, operation in (("rbytes", "read"), ("wbytes", "write")):
-            if values.get(key, "").isdigit():
+            if values.get(key, "").isdecimal():
                 found.append((int(major), int(minor), operation, int(values[key])))
     return found
 
@@ -145,4 +145,4 @@ def usage_v2(text: Callable[[str], str]) -> Usage:
 
 
 def _number(text: str) -> int | None:
-    return int(text) if text.isdigit() else None
+    return int(text) if text.isdecimal() and text.isascii() else None

@@ -19,6 +19,7 @@ from ketch_wire import faults
 from ketch_wire.frames import FrameReader, pack
 
 IDLE_SECONDS = 10.0
+_END_SECONDS = 5.0
 # Without `site`, which costs 3 MiB and 20 ms for finding what this process can say.
 _PROGRAM = (
     "import sys; sys.path[:0] = sys.argv[2].split(chr(58)); "
@@ -292,9 +293,13 @@ class WorkerPool:
         if control is not None:
             control.close()
         if nursery is not None:
-            with contextlib.suppress(ProcessLookupError):
-                nursery.kill()
-            await nursery.wait()
+            # It ends with its control socket. Killed while it ends, it would be waited for twice, and asyncio complains.
+            try:
+                await asyncio.wait_for(asyncio.shield(asyncio.ensure_future(nursery.wait())), _END_SECONDS)
+            except TimeoutError:
+                with contextlib.suppress(ProcessLookupError):
+                    nursery.kill()
+                await nursery.wait()
 
 
 def _import_path() -> list[str]:
