@@ -152,6 +152,10 @@ class Machine:
         cwd: Path | None = None,
     ) -> subprocess.CompletedProcess[str]:
         """A client program against this daemon. Raises AssertionError with its output unless it exits 0."""
+        if argv[0] == "docker" and shutil.which("docker") is None:
+            import pytest  # the demo, which has no pytest, never types docker
+
+            pytest.skip("the docker CLI is not installed")
         done = subprocess.run(
             argv, env=self.env, input=stdin, capture_output=True, timeout=timeout, cwd=cwd, check=False
         )
