@@ -61,19 +61,19 @@ def main() -> None:
         MS_BIND,
         MS_PRIVATE,
         MS_RDONLY,
-        MS_REC,
         MS_REMOUNT,
         mount,
         pivot_root,
         umount,
     )
     from ketchd.kernel.namespaces import CLONE_NEWNS, unshare
+    from ketchd.kernel.ownroot import take_root
     from ketchd.layers.mounting import mount_chain
 
     plan = json.loads(sys.argv[1])
     target = plan["target"]
     unshare(CLONE_NEWNS)
-    mount(None, "/", None, MS_REC | MS_PRIVATE)
+    take_root(MS_PRIVATE)
     layers = [LayerMount(**layer) for layer in plan["layers"]]
     mount_chain(layers, target, plan["upper"], plan["work"])
     for source, inside, readonly in plan["binds"]:

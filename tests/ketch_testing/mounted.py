@@ -137,11 +137,12 @@ def _answer(question: dict[str, Any], place: str) -> dict[str, Any]:
 
 
 def _main() -> None:
-    from ketchd.kernel.mounts import MS_PRIVATE, MS_REC, mount
+    from ketchd.kernel.mounts import MS_PRIVATE
     from ketchd.kernel.namespaces import CLONE_NEWNS, unshare
+    from ketchd.kernel.ownroot import take_root
 
     unshare(CLONE_NEWNS)
-    mount(None, "/", None, MS_REC | MS_PRIVATE)
+    take_root(MS_PRIVATE)
     with tempfile.TemporaryDirectory(prefix="ketch-looker-") as place:
         for line in sys.stdin:
             try:
