@@ -6,6 +6,7 @@ import os
 import pty
 import socket
 import termios
+import time
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -110,6 +111,8 @@ def test_detach_keys_end_it_and_the_terminal_is_as_before(capfdbinary: pytest.Ca
 
     def serve(link: socket.socket) -> None:
         link.sendall(b"prompt")
+        while termios.tcgetattr(terminal)[3] & termios.ICANON:
+            time.sleep(0.001)  # typed into a cooked terminal, ctrl-q would be taken for XON
         os.write(keyboard, b"ls\n\x10\x11")
         received = b""
         while not received.endswith(b"\x10\x11"):
