@@ -6,8 +6,8 @@ import os
 import pty
 import socket
 import termios
-import time
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
