@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from collections.abc import Iterator
 
@@ -76,6 +77,58 @@ def test_never_started(client: Client, odd: str, command: str, code: int, words:
 def test_refused_by_execve(client: Client, odd: str, command: str, words: str) -> None:
     """The start succeeds, then execve says no: one line on stderr and 255."""
     assert client.says("run", "--rm", odd, command, code=255) == words
+
+
+_DIRECTORY = "Are you trying to mount a directory onto a file (or vice-versa)? Check if the specified host path exists and is the expected type"
+
+
+@pytest.mark.parametrize(
+    ("options", "command", "status", "code", "words"),
+    [
+        ({"WorkingDir": "/nosuch"}, "true", 400, 127, 'chdir to cwd ("/nosuch") set in config.json failed: no such file or directory'),
+        ({"WorkingDir": "/etc/passwd"}, "true", 400, 127, f"not a directory: unknown: {_DIRECTORY}"),
+        ({"WorkingDir": "here"}, "true", 500, 128, "OCI runtime exec failed: exec failed: Cwd must be an absolute path: unknown"),
+        ({}, "nosuch", 400, 127, 'exec: "nosuch": executable file not found in $PATH: unknown'),
+        ({}, "/odd/noexec", 400, 126, 'exec: "/odd/noexec": permission denied: unknown'),
+        ({}, "/odd/dir", 400, 126, 'exec: "/odd/dir": is a directory: unknown: permission denied'),
+        ({"User": "nosuch"}, "true", 500, 126, "unable to find user nosuch: no matching entries in passwd file"),
+        ({"User": "0:nosuch"}, "true", 500, 126, "unable to find group nosuch: no matching entries in group file"),
+        ({"User": "-1"}, "true", 500, 126, "uids and gids must be in range 0-2147483647"),
+    ],
+)  # fmt: skip
+def test_exec_never_started(
+    client: Client, odd: str, options: dict[str, str], command: str, status: int, code: int, words: str
+) -> None:
+    """As dockerd 28 has them: its status where the client waits for the start, its code and its words everywhere."""
+    client("run", "-d", "--name", "host", odd, "sleep", "3600")
+    names = {"WorkingDir": "--workdir", "User": "--user"}
+    flags = [f"{names[name]}={value}" for name, value in options.items()]
+    said = client.machine.run(client.program, "exec", *flags, "host", command, check=False)
+    assert (said.returncode, words in said.stdout + said.stderr) == (code, True), said
+    made = client.machine.json("POST", "/containers/host/exec", {"Cmd": [command], **options})
+    answered, body = client.machine.request("POST", f"/exec/{made['Id']}/start", {"Detach": True})
+    assert (answered, words in json.loads(body)["message"]) == (status, True), body
+    shown = client.machine.json("GET", f"/exec/{made['Id']}/json")
+    assert (shown["Running"], shown["ExitCode"], shown["Pid"]) == (False, code, 0)
+
+
+@pytest.mark.parametrize(
+    ("directory", "words"),
+    [
+        ("/etc/passwd", "Cannot mkdir: /etc/passwd is not a directory"),
+        ("/etc/passwd/below", "lstat /etc/passwd/below: not a directory"),
+    ],
+)
+def test_a_file_where_the_working_directory_should_be(client: Client, directory: str, words: str) -> None:
+    """dockerd's own refusal: 125, and 128 in the state."""
+    assert words in client.says("run", "--name", "failed", "-w", directory, "busybox", "true", code=125)
+    state = client.inspect("failed")["State"]
+    assert (state["Status"], state["ExitCode"], state["Error"]) == ("created", 128, words)
+
+
+def test_working_directory_on_a_read_only_root(client: Client) -> None:
+    """It is made before the root is shut."""
+    assert client("run", "--rm", "--read-only", "-w", "/made/here", "busybox", "pwd") == "/made/here\n"
 
 
 def test_engine_errors(client: Client) -> None:

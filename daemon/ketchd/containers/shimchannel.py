@@ -20,6 +20,13 @@ _START = (
     "unable to start container process: error during container init: {}: unknown"
 )
 _EXEC = "OCI runtime exec failed: exec failed: unable to start container process: {}: unknown"
+# What dockerd puts behind a cause; the first is what makes clients end with 126. Source: moby daemon/errors.go, setExitCodeFromError.
+_HINTS = {
+    "is a directory": ": permission denied",
+    "not a directory": ": Are you trying to mount a directory onto a file (or vice-versa)? Check if the specified host path exists "
+    "and is the expected type",
+}  # fmt: skip
+_REFUSED_EXEC = 126  # an exec that failed without a code of its own: moby daemon/exec.go
 
 
 class LaunchFailed(Fault):
@@ -33,10 +40,12 @@ class LaunchFailed(Fault):
     @staticmethod
     def from_wire(told: dict[str, Any], *, exec: bool = False) -> LaunchFailed:
         """A FAILED map of ketch_wire.shim."""
-        text = str(told["message"])
-        if told.get("kind") != "plain":
-            text = (_EXEC if exec else _START).format(text)
-        return LaunchFailed(text, int(told["code"]), int(told["status"]))
+        text, code = str(told["message"]), int(told["code"])
+        if told.get("kind") == "plain":  # dockerd's own refusal, ahead of the runtime
+            return LaunchFailed(text, _REFUSED_EXEC if exec else code, int(told["status"]))
+        text = (_EXEC if exec else _START).format(text)
+        hint = next((hint for cause, hint in _HINTS.items() if cause in text.lower()), "")
+        return LaunchFailed(text + hint, code, int(told["status"]))
 
 
 class Channel:

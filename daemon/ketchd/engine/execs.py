@@ -71,6 +71,8 @@ async def start_exec(
         id=record.id, process=launching.exec_process(box.record, record.settings, console_size=console_size)
     )
     try:
+        if not plan.process.cwd.startswith("/"):  # runc's own check, ahead of any process
+            raise LaunchFailed("OCI runtime exec failed: exec failed: Cwd must be an absolute path: unknown")
         record.pid = await link.exec_start(record.id, plan, stream)
     except LaunchFailed as failure:
         record.running, record.exit_code = False, failure.exit_code

@@ -12,7 +12,7 @@ from ketchd.kernel import capabilities, limits, lockdown, pty, signals
 from ketchd.kernel.openat import open_in_root
 from ketchd.kernel.process import PR_SET_KEEPCAPS, PR_SET_PDEATHSIG, prctl
 from ketchd.sandbox import lookup
-from ketchd.sandbox.failures import LaunchError, not_executable, reason
+from ketchd.sandbox.failures import PLAIN, LaunchError, not_executable, reason
 from ketchd.sandbox.report import Report
 from ketchd.sandbox.targets import is_directory, place, read_regular
 from ketchd.sandbox.users import Identity, resolve
@@ -73,15 +73,17 @@ def identity(root: int, process: ProcessPlan) -> Identity:
 
 
 def make_working_directory(root: int, path: str) -> None:
-    """The working directory, made root's when it is missing. Raises LaunchError."""
+    """The working directory, made root's when it is missing. Raises LaunchError; a file in the way is told in dockerd's words, not runc's."""
     try:
         there = place(root, path, directory=True)
         try:
             if not is_directory(there):
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+                raise LaunchError(f"Cannot mkdir: {path} is not a directory", kind=PLAIN)
         finally:
             os.close(there)
     except OSError as error:
+        if error.errno == errno.ENOTDIR:
+            raise LaunchError(f"lstat {path}: {reason(error)}", kind=PLAIN) from error
         raise _no_directory(path, error) from error
 
 
@@ -109,10 +111,7 @@ def enter_working_directory(root: int, path: str) -> bool:
 
 
 def _no_directory(path: str, error: OSError) -> LaunchError:
-    message = f'chdir to cwd ("{path}") set in config.json failed: {reason(error)}'
-    if error.errno == errno.EACCES:
-        return not_executable(error, message)
-    return LaunchError(message)
+    return not_executable(error, f'chdir to cwd ("{path}") set in config.json failed: {reason(error)}')
 
 
 def take_stdio(stdio: tuple[int, int, int], who: Identity, terminal: bool) -> None:

@@ -35,7 +35,9 @@ def _rows(text: bytes, columns: int) -> Iterator[list[str]]:
 
 
 def _number(text: str) -> int | None:
-    if text.isascii() and text.isdigit():
+    """As Go's Atoi: a sign counts, what does not fit 64 bits is no number."""
+    digits = text[1:] if text[:1] in ("-", "+") else text
+    if digits.isascii() and digits.isdigit() and len(digits) < 20 and -(1 << 63) <= int(text) < 1 << 63:
         return int(text)
     return None
 
@@ -46,7 +48,7 @@ def _id(text: str) -> int:
 
 
 def _checked(number: int) -> int:
-    if number > _LIMIT:
+    if not 0 <= number <= _LIMIT:
         raise LaunchError(f"uids and gids must be in range 0-{_LIMIT}", kind=PLAIN)
     return number
 

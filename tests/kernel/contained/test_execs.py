@@ -96,8 +96,8 @@ async def test_cve_2024_21626_no_descriptor_is_a_working_directory(box: Containe
             ("true",),
             {"cwd": "/nope"},
             'chdir to cwd ("/nope") set in config.json failed: no such file or directory',
-            128,
-            500,
+            127,
+            400,
         ),
     ],
 )

@@ -43,7 +43,13 @@ def test_found(user: str, extra: tuple[str, ...], uid: int, gid: int, groups: li
     [
         ("nobody", (), "unable to find user nobody: no matching entries in passwd file"),
         ("adm:nogroup", (), "unable to find group nogroup: no matching entries in group file"),
-        ("-1", (), "unable to find user -1: no matching entries in passwd file"),
+        ("-1", (), "uids and gids must be in range 0-2147483647"),
+        ("-", (), "unable to find user -: no matching entries in passwd file"),
+        (
+            "9223372036854775808",
+            (),
+            "unable to find user 9223372036854775808: no matching entries in passwd file",
+        ),
         ("2147483648", (), "uids and gids must be in range 0-2147483647"),
         ("1:2147483648", (), "uids and gids must be in range 0-2147483647"),
         ("adm", ("no",), "unable to find group no: no matching entries in group file"),
