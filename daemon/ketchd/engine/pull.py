@@ -7,12 +7,12 @@ as it came, whether all of its platforms are wanted or one (`pullcontent` has th
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from ketch_wire.faults import Forbidden, InvalidInput, NotFound
 from ketchd import tracepoint
 from ketchd.content.documents import Document
+from ketchd.engine.conversation import conversation
 from ketchd.engine.platforms import DEPTH, host_platform, offers, platform_of
 from ketchd.engine.progress import ProgressBoard, Send
 from ketchd.engine.pullcontent import Fetching, explained
@@ -60,9 +60,8 @@ async def pull(
     if reference.digest is not None:
         reference = reference.without_tag()
     _check_name(reference)
-    board = ProgressBoard(send)
-    async with board.pump():
-        repository = await rooms.registry.repository(reference, credentials, tell=_teller(board, reference))
+    async with conversation(rooms, reference, credentials, send) as talk:
+        repository, board = await talk.repository(), talk.board
         image_id, is_new = await _pull_one(rooms, repository, reference, platform, board, everything)
         _conclude(rooms, reference, board, image_id, is_new)
     return image_id
@@ -79,9 +78,8 @@ async def pull_all_tags(
 ) -> None:
     """Fetch every tag of the repository, one after the other. Raises and leaves as `pull` does, tag by tag."""
     _check_name(reference)
-    board = ProgressBoard(send)
-    async with board.pump():
-        repository = await rooms.registry.repository(reference, credentials, tell=_teller(board, reference))
+    async with conversation(rooms, reference, credentials, send) as talk:
+        repository, board = await talk.repository(), talk.board
         tags = await explained(reference, repository.tags())
         image_id, any_new = None, False
         for tag in tags:
@@ -105,10 +103,6 @@ def _conclude(
 def _check_name(reference: Reference) -> None:
     if reference.familiar_name() == "scratch":
         raise Forbidden("'scratch' is a reserved name")
-
-
-def _teller(board: ProgressBoard, reference: Reference) -> Callable[[str], None]:
-    return lambda text: board.say(text, reference.tag or reference.familiar_name())
 
 
 # -- one tag or digest
