@@ -59,6 +59,7 @@ from ketchd.kernel.cgroups import Cgroups
 from ketchd.layers.probe import probe
 from ketchd.layers.store import LayerStore
 from ketchd.layers.workers import WorkerPool
+from ketchd.model.compression import read_compression
 from ketchd.network.networks import Networks
 from ketchd.registry.client import RegistryClient
 from ketchd.registry.endpoints import Settings
@@ -88,6 +89,7 @@ class Engine:
         except Fault as fault:
             raise EngineFailure(f"failed to set log opts: {fault.message}") from None
         policy, mark = read_policy(config.ketch.get("gc", {})), CleanMark(root)
+        compression = read_compression(config.ketch.get("push", {}))
         catalogue = Catalogue(root / "catalogue.sqlite")
         self._closing.append(catalogue.close)
         unclean = mark.begin()
@@ -141,7 +143,7 @@ class Engine:
             layers=layers, workers=workers, networks=networks, volumes=volumes, shims=shims, supervisor=supervisor,
             cgroups=cgroups, log=log, cgroup_parent=config.cgroup_parent or "/docker", id_map=id_map,
             default_log_driver=config.log_driver, default_log_options=config.log_opts, registry=self._registry(),
-            gc_policy=policy,
+            gc_policy=policy, compression=compression,
         )  # fmt: skip
         await networks.start()
         self._closing.append(lambda: health.close(rooms))

@@ -137,7 +137,7 @@ _IGNORED = {
     "firewall-backend": "nftables is used", "min-api-version": "1.12 is accepted",
 }  # fmt: skip
 
-_OWN = {"gc"}
+_OWN = {"gc", "push"}
 
 _KINDS: dict[str, Any] = {entry.name: entry.type for entry in fields(Config)}
 

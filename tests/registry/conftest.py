@@ -55,10 +55,10 @@ class Engine:
         self.said = []
         await pull_all_tags(self.rooms, Reference.parse(name), Credentials(), self.send)
 
-    async def push(self, name: str, credentials: Credentials | None = None) -> None:
+    async def push(self, name: str, credentials: Credentials | None = None, **asked: Any) -> None:
         """Push one name, or every tag."""
         self.said = []
-        await push(self.rooms, Reference.parse(name), credentials or Credentials(), self.send)
+        await push(self.rooms, Reference.parse(name), credentials or Credentials(), self.send, **asked)
 
     def tag(self, image_id: Digest, name: str) -> None:
         """Another name."""

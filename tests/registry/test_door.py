@@ -5,12 +5,17 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from urllib.request import Request, urlopen
 
 import pytest
 
 from ketch_testing.machine import Machine
+from ketch_testing.tars import Member, make_tar
+from ketchd.model.manifest import ACCEPTED, OCI_MANIFEST
 
 pytestmark = pytest.mark.root
 ME = {"username": "me", "password": "secret"}
@@ -116,3 +121,69 @@ def test_the_stock_client(machine: Machine, guarded_registry: str) -> None:
     machine.run("docker", "logout", guarded_registry)
     refused = machine.run("docker", "pull", name, check=False)
     assert refused.returncode == 1 and "no basic auth credentials" in refused.stderr
+
+
+def manifest_at(registry: str, repository: str, tag: str) -> dict[str, Any]:
+    """The manifest as the registry serves it."""
+    asked = Request(
+        f"http://{registry}/v2/{repository}/manifests/{tag}", headers={"Accept": ", ".join(ACCEPTED)}
+    )
+    with urlopen(asked) as response:
+        found: dict[str, Any] = json.load(response)
+    return found
+
+
+def test_compression_is_chosen(machine: Machine, open_registry: str) -> None:
+    """By ketch's options; a manifest that has become OCI's stays so, the image is the same, and what is wrong is one line."""
+    name = f"{open_registry}/door/built"
+    tar = make_tar(Member("file", data=b"some text\n" * 5000))
+    machine.run("ketch", "import", "-", f"{name}:1", stdin=tar)
+    image_id = machine.json("GET", f"/images/{name}:1/json")["Id"]
+    digests = set()
+    for options, media_type in (
+        (["--compression-format", "zstd", "--compression-level", "12"], "application/vnd.oci.image.layer.v1.tar+zstd"),
+        (["--compression-format=gzip", "--compression-level=9"], "application/vnd.oci.image.layer.v1.tar+gzip"),
+        (["--compression-level=1", "--force-compression"], "application/vnd.oci.image.layer.v1.tar+gzip"),
+        (["--compression-format=uncompressed"], "application/vnd.oci.image.layer.v1.tar"),
+    ):  # fmt: skip
+        said = machine.run("ketch", "push", *options, f"{name}:1").stdout
+        assert ("an OCI manifest, since Docker's schema 2 has no zstd layers" in said) == (
+            "zstd" in options
+        ), said
+        document = manifest_at(open_registry, "door/built", "1")
+        assert document["config"]["digest"] == image_id
+        assert [layer["mediaType"] for layer in document["layers"]] == [media_type]
+        digests.add(document["layers"][0]["digest"])
+    assert len(digests) == 4
+    machine.run("ketch", "rmi", f"{name}:1")
+    machine.run("ketch", "pull", f"{name}:1")
+    assert machine.json("GET", f"/images/{name}:1/json")["Id"] == image_id
+
+    for query, words in (
+        ("compressionFormat=lz4", "unknown compression format 'lz4': gzip, zstd or uncompressed is expected"),
+        ("compressionLevel=10", "invalid compression level 10 for gzip: 1 to 9 is expected"),
+        ("compressionLevel=x", 'strconv.Atoi: parsing "x": invalid syntax'),
+        ("compressionFormat=zstd&allPlatforms=1", "conflicting options: all platforms go as they came, compressed as they are"),
+    ):  # fmt: skip
+        status, body = ask(machine, "POST", f"/images/{name}/push?tag=1&{query}", headers=auth({}))
+        assert (status, message(body)) == (400, words)
+
+
+def test_compression_is_a_setting(open_registry: str) -> None:
+    """For clients that cannot ask: `ketch.push` of daemon.json; a wrong one is one line at the start."""
+    made = Machine(Path(tempfile.mkdtemp(prefix="ketch-test-")))
+    settings = made.base / "daemon.json"
+    try:
+        settings.write_text(json.dumps({"ketch": {"push": {"compression-format": "zstd"}}}))
+        made.start()
+        name = f"{open_registry}/door/default"
+        made.run("ketch", "import", "-", f"{name}:1", stdin=make_tar(Member("file", data=b"text" * 99)))
+        assert ask(made, "POST", f"/images/{name}/push?tag=1", headers=auth({}))[0] == 200
+        assert manifest_at(open_registry, "door/default", "1")["mediaType"] == OCI_MANIFEST
+        made.stop()
+        settings.write_text(json.dumps({"ketch": {"push": {"compression-level": 10}}}))
+        with pytest.raises(AssertionError):
+            made.start()
+        assert "ketch.push: invalid compression level 10 for gzip: 1 to 9 is expected" in made.log.read_text()
+    finally:
+        made.close()

@@ -25,6 +25,7 @@ from ketchd.catalogue.database import Catalogue
 from ketchd.layers.ingestion import IngestResult, LayerMismatch
 from ketchd.layers.store import LayerStore
 from ketchd.layers.workers import WorkerPool
+from ketchd.model.compression import LEVELS, Compression
 from ketchd.model.digest import Digest
 
 
@@ -306,14 +307,25 @@ class LayerStoreSuite:
         assert not bench.store.has(layer)
         assert not await bench.store.verify(layer)
 
-    async def test_compressing_is_reproducible(self, bench: Bench) -> None:
-        """The same bytes twice, that inflate to the tar; digest and size are theirs."""
-        tar = make_tar(*TREE, Member("big", data=os.urandom(3_000_000)))
+    @pytest.mark.parametrize(
+        ("format", "level"),
+        [(format, level) for format in LEVELS for level in (None, *(LEVELS[format] or ()))],
+    )
+    async def test_compressing_is_reproducible(self, bench: Bench, format: str, level: int | None) -> None:
+        """The same bytes twice, that inflate to the tar; digest and size are theirs. They come back as the same layer."""
+        tar = make_tar(*TREE, Member("big", data=os.urandom(3_000_000)), Member("zeros", data=bytes(500_000)))
         layer = (await bench.feed(tar)).diff_id
-        made = [await bench.store.compress(layer, bench.root / f"z{n}") for n in range(2)]
+        how = Compression(format, level)
+        made = [await bench.store.compress(layer, bench.root / f"z{n}", how) for n in range(2)]
         blobs = [(bench.root / f"z{n}").read_bytes() for n in range(2)]
         assert made == [(Digest.of(blobs[0]), len(blobs[0]))] * 2
-        assert gzip.decompress(blobs[1]) == tar
+        inflated = {
+            "gzip": gzip.decompress,
+            "zstd": lambda content: zstandard.ZstdDecompressor().decompress(content),
+            "uncompressed": bytes,
+        }[format]
+        assert inflated(blobs[1]) == tar
+        assert (await bench.feed(blobs[1])).diff_id == layer
 
     async def test_a_tar_is_adopted(self, bench: Bench) -> None:
         """It becomes the layer; the file is gone, also when it is none."""

@@ -33,7 +33,10 @@ PUSH = Command(
     """
 --all-platforms  Push the image for every platform, or fail where one is not here
 -a, --all-tags  Push every tag of the repository
+--compression-format string  Compress layers this way: gzip, zstd or uncompressed
+--compression-level int  How much: 1 to 9 for gzip, 1 to 20 for zstd
 --disable-content-trust  Accepted; images are not signed (default true)
+--force-compression  Compress every layer anew, even where the format is the same
 --platform string  Push this platform's manifest alone ('os[/arch[/variant]]')
 -q, --quiet  Show the image's name alone
 """,
@@ -98,6 +101,12 @@ def push(session: Session, given: Given) -> int:
         query["platform"] = platform_object(given.text("platform"))
     if given.on("all-platforms"):
         query["allPlatforms"] = True
+    if given.has("compression-format"):
+        query["compressionFormat"] = given.text("compression-format")
+    if given.has("compression-level"):
+        query["compressionLevel"] = given.number("compression-level")
+    if given.has("force-compression"):
+        query["forceCompressionFormat"] = str(given.on("force-compression")).lower()
     headers = {"X-Registry-Auth": encode_header(session.auth_for(name.domain))}
     answer = session.engine.request("POST", f"/images/{name.repository}/push", query, headers=headers)
 

@@ -16,6 +16,7 @@ from ketchd.engine.pull import pull, pull_all_tags
 from ketchd.engine.push import push
 from ketchd.engine.rooms import Rooms
 from ketchd.engine.search import DEFAULT_LIMIT, search
+from ketchd.model.compression import Compression
 from ketchd.model.digest import Digest
 from ketchd.model.platform import Platform
 from ketchd.model.reference import Reference
@@ -61,7 +62,11 @@ class RegistryApi:
         return stream.response
 
     async def push(self, call: Call) -> web.StreamResponse:
-        """POST /images/{name}/push, with `allPlatforms=1` of our own: the whole index or nothing"""
+        """POST /images/{name}/push
+
+        Of our own: `allPlatforms=1`, the whole index or nothing; `compressionFormat`, `compressionLevel` and
+        `forceCompressionFormat`, named as podman's API names them.
+        """
         credentials = Credentials.read(await self._push_auth(call))
         reference = Reference.parse(call.vars["name"])
         if (tag := call.query("tag")) and reference.digest is None:
@@ -70,10 +75,14 @@ class RegistryApi:
         everything = call.query_bool("allPlatforms")
         if wanted is not None and everything:
             raise InvalidInput("conflicting options: platform and allPlatforms options cannot both be set")
+        compression = self._compression(call)
+        if everything and compression is not None and compression.strict:
+            raise InvalidInput("conflicting options: all platforms go as they came, compressed as they are")
         async with JsonStream(call) as stream:
             await push(
-                self._rooms, reference, credentials, stream.send, platform=wanted, everything=everything
-            )
+                self._rooms, reference, credentials, stream.send, platform=wanted, everything=everything,
+                compression=compression,
+            )  # fmt: skip
         return stream.response
 
     async def search(self, call: Call) -> web.StreamResponse:
@@ -87,6 +96,15 @@ class RegistryApi:
         reference = Reference.parse(call.vars["name"])
         credentials = Credentials.read(call.registry_auth())
         return json_reply(await inspect_remote(self._rooms, reference, credentials))
+
+    def _compression(self, call: Call) -> Compression | None:
+        """What this push asks for; None when it asks for nothing. Raises InvalidInput."""
+        format, level = call.query("compressionFormat"), call.query("compressionLevel")
+        force = call.query_bool("forceCompressionFormat") if call.query("forceCompressionFormat") else None
+        if not (format or level or force is not None):
+            return None
+        wanted = call.query_int("compressionLevel", 0) if level else None
+        return self._rooms.compression.asked(format, wanted, force)
 
     async def _push_auth(self, call: Call) -> dict[str, Any]:
         """The header, else an AuthConfig as the body, which clients from before it send; neither is anonymous.

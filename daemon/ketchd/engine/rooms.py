@@ -24,6 +24,7 @@ from ketchd.engine.volumes import Volumes
 from ketchd.kernel.cgroups import Cgroups
 from ketchd.layers.store import LayerStore
 from ketchd.layers.workers import WorkerPool
+from ketchd.model.compression import Compression
 from ketchd.network.networks import Networks
 from ketchd.registry.client import RegistryClient
 from ketchd.registry.endpoints import Settings
@@ -57,6 +58,7 @@ class Rooms:
     prober: Prober = field(default_factory=Prober)
     registry: RegistryClient = field(default_factory=lambda: RegistryClient(Settings()))
     gc_policy: Policy = field(default_factory=Policy)
+    compression: Compression = field(default_factory=Compression)  # of layers that a push makes
     checking: asyncio.Lock = field(
         default_factory=asyncio.Lock
     )  # one check of the store at a time: they mend

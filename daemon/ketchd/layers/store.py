@@ -24,6 +24,7 @@ from ketchd.layers.erofs import HEAD
 from ketchd.layers.ingestion import Ingestion, IngestResult, LayerMismatch
 from ketchd.layers.placing import disk_fault, place, remove_staged
 from ketchd.layers.workers import WorkerPool
+from ketchd.model.compression import Compression
 from ketchd.model.digest import Digest
 
 tracepoint.declare("layer.staged", "layer.placed", "layer.recorded", "layer.forgotten", "layer.removed")
@@ -280,13 +281,15 @@ class LayerStore:
         timer.cancel()
         path.unlink(missing_ok=True)
 
-    async def compress(self, diff_id: Digest, into: Path) -> tuple[Digest, int]:
-        """The layer as gzip at the free path `into`, the same bytes for the same layer always: (digest, size).
+    async def compress(self, diff_id: Digest, into: Path, how: Compression) -> tuple[Digest, int]:
+        """The layer compressed at the free path `into`, the same bytes for the same layer always: (digest, size).
 
         Not synced: BlobStore.publish does. Raises NotFound, EngineFailure. Cancelled: the file is gone.
         """
         path, offset, size = await self.tar_range(diff_id)
-        arguments = {"path": str(path), "offset": offset, "size": size, "into": str(into)}
+        arguments = {
+            "path": str(path), "offset": offset, "size": size, "into": str(into), "format": how.format, "level": how.level
+        }  # fmt: skip
         try:
             result = await self._workers.run("ketchd.layers.compress:compress", arguments)
         except BaseException:

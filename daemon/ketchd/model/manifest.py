@@ -167,16 +167,30 @@ def artifact_type(manifest: Manifest) -> str | None:
     return None
 
 
-def compose(config: Descriptor, layers: Sequence[Descriptor], *, oci: bool = False) -> Manifest:
-    """A manifest in the very bytes that dockerd would write, so that equal images have equal digests."""
+def compose(
+    config: Descriptor,
+    layers: Sequence[Descriptor],
+    *,
+    oci: bool = False,
+    annotations: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """A manifest in the very bytes that dockerd would write, so that equal images have equal digests. annotations: OCI's."""
     media_type = OCI_MANIFEST if oci else DOCKER_MANIFEST
-    document = {
+    document: dict[str, Any] = {
         "schemaVersion": 2,
         "mediaType": media_type,
         "config": config.to_json(),
         "layers": [layer.to_json() for layer in layers],
     }
+    if annotations:
+        document["annotations"] = dict(annotations)
     return Manifest(media_type, config, tuple(layers), json.dumps(document, indent=3).encode())
+
+
+def annotations_of(manifest: Manifest) -> dict[str, Any]:
+    """What the manifest says of itself as a whole."""
+    found = json.loads(manifest.content).get("annotations")
+    return found if isinstance(found, dict) else {}
 
 
 def layer_type(compression: str, *, oci: bool) -> str:

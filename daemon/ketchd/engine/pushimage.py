@@ -1,0 +1,239 @@
+"""What a push sends of one image: its layers, in forms that are known or made for it, its config, and which manifest says so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ketch_wire.faults import EngineFailure, Fault
+from ketchd import tracepoint
+from ketchd.content.images import ImageRecord
+from ketchd.content.leases import Lease
+from ketchd.engine.progress import ProgressBoard
+from ketchd.engine.rooms import Rooms
+from ketchd.model import manifest as manifests
+from ketchd.model.compression import ZSTD, Compression
+from ketchd.model.digest import Digest
+from ketchd.model.manifest import Descriptor, Manifest
+from ketchd.model.reference import Reference
+from ketchd.registry.filebody import FileBody
+from ketchd.registry.repository import Repository
+from ketchd.registry.together import together
+
+tracepoint.declare("push.layer-compressed", "push.blob-pushed", "push.config-pushed")
+
+
+@dataclass(slots=True)
+class ImagePush:
+    """One image on its way: `run` makes the registry have every blob, and says with which manifest.
+
+    how: which forms of its layers will do, and how those are made that do not exist.
+    """
+
+    rooms: Rooms
+    repository: Repository
+    target: Reference
+    image: ImageRecord
+    board: ProgressBoard
+    lease: Lease
+    how: Compression
+
+    async def run(self) -> Manifest:
+        """The manifest, everything of which is at the registry then. Raises Refused, Unreachable, EngineFailure."""
+        known = self._manifest()
+        slots = asyncio.Semaphore(self.rooms.registry.settings.uploads)
+        wanted: dict[Digest, list[Descriptor]] = {}
+        for position, diff_id in enumerate(self.image.layers):
+            first = [
+                layer
+                for layer in (known.layers[position : position + 1] if known else ())
+                if self._will_do(layer)
+            ]
+            wanted.setdefault(diff_id, self._candidates(diff_id, first))
+        for diff_id in reversed(wanted):
+            self.board.say("Preparing", diff_id.short)
+        pushed = await together(
+            self._layer(diff_id, candidates, slots) for diff_id, candidates in reversed(wanted.items())
+        )
+        by_layer = dict(zip(reversed(wanted), pushed, strict=True))
+        layers = tuple(by_layer[diff_id] for diff_id in self.image.layers)
+        config = await self._config(known)
+        tracepoint.reach("push.config-pushed")
+        if known is not None and tuple(layer.digest for layer in known.layers) == tuple(
+            layer.digest for layer in layers
+        ):
+            return known
+        was_oci = known is not None and known.media_type == manifests.OCI_MANIFEST
+        oci = was_oci or any(manifests.compression_of(layer.media_type) == "zstd" for layer in layers)
+        self._tell_of_another(known, oci and not was_oci)
+        return manifests.compose(
+            Descriptor(manifests.OCI_CONFIG if oci else manifests.DOCKER_CONFIG, config.digest, config.size),
+            [_typed(layer, oci) for layer in layers],
+            oci=oci,
+            annotations=manifests.annotations_of(known) if known is not None and was_oci else None,
+        )
+
+    def _tell_of_another(self, known: Manifest | None, converted: bool) -> None:
+        """The manifest is not the one that the image came with, or not of the kind that one expects."""
+        tag = self.target.tag or self.target.familiar_name()
+        if converted:
+            self.board.say(f"{tag}: an OCI manifest, since Docker's schema 2 has no zstd layers")
+        if known is not None:
+            self.board.say(
+                f"{tag}: the layers' compression differs: another digest than {Digest.of(known.content).short}, "
+                f"the same image ID {self.image.id.short}"
+            )
+
+    def _manifest(self) -> Manifest | None:
+        """The manifest that the image came with, if it fits the image."""
+        found = self.rooms.images.manifest_of(self.image.id)
+        if found is None:
+            return None
+        try:
+            known = manifests.parse(self.rooms.blobs.read(found[0]), found[1])
+        except Fault:
+            return None  # damaged or of another kind: a new one will do
+        if not isinstance(known, Manifest) or known.config.digest != self.image.id:
+            return None
+        return known if len(known.layers) == len(self.image.layers) else None
+
+    def _candidates(self, diff_id: Digest, first: list[Descriptor]) -> list[Descriptor]:
+        """The forms of the layer worth trying, the manifest's own first, then those whose bytes are here."""
+        blobs = self.rooms.blobs
+        others = [
+            Descriptor(form.media_type, form.digest, form.size)
+            for form in blobs.of_layer(diff_id)
+            if all(form.digest != known.digest for known in first)
+        ]
+        others = [form for form in others if self._will_do(form)]
+        wanted = self.how.suffix
+        others.sort(
+            key=lambda form: (
+                not blobs.has(form.digest),
+                manifests.compression_of(form.media_type) != wanted,
+                str(form.digest),
+            )
+        )
+        return first + others
+
+    def _will_do(self, form: Descriptor) -> bool:
+        if self.how.anew:
+            return False
+        return not self.how.strict or manifests.compression_of(form.media_type) == self.how.suffix
+
+    async def _layer(
+        self, diff_id: Digest, candidates: list[Descriptor], slots: asyncio.Semaphore
+    ) -> Descriptor:
+        shown = diff_id.short
+        if slots.locked():
+            self.board.say("Waiting", shown)
+        async with slots:
+            for candidate in candidates:
+                if await self.repository.has_blob(candidate.digest, candidate.size):
+                    self.board.say("Layer already exists", shown)
+                    return candidate
+            for candidate in candidates:
+                if await self._give(candidate, shown):
+                    return candidate
+            made = await self._compress(diff_id)
+            if await self.repository.has_blob(made.digest, made.size):
+                self.board.say("Layer already exists", shown)
+            elif not await self._give(made, shown):
+                raise EngineFailure(f"blob {made.digest} of layer {diff_id} is not here")
+            return made
+
+    async def blob(self, blob: Descriptor) -> bool:
+        """Have the registry hold the blob as it is; False when it is neither there nor here nor to be mounted."""
+        shown = blob.digest.short
+        if await self.repository.has_blob(blob.digest, blob.size):
+            self.board.say("Layer already exists", shown)
+            return True
+        return await self._give(blob, shown)
+
+    async def _give(self, blob: Descriptor, shown: str) -> bool:
+        """Mount the blob from another repository of the registry, or upload it; False when neither is possible."""
+        rooms, is_here = self.rooms, self.rooms.blobs.has(blob.digest)
+        sources = self._sources(blob.digest)
+        for source in sources[:-1] if is_here else sources:
+            if await self._mounted(blob, shown, source, only_mount=True):
+                return True
+            rooms.blobs.drop_source(blob.digest, f"{self.target.domain}/{source}")
+        if not is_here:
+            return False
+        await self._mounted(blob, shown, sources[-1] if sources else "")
+        tracepoint.reach("push.blob-pushed")
+        return True
+
+    async def _mounted(self, blob: Descriptor, shown: str, source: str, *, only_mount: bool = False) -> bool:
+        """Whether the registry took it from `source`. Unless only_mount it has the blob in any case afterwards."""
+        if only_mount:
+            mounted = await self.repository.upload(
+                blob.digest, blob.size, lambda *_: b"", mount_from=source, only_mount=True
+            )
+        else:
+            mounted = await self._upload(
+                blob, source, lambda sent: self.board.move("Pushing", shown, sent, blob.size)
+            )
+        if mounted:
+            self.board.say(f"Mounted from {source}", shown)
+        elif not only_mount:
+            self.board.say("Pushed", shown)
+        return mounted
+
+    async def _upload(self, blob: Descriptor, source: str, on_sent: Callable[[int], None]) -> bool:
+        path = self.rooms.blobs.path(blob.digest)
+        found = path.stat().st_size
+        if found != blob.size:
+            raise EngineFailure(
+                f"blob {blob.digest} is damaged on disk: it has {found} bytes instead of {blob.size}"
+            )
+        return await self.repository.upload(
+            blob.digest,
+            blob.size,
+            lambda start, stop: FileBody(path, start, stop, on_sent),
+            mount_from=source,
+        )
+
+    def _sources(self, digest: Digest) -> list[str]:
+        """Paths of other repositories of this registry that are known to have the blob."""
+        prefix = f"{self.target.domain}/"
+        return [
+            name.removeprefix(prefix)
+            for name in self.rooms.blobs.sources(digest)
+            if name.startswith(prefix) and name != self.target.repository
+        ][:4]
+
+    async def _compress(self, diff_id: Digest) -> Descriptor:
+        """The layer compressed, stored so that the next push sends the same bytes without making them again."""
+        rooms = self.rooms
+        staged = rooms.blobs.stage_path()
+        digest, size = await rooms.layers.compress(diff_id, staged, self.how)
+        try:
+            media_type = manifests.layer_type(self.how.suffix, oci=self.how.format == ZSTD)
+            self.lease.add("blob", digest)
+            rooms.blobs.relate(diff_id, digest, media_type, size)
+            await rooms.blobs.publish(staged, digest, size, media_type)
+        except BaseException:
+            staged.unlink(missing_ok=True)
+            raise
+        tracepoint.reach("push.layer-compressed")
+        return Descriptor(media_type, digest, size)
+
+    async def _config(self, known: Manifest | None) -> Descriptor:
+        """The config, at the registry."""
+        image_id, blobs = self.image.id, self.rooms.blobs
+        media_type = known.config.media_type if known is not None else manifests.DOCKER_CONFIG
+        descriptor = Descriptor(media_type, image_id, blobs.size(image_id))
+        if not await self.repository.has_blob(descriptor.digest, descriptor.size):
+            content = blobs.read(image_id)
+            await self.repository.upload(
+                descriptor.digest, descriptor.size, lambda start, stop: content[start:stop]
+            )
+        return descriptor
+
+
+def _typed(layer: Descriptor, oci: bool) -> Descriptor:
+    """The layer under the media type of the manifest's family: mixed ones confuse some registries."""
+    kind = manifests.layer_type(manifests.compression_of(layer.media_type), oci=oci)
+    return Descriptor(kind, layer.digest, layer.size)
