@@ -18,8 +18,10 @@ def pull_image(
     platform: str = "",
     tag: str | None = None,
     everything: bool = False,
+    referrers: bool = False,
 ) -> None:
     """Pull `name`, with the credentials of its registry; progress on `out`. `tag`: empty for all tags. everything: all platforms.
+    referrers: what refers to the image, too.
 
     Raises CommandFailed.
     """
@@ -31,5 +33,7 @@ def pull_image(
     }
     if everything:
         query["allPlatforms"] = "1"
+    if referrers:
+        query["referrers"] = "1"
     answer = session.engine.request("POST", "/images/create", query, headers=headers)
     show(session.engine.messages(answer), out)

@@ -18,6 +18,7 @@ from typing import Any
 
 from aiohttp import web
 
+OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
@@ -26,6 +27,7 @@ _BLOB = re.compile(r"/v2/(.+)/blobs/(sha256:[0-9a-f]{64})")
 _MANIFEST = re.compile(r"/v2/(.+)/manifests/([^/]+)")
 _BEGIN = re.compile(r"/v2/(.+)/blobs/uploads/")
 _UPLOAD = re.compile(r"/v2/(.+)/blobs/uploads/([0-9a-f]{32})")
+_REFERRERS = re.compile(r"/v2/(.+)/referrers/(sha256:[0-9a-f]{64})")
 _TAGS = re.compile(r"/v2/(.+)/tags/list")
 
 Trick = Callable[[web.BaseRequest], Awaitable[web.StreamResponse | None]]
@@ -60,11 +62,12 @@ class Image:
 
 class HostileRegistry:
     """blobs: repository → digest → bytes. manifests: repository → tag or digest → (bytes, type). ranges: whether it honours
-    Range. host: `127.0.0.1:PORT` while it runs."""
+    Range. referrers: entries of a page of the referrers API; 0 for a registry without it. host: `127.0.0.1:PORT` while it runs."""
 
     def __init__(self) -> None:
         self.host = ""
         self.ranges = True
+        self.referrers = 0
         self.seen: list[Seen] = []
         self.tricks: list[Trick] = []
         self.blobs: dict[str, dict[str, bytes]] = {}
@@ -153,6 +156,8 @@ class HostileRegistry:
             return self._blob(request, self.blobs.get(match[1], {}).get(match[2]))
         if match := _MANIFEST.fullmatch(path):
             return await self._manifest(match[1], match[2], request)
+        if (match := _REFERRERS.fullmatch(path)) and self.referrers:
+            return self._referrers(match[1], match[2], request)
         if match := _TAGS.fullmatch(path):
             tags = [tag for tag in self.manifests.get(match[1], {}) if ":" not in tag]
             return web.json_response({"name": match[1], "tags": tags})
@@ -176,12 +181,33 @@ class HostileRegistry:
         if request.method == "PUT":
             content = await request.read()
             digest = self.put_manifest(repository, reference, content, request.content_type)
-            return web.Response(status=201, headers={"Docker-Content-Digest": digest})
+            headers = {"Docker-Content-Digest": digest}
+            if (subject := subject_of(content)) and self.referrers:
+                headers["OCI-Subject"] = subject
+            return web.Response(status=201, headers=headers)
         found = self.manifests.get(repository, {}).get(reference)
         if found is None:
             return refuse(404, "MANIFEST_UNKNOWN", "manifest unknown")
         headers = {"Content-Type": found[1], "Docker-Content-Digest": digest_of(found[0])}
         return web.Response(body=found[0], headers=headers)
+
+    def _referrers(self, repository: str, subject: str, request: web.BaseRequest) -> web.StreamResponse:
+        found = {
+            digest_of(content): (content, media_type)
+            for content, media_type in self.manifests.get(repository, {}).values()
+            if subject_of(content) == subject
+        }
+        start = int(request.query.get("from", 0))
+        stop = start + self.referrers
+        entries = [
+            {"mediaType": found[digest][1], "digest": digest, "size": len(found[digest][0])}
+            for digest in sorted(found)[start:stop]
+        ]
+        body = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}).encode()
+        headers = {"Content-Type": OCI_INDEX}
+        if stop < len(found):
+            headers["Link"] = f'<{request.path}?from={stop}>; rel="next"'
+        return web.Response(body=body, headers=headers)
 
     def _begin(self, repository: str, request: web.BaseRequest) -> web.StreamResponse:
         source, digest = request.query.get("from", ""), request.query.get("mount", "")
@@ -219,6 +245,11 @@ class HostileRegistry:
         self.put_blob(repository, bytes(held))
         del self.uploads[number]
         return web.Response(status=201)
+
+
+def subject_of(manifest: bytes) -> str:
+    """The digest of what a manifest says to be about; empty for nothing."""
+    return str((json.loads(manifest).get("subject") or {}).get("digest", ""))
 
 
 def refuse(status: int, code: str, message: str = "", **headers: str) -> web.Response:

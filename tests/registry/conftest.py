@@ -42,12 +42,19 @@ class Engine:
         """Takes progress messages."""
         self.said += messages
 
-    async def pull(self, name: str, credentials: Credentials | None = None, *, platform: str = "") -> Digest:
+    async def pull(
+        self, name: str, credentials: Credentials | None = None, *, platform: str = "", **asked: Any
+    ) -> Digest:
         """Pull one name."""
         self.said = []
         wanted = Platform.parse(platform) if platform else None
         return await pull(
-            self.rooms, Reference.parse(name), credentials or Credentials(), self.send, platform=wanted
+            self.rooms,
+            Reference.parse(name),
+            credentials or Credentials(),
+            self.send,
+            platform=wanted,
+            **asked,
         )
 
     async def pull_all(self, name: str) -> None:

@@ -24,6 +24,7 @@ PULL = Command(
 -a, --all-tags  Download every tag of the repository
 --disable-content-trust  Accepted; images are not verified by signature (default true)
 --platform string  Platform, where the image has several
+--referrers  Download what refers to the image as well: signatures, SBOMs
 -q, --quiet  Show the image's name alone
 """,
     (1, 1),
@@ -38,6 +39,7 @@ PUSH = Command(
 --disable-content-trust  Accepted; images are not signed (default true)
 --force-compression  Compress every layer anew, even where the format is the same
 --platform string  Push this platform's manifest alone ('os[/arch[/variant]]')
+--referrers  Push the artifacts that refer to the image as well
 -q, --quiet  Show the image's name alone
 """,
     (1, 1),
@@ -78,8 +80,9 @@ def pull(session: Session, given: Given) -> int:
     out = None if given.on("quiet") else sys.stdout
     tag = "" if given.on("all-tags") else None
     pull_image(
-        session, name, out, platform=given.text("platform"), tag=tag, everything=given.on("all-platforms")
-    )
+        session, name, out, platform=given.text("platform"), tag=tag, everything=given.on("all-platforms"),
+        referrers=given.on("referrers"),
+    )  # fmt: skip
     session.say(name.canonical)
     return 0
 
@@ -101,6 +104,8 @@ def push(session: Session, given: Given) -> int:
         query["platform"] = platform_object(given.text("platform"))
     if given.on("all-platforms"):
         query["allPlatforms"] = True
+    if given.on("referrers"):
+        query["referrers"] = True
     if given.has("compression-format"):
         query["compressionFormat"] = given.text("compression-format")
     if given.has("compression-level"):

@@ -49,7 +49,7 @@ class RegistryApi:
         return json_reply({"IdentityToken": token, "Status": "Login Succeeded"})
 
     async def create(self, call: Call) -> web.StreamResponse:
-        """POST /images/create?fromImage=, with `allPlatforms=1` of our own: everything that an index has"""
+        """POST /images/create?fromImage=, with of our own `allPlatforms=1`, everything that an index has, and `referrers=1`"""
         name, tag = call.query("fromImage"), call.query("tag")
         reference = _target(name, tag)
         credentials = Credentials.read(call.registry_auth())
@@ -57,14 +57,15 @@ class RegistryApi:
         journey = pull_all_tags if reference.is_name_only else pull
         async with JsonStream(call) as stream:
             await journey(
-                self._rooms, reference, credentials, stream.send, platform=wanted, everything=everything
-            )
+                self._rooms, reference, credentials, stream.send, platform=wanted, everything=everything,
+                referrers=call.query_bool("referrers"),
+            )  # fmt: skip
         return stream.response
 
     async def push(self, call: Call) -> web.StreamResponse:
         """POST /images/{name}/push
 
-        Of our own: `allPlatforms=1`, the whole index or nothing; `compressionFormat`, `compressionLevel` and
+        Of our own: `allPlatforms=1`, the whole index or nothing; `referrers=1`; `compressionFormat`, `compressionLevel` and
         `forceCompressionFormat`, named as podman's API names them.
         """
         credentials = Credentials.read(await self._push_auth(call))
@@ -81,7 +82,7 @@ class RegistryApi:
         async with JsonStream(call) as stream:
             await push(
                 self._rooms, reference, credentials, stream.send, platform=wanted, everything=everything,
-                compression=compression,
+                compression=compression, referrers=call.query_bool("referrers"),
             )  # fmt: skip
         return stream.response
 

@@ -282,6 +282,11 @@ class ImageStore:
         """How many images there are."""
         return int(self._catalogue.query("SELECT count(*) FROM images")[0][0])
 
+    def artifacts(self) -> list[Digest]:
+        """Every artifact, by its manifest's digest."""
+        rows = self._catalogue.query("SELECT id FROM images WHERE artifact_type IS NOT NULL ORDER BY id")
+        return [Digest(row["id"]) for row in rows]
+
     def children(self, image_id: Digest) -> list[Digest]:
         """Images that were built on this one here."""
         rows = self._catalogue.query("SELECT id FROM images WHERE parent = ? ORDER BY id", (str(image_id),))

@@ -16,12 +16,14 @@ from ketchd.engine.conversation import conversation
 from ketchd.engine.platforms import DEPTH, host_platform, offers, platform_of
 from ketchd.engine.progress import ProgressBoard, Send
 from ketchd.engine.pullcontent import Fetching, explained
+from ketchd.engine.referrers import fetch_referrers
 from ketchd.engine.rooms import Rooms
 from ketchd.model import manifest as manifests
 from ketchd.model.digest import Digest
 from ketchd.model.manifest import Descriptor, Index, Manifest
 from ketchd.model.platform import Platform, choose
 from ketchd.model.reference import Reference
+from ketchd.registry.referrers import is_fallback_tag
 from ketchd.registry.repository import Repository
 from ketchd.registry.tokens import Credentials
 
@@ -48,10 +50,12 @@ async def pull(
     *,
     platform: Platform | None = None,
     everything: bool = False,
+    referrers: bool = False,
 ) -> Digest:
     """Fetch the image of `reference` (its digest counts, else its tag or `latest`) and name it; returns its ID.
 
     everything: of an index all platforms, attestations and what else there is; the name means the one for `platform`.
+    referrers: what refers to the image, as artifacts that are named by digest.
     send: takes messages of Docker's progress stream. Raises NotFound, InvalidInput, Unauthorized, EngineFailure.
     Cancelled or failed: no name changes; what arrived is garbage for later, or used by the next pull.
     Source: Engine API, ImageCreate with fromImage.
@@ -62,7 +66,9 @@ async def pull(
     _check_name(reference)
     async with conversation(rooms, reference, credentials, send) as talk:
         repository, board = await talk.repository(), talk.board
-        image_id, is_new = await _pull_one(rooms, repository, reference, platform, board, everything)
+        image_id, is_new = await _pull_one(
+            rooms, repository, reference, platform, board, everything, referrers
+        )
         _conclude(rooms, reference, board, image_id, is_new)
     return image_id
 
@@ -75,16 +81,17 @@ async def pull_all_tags(
     *,
     platform: Platform | None = None,
     everything: bool = False,
+    referrers: bool = False,
 ) -> None:
-    """Fetch every tag of the repository, one after the other. Raises and leaves as `pull` does, tag by tag."""
+    """Fetch every tag of the repository, one after the other, but lists of referrers. Raises and leaves as `pull` does, tag by tag."""
     _check_name(reference)
     async with conversation(rooms, reference, credentials, send) as talk:
         repository, board = await talk.repository(), talk.board
-        tags = await explained(reference, repository.tags())
+        tags = [tag for tag in await explained(reference, repository.tags()) if not is_fallback_tag(tag)]
         image_id, any_new = None, False
         for tag in tags:
             image_id, is_new = await _pull_one(
-                rooms, repository, reference.with_tag(tag), platform, board, everything
+                rooms, repository, reference.with_tag(tag), platform, board, everything, referrers
             )
             any_new = any_new or is_new
         if image_id is not None:
@@ -115,11 +122,12 @@ async def _pull_one(
     platform: Platform | None,
     board: ProgressBoard,
     everything: bool,
+    referrers: bool,
 ) -> tuple[Digest, bool]:
     """The image, and whether the name meant another one before."""
     wanted = platform or host_platform()
     digest = reference.digest or await explained(reference, repository.head(reference.tag or ""))
-    if digest is not None and not everything:
+    if digest is not None and not everything and not referrers:
         known = _known(rooms, reference, digest, wanted)
         if known is not None:
             _announce(board, reference)
@@ -140,7 +148,24 @@ async def _pull_one(
             documents.append(await fetching.index(index))
         if everything and found.indexes:
             documents = [*await fetching.rest(found.indexes[0]), *documents]
-        return image_id, _name(rooms, reference, image_id, found.digest, board, documents)
+        is_new = _name(rooms, reference, image_id, found.digest, board, documents)
+        if referrers:
+            subjects = [
+                found.digest,
+                Digest.of(found.manifest.content),
+                *_entries(found, documents, everything),
+            ]
+            await fetch_referrers(rooms, fetching, repository, subjects, board)
+        return image_id, is_new
+
+
+def _entries(found: Found, documents: list[Document], everything: bool) -> list[Digest]:
+    """The manifests that came with an index: those on the way, or all of them."""
+    outer = [Digest.of(index.content) for index in found.indexes]
+    if not everything:
+        return outer
+    listed = [entry.digest for index in found.indexes for entry in index.entries]
+    return [*outer, *listed, *(document.digest for document in documents)]
 
 
 def _name(

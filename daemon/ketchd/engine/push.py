@@ -14,7 +14,8 @@ from ketchd.engine.conversation import conversation
 from ketchd.engine.platforms import image_for
 from ketchd.engine.progress import ProgressBoard, Send
 from ketchd.engine.pushimage import ImagePush
-from ketchd.engine.pushwhole import gather, send_parts
+from ketchd.engine.pushwhole import gather, publish_told, send_parts
+from ketchd.engine.referrers import push_referrers
 from ketchd.engine.rooms import Rooms
 from ketchd.model.compression import Compression
 from ketchd.model.digest import Digest
@@ -37,12 +38,14 @@ async def push(
     platform: Platform | None = None,
     everything: bool = False,
     compression: Compression | None = None,
+    referrers: bool = False,
 ) -> None:
     """Push the tag of `reference`, or every tag of its repository when it has none.
 
     platform: that one's image alone. everything: the whole index, or a fault that says what of it is not here; without
     either, the index when all of it is here, else the tag's image. compression: what this push asks for, None for the daemon's
-    settings; where it is not content with known forms, one image goes in place of an index.
+    settings; where it is not content with known forms, one image goes in place of an index. referrers: the artifacts that are
+    here and refer to what is pushed, too.
     send: takes messages of Docker's progress stream; the first one goes out before anything can fail.
     Raises InvalidInput, NotFound, Unauthorized, EngineFailure. Cancelled or failed: uploads under way are given up; what the
     registry has is used by the next push. Source: Engine API, ImagePush.
@@ -56,7 +59,15 @@ async def push(
             await repository.settle()
             for target, image_id in targets:
                 await _push_one(
-                    rooms, repository, target, image_id, talk.board, platform, everything, compression
+                    rooms,
+                    repository,
+                    target,
+                    image_id,
+                    talk.board,
+                    platform,
+                    everything,
+                    compression,
+                    referrers,
                 )
         except Refused as fault:
             raise push_fault(fault) from fault
@@ -88,6 +99,7 @@ async def _push_one(
     platform: Platform | None,
     everything: bool,
     compression: Compression | None,
+    referrers: bool,
 ) -> None:
     tag = target.tag or ""
     is_asked = compression is not None and compression.strict
@@ -104,12 +116,14 @@ async def _push_one(
             lease.add("image", image.id)
         pushing = ImagePush(rooms, repository, target, image, board, lease, compression or rooms.compression)
         parts = None if document is None or is_asked else gather(rooms.blobs, document)
+        whole = None
         if parts is not None and (everything or not parts.absent or image.artifact_type is not None):
+            whole = parts
             for digest in (*parts.blobs, *(known[0] for known in parts.manifests)):
                 lease.add("blob", digest)
-            await send_parts(repository, parts, rooms.registry.settings.uploads, pushing.blob)
-            _, media_type, content = parts.manifests[-1]
-            digest = await repository.put_manifest(tag, content, media_type)
+            await send_parts(repository, parts, rooms.registry.settings.uploads, pushing.blob, board)
+            content = parts.manifests[-1][2]
+            digest = await publish_told(repository, tag, parts.manifests[-1], board)
             tracepoint.reach("push.manifest-put")
             rooms.images.tag(target.with_digest(digest), image_id)
             for blob in parts.blobs:
@@ -118,11 +132,15 @@ async def _push_one(
         else:
             manifest = await pushing.run()
             content = manifest.content
-            digest = await repository.put_manifest(tag, content, manifest.media_type)
+            part = (Digest.of(content), manifest.media_type, content)
+            digest = await publish_told(repository, tag, part, board)
             tracepoint.reach("push.manifest-put")
             await _remember(rooms, target, image.id, manifest, digest)
             if document is not None:
                 _tell_of_one(board, document, Descriptor(manifest.media_type, digest, len(content)))
+        if referrers:
+            inner = [] if whole is None else [known[0] for known in whole.manifests]
+            await push_referrers(rooms, repository, [digest, *inner], pushing.blob, board, lease)
     size = len(content)
     board.say(f"{tag}: digest: {digest} size: {size}")
     board.tell({"progressDetail": {}, "aux": {"Tag": tag, "Digest": str(digest), "Size": size}})

@@ -9,11 +9,15 @@ from dataclasses import dataclass, field
 from ketch_wire.faults import NotFound
 from ketchd.content.blobs import BlobStore
 from ketchd.content.documents import Document
+from ketchd.engine.progress import ProgressBoard
 from ketchd.model import manifest as manifests
 from ketchd.model.digest import Digest
 from ketchd.model.manifest import Descriptor, Index
+from ketchd.registry.referrers import fallback_tag, publish
 from ketchd.registry.repository import Repository
 from ketchd.registry.together import together
+
+GiveBlob = Callable[[Descriptor], Awaitable[bool]]
 
 
 @dataclass(slots=True)
@@ -61,7 +65,7 @@ def _leaves(blobs: BlobStore, found: tuple[Descriptor, ...], platform: str, part
 
 
 async def send_parts(
-    repository: Repository, parts: Parts, limit: int, give: Callable[[Descriptor], Awaitable[bool]]
+    repository: Repository, parts: Parts, limit: int, give: GiveBlob, board: ProgressBoard
 ) -> None:
     """Have the registry hold everything but the document itself. give: hands over one blob, False when it is not here.
 
@@ -78,8 +82,24 @@ async def send_parts(
         if line.startswith("manifest "):
             raise absent_fault(parts.absent)
     await together(one(leaf) for leaf in parts.blobs.values())
-    for digest, media_type, content in parts.manifests[:-1]:
-        await repository.put_manifest(digest, content, media_type)
+    for part in parts.manifests[:-1]:
+        await publish_told(repository, part[0], part, board)
+
+
+async def publish_told(
+    repository: Repository,
+    tag_or_digest: str | Digest,
+    part: tuple[Digest, str, bytes],
+    board: ProgressBoard,
+) -> Digest:
+    """Publish a manifest, and tell the client of the tag that its subject's referrers have when the registry keeps no list."""
+    _, media_type, content = part
+    document = manifests.parse(content, media_type)
+    digest, is_listed = await publish(repository, tag_or_digest, document)
+    if is_listed and document.subject is not None:
+        tag = fallback_tag(document.subject.digest)
+        board.say(f"{digest.short}: listed under the tag {tag}, the registry has no referrers API")
+    return digest
 
 
 def absent_fault(lines: list[str]) -> NotFound:

@@ -83,12 +83,17 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """Several images under one name. entries: those of known kinds, in order; others: the rest. content: the exact bytes."""
+    """Several images under one name. entries: those of known kinds, in order; others: the rest. content: the exact bytes.
+
+    artifact_type, subject: as a manifest's.
+    """
 
     media_type: str
     entries: tuple[Descriptor, ...]
     content: bytes = field(repr=False)
     others: tuple[Descriptor, ...] = ()
+    artifact_type: str = ""
+    subject: Descriptor | None = None
 
 
 def parse(content: bytes, content_type: str = "") -> Manifest | Index:
@@ -187,9 +192,9 @@ def compose(
     return Manifest(media_type, config, tuple(layers), json.dumps(document, indent=3).encode())
 
 
-def annotations_of(manifest: Manifest) -> dict[str, Any]:
+def annotations_of(document: Manifest | Index) -> dict[str, Any]:
     """What the manifest says of itself as a whole."""
-    found = json.loads(manifest.content).get("annotations")
+    found = json.loads(document.content).get("annotations")
     return found if isinstance(found, dict) else {}
 
 
@@ -254,9 +259,14 @@ def _manifest(media_type: str, document: dict[str, Any], content: bytes) -> Mani
     return Manifest(
         media_type, _descriptor(document.get("config"), "config"),
         tuple(_descriptor(layer, "layers") for layer in layers or ()), content,
-        artifact_type=str(document.get("artifactType") or ""),
-        subject=_descriptor(document["subject"], "subject") if document.get("subject") else None,
+        *_about(document),
     )  # fmt: skip
+
+
+def _about(document: dict[str, Any]) -> tuple[str, Descriptor | None]:
+    """artifactType and subject."""
+    subject = document.get("subject")
+    return str(document.get("artifactType") or ""), _descriptor(subject, "subject") if subject else None
 
 
 def _index(media_type: str, document: dict[str, Any], content: bytes) -> Index:
@@ -272,7 +282,11 @@ def _index(media_type: str, document: dict[str, Any], content: bytes) -> Index:
             with contextlib.suppress(InvalidInput):  # it need not even have a digest that we know
                 others.append(_descriptor(entry, "manifests"))
     return Index(
-        media_type, tuple(_descriptor(entry, "manifests") for entry in known), content, tuple(others)
+        media_type,
+        tuple(_descriptor(entry, "manifests") for entry in known),
+        content,
+        tuple(others),
+        *_about(document),
     )
 
 

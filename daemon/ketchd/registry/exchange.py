@@ -55,6 +55,7 @@ class Exchange:
         self._tokens = TokenCache()
         self._challenges: dict[str, Challenge] = {}
         self._spoken: set[str] = set()
+        self.listing = asyncio.Lock()  # one list of referrers is changed at a time
 
     def has_spoken(self, endpoint: Endpoint) -> bool:
         """Whether the endpoint has ever given an HTTP answer."""

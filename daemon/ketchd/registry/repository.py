@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,20 +16,20 @@ import aiohttp
 
 from ketch_wire.faults import EngineFailure, InvalidInput
 from ketchd.model.digest import Digest
-from ketchd.model.manifest import ACCEPTED, SIZE_LIMIT, Descriptor
+from ketchd.model.manifest import ACCEPTED, OCI_INDEX, SIZE_LIMIT, Descriptor
 from ketchd.model.reference import Reference
-from ketchd.registry import endpoints, ranges, tokens
+from ketchd.registry import ranges, tokens
 from ketchd.registry.endpoints import Endpoint
 from ketchd.registry.errors import Refused
 from ketchd.registry.exchange import Exchange, Request, Tell, read_bounded
+from ketchd.registry.pages import pages, read_tags
 from ketchd.registry.tokens import Credentials
 from ketchd.registry.transport import Unreachable
 from ketchd.registry.uploads import Step, Upload
 
 _ACCEPT = ", ".join((*ACCEPTED, "*/*"))
-_NEXT = re.compile(r'<([^<>]+)>[^,]*;\s*rel="?next"?', re.IGNORECASE)
 _TAGS_LIMIT = 100_000
-_PAGES_LIMIT = 1000
+_NO_API = (400, 404, 405, 406, 501)  # 404 by the specification; older registries have their own ways
 _Result = TypeVar("_Result")
 
 
@@ -42,6 +40,14 @@ class Fetched:
     content: bytes
     media_type: str
     digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """A manifest that a registry took. subject: whose list of referrers it is on now; None when the registry keeps none."""
+
+    digest: Digest
+    subject: Digest | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,7 @@ class Repository:
         self._scopes = [tokens.scope(self._path, *(("pull", "push") if push else ("pull",)))]
         self._served: dict[Digest, Endpoint] = {}
         self.name = reference.repository
+        self.listing = exchange.listing
         self.tell = tell
 
     # -- reading
@@ -176,18 +183,34 @@ class Repository:
 
         async def ask(endpoint: Endpoint) -> list[str]:
             found: list[str] = []
-            url = self._url(endpoint, "tags/list")
-            for _ in range(_PAGES_LIMIT):
-                request = Request(endpoint, "GET", url, self._scopes)
-                async with self._exchange.send(request, self._credentials) as response:
-                    content = await read_bounded(response, SIZE_LIMIT, "the list of tags")
-                    following = _NEXT.search(response.headers.get("Link", ""))
-                found += _tags(content)
-                if following is None or len(found) > _TAGS_LIMIT:
-                    return found
-                url = endpoints.follow(url, following[1])
-                if not endpoints.same_origin(url, endpoint.base):
-                    raise EngineFailure("the registry's list of tags goes on at another host: refused")
+            request = self._request(endpoint, "GET", "tags/list")
+            async for _, content in pages(self._exchange, request, self._credentials, "list of tags"):
+                found += read_tags(content)
+                if len(found) > _TAGS_LIMIT:
+                    break
+            return found
+
+        return await self._walk(ask, by_tag=True)
+
+    async def referrers(self, subject: Digest) -> list[bytes] | None:
+        """The pages of the registry's list of what refers to `subject`: an index each; None without the referrers API.
+
+        Raises Refused, Unreachable, EngineFailure.
+        """
+
+        async def ask(endpoint: Endpoint) -> list[bytes] | None:
+            found: list[bytes] = []
+            try:
+                request = self._request(endpoint, "GET", f"referrers/{subject}", {"Accept": OCI_INDEX})
+                listed = pages(self._exchange, request, self._credentials, "list of referrers")
+                async for media_type, content in listed:
+                    if media_type != OCI_INDEX:
+                        return None
+                    found.append(content)
+            except Refused as fault:
+                if fault.http_status in _NO_API:
+                    return None
+                raise
             return found
 
         return await self._walk(ask, by_tag=True)
@@ -252,19 +275,20 @@ class Repository:
                 await self._abandon(endpoint, upload)
         return upload.mounted
 
-    async def put_manifest(self, tag_or_digest: str | Digest, content: bytes, media_type: str) -> Digest:
+    async def put_manifest(self, tag_or_digest: str | Digest, content: bytes, media_type: str) -> Put:
         """Publish a manifest. Raises Refused, Unreachable, EngineFailure (the registry understood other bytes)."""
 
-        async def ask(endpoint: Endpoint) -> Digest:
+        async def ask(endpoint: Endpoint) -> Put:
             request = self._request(
                 endpoint, "PUT", f"manifests/{tag_or_digest}", {"Content-Type": media_type}, lambda: content
             )
             async with self._exchange.send(request, self._credentials) as response:
                 told = _named(response.headers.get("Docker-Content-Digest"))
+                subject = _named(response.headers.get("OCI-Subject"))
             digest = Digest.of(content)
             if told is not None and told != digest:
                 raise EngineFailure(f"the registry stored manifest {digest} as {told}")
-            return digest
+            return Put(digest, subject)
 
         return await self._walk(ask)
 
@@ -367,11 +391,3 @@ def _named(text: str | None) -> Digest | None:
         return Digest(text) if text else None
     except InvalidInput:
         return None
-
-
-def _tags(content: bytes) -> list[str]:
-    try:
-        tags = json.loads(content)["tags"]
-    except (ValueError, RecursionError, KeyError, TypeError) as error:
-        raise EngineFailure("the registry's list of tags cannot be read") from error
-    return [tag for tag in tags or () if isinstance(tag, str)]
