@@ -38,6 +38,7 @@ from ketchd.catalogue.database import Catalogue
 from ketchd.catalogue.events import EventJournal
 from ketchd.config import Config
 from ketchd.containers import logdrivers
+from ketchd.containers.daemondefaults import DaemonDefaults
 from ketchd.containers.shims import Shims
 from ketchd.containers.supervisor import Supervisor
 from ketchd.content.blobs import BlobStore
@@ -63,6 +64,8 @@ from ketchd.model.compression import read_compression
 from ketchd.network.networks import Networks
 from ketchd.registry.client import RegistryClient
 from ketchd.registry.endpoints import Settings
+from ketchd.sandbox import seccomp
+from ketchd.sandbox.defaults import DEFAULT_CAPABILITIES
 from ketchd.shim.launcher import Launcher
 
 
@@ -88,6 +91,7 @@ class Engine:
             logdrivers.check_names(config.log_driver, config.log_opts)
         except Fault as fault:
             raise EngineFailure(f"failed to set log opts: {fault.message}") from None
+        defaults = _container_defaults(config)
         policy, mark = read_policy(config.ketch.get("gc", {})), CleanMark(root)
         compression = read_compression(config.ketch.get("push", {}))
         catalogue = Catalogue(root / "catalogue.sqlite")
@@ -143,7 +147,7 @@ class Engine:
             layers=layers, workers=workers, networks=networks, volumes=volumes, shims=shims, supervisor=supervisor,
             cgroups=cgroups, log=log, cgroup_parent=config.cgroup_parent or "/docker", id_map=id_map,
             default_log_driver=config.log_driver, default_log_options=config.log_opts, registry=self._registry(),
-            gc_policy=policy, compression=compression,
+            gc_policy=policy, compression=compression, defaults=defaults,
         )  # fmt: skip
         await networks.start()
         self._closing.append(lambda: health.close(rooms))
@@ -193,7 +197,11 @@ class Engine:
 
     def _routes(self, rooms: Rooms, kind: str, reason: str) -> Iterable[Route]:
         config = self._config
-        security_options = ["name=seccomp,profile=builtin", *(["name=userns"] if rooms.id_map else [])]
+        security_options = [
+            f"name=seccomp,profile={config.seccomp_profile or 'builtin'}",
+            *(["name=userns"] if rooms.id_map else []),
+            *(["name=no-new-privileges"] if config.no_new_privileges else []),
+        ]
         facts = Facts(
             engine_id=_engine_id(self._data_root), layer_kind=kind, layer_reason=reason,
             cgroup_driver=rooms.cgroups.driver, log_driver=config.log_driver, debug=config.debug,
@@ -224,15 +232,35 @@ class Engine:
         if server is not None:
             await server.close()
         if stop_containers and self._rooms is not None:
-            rooms = self._rooms
-            await asyncio.gather(
-                *(stop.stop(rooms, box) for box in rooms.supervisor if box.record.is_running),
-                return_exceptions=True,
-            )
+            await stop.stop_all(self._rooms, self._config.shutdown_timeout)
         while self._closing:
             ending = self._closing.pop()()
             if asyncio.iscoroutine(ending):
                 await ending
+
+
+def _container_defaults(config: Config) -> DaemonDefaults:
+    """What containers get that say nothing. Raises EngineFailure when the seccomp profile cannot be used."""
+    choice = config.seccomp_profile
+    if choice not in ("", "default", "builtin", "unconfined"):
+        try:
+            choice = Path(choice).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = (error.strerror or "").lower() if isinstance(error, OSError) else str(error)
+            raise EngineFailure(
+                f"opening seccomp profile ({config.seccomp_profile}) failed: open {config.seccomp_profile}: {reason}"
+            ) from error
+        if not choice.lstrip().startswith("{"):
+            raise EngineFailure(
+                f"decoding seccomp profile {config.seccomp_profile} failed: it is no JSON object"
+            )
+        seccomp.program(choice, DEFAULT_CAPABILITIES)
+    return DaemonDefaults(
+        init=config.init, shm_size=config.default_shm_size, dns=config.dns, dns_options=config.dns_opts,
+        dns_search=config.dns_search, ulimits=config.default_ulimits, ipc_mode=config.default_ipc_mode,
+        cgroupns_mode=config.default_cgroupns_mode, no_new_privileges=config.no_new_privileges,
+        seccomp="" if choice in ("default", "builtin") else choice,
+    )  # fmt: skip
 
 
 def _users_of(supervisor: Supervisor, volume: str) -> list[str]:

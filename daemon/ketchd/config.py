@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,9 +18,16 @@ from typing import Any, NoReturn
 
 from ketch_wire.defaults import DEFAULT_SOCKET
 from ketch_wire.faults import InvalidInput
+from ketchd.ignored import IGNORED, REFUSED
 from ketchd.journal import LEVELS
+from ketchd.sandbox.defaults import RLIMITS
 
 DEFAULT_CONFIG_FILE = "/etc/ketch/daemon.json"
+OUR_RUNTIMES = ("runc", "ketch", "io.containerd.runc.v2")
+_DOMAIN = re.compile(r"\.|[a-zA-Z0-9_]([a-zA-Z0-9_-]*)(\.[a-zA-Z0-9_]([a-zA-Z0-9_-]*))*\.?")
+
+Bytes = int
+Limits = dict[str, tuple[int, int]]  # ulimits: (soft, hard) by name
 
 
 @dataclass(slots=True)
@@ -50,7 +58,13 @@ class Config:
     labels: list[str] = field(default_factory=list)
     log_driver: str = "json-file"
     log_opts: dict[str, str] = field(default_factory=dict)
-    default_shm_size: str = ""
+    default_shm_size: Bytes = 64 * 1024 * 1024
+    default_ulimits: Limits = field(default_factory=dict)
+    default_ipc_mode: str = ""
+    default_cgroupns_mode: str = ""
+    default_runtime: str = "runc"
+    no_new_privileges: bool = False
+    seccomp_profile: str = ""
     shutdown_timeout: int = 15
     live_restore: bool = True
     storage_driver: str = ""
@@ -73,7 +87,7 @@ _REPEATED = {
     "host": "hosts", "insecure-registry": "insecure-registries", "registry-mirror": "registry-mirrors", "label": "labels",
     "dns": "dns", "dns-opt": "dns-opts", "dns-search": "dns-search",
 }  # fmt: skip
-_MAPS = {"log-opt": "log-opts"}
+_MAPS = {"log-opt": "log-opts", "default-ulimit": "default-ulimits"}
 _SHORT = {
     "host": "-H",
     "pidfile": "-p",
@@ -94,47 +108,17 @@ _HELP = {
     "dns": "DNS server of containers (repeatable)", "dns-opt": "DNS option (repeatable)",
     "dns-search": "DNS search domain (repeatable)", "cgroup-parent": "parent of containers' cgroups",
     "label": "key=value shown by info (repeatable)", "log-driver": "default log driver", "log-opt": "default log option (repeatable)",
-    "default-shm-size": "size of /dev/shm", "shutdown-timeout": "seconds for work under way at the end",
+    "default-shm-size": "size of /dev/shm", "default-ulimit": "NAME=SOFT[:HARD] of containers (repeatable)",
+    "default-ipc-mode": "private or shareable", "default-cgroupns-mode": "private or host",
+    "default-runtime": "runc, which is ketch itself; others are refused",
+    "no-new-privileges": "containers gain no privileges by setuid programs", "seccomp-profile": "builtin, unconfined or a profile's file",
+    "shutdown-timeout": "seconds that containers have to stop in at the end, without live-restore; below 0 without end",
     "live-restore": "containers run on while ketchd is down; false stops them at its end",
     "storage-driver": "erofs, erofs-loop or directory; by default the best that works",
     "userns-remap": "user namespace remapping: default, USER or USER:GROUP", "init": "run an init in every container",
     "max-concurrent-downloads": "blobs of one pull at once", "max-concurrent-uploads": "blobs of one push at once",
     "max-download-attempts": "attempts of one blob", "tls": "serve TCP over TLS", "tlsverify": "TLS with client certificates",
     "tlscacert": "CA of client certificates", "tlscert": "certificate", "tlskey": "key",
-}  # fmt: skip
-
-# dockerd's own flags and keys that mean nothing here, with why.
-_IGNORED = {
-    "add-runtime": "ketch starts containers itself", "runtimes": "ketch starts containers itself",
-    "default-runtime": "ketch starts containers itself", "authorization-plugin": "there are no plugins",
-    "authorization-plugins": "there are no plugins", "allow-nondistributable-artifacts": "foreign URLs are never followed",
-    "api-cors-header": "the API is not for browsers", "bip6": "the default bridge has no IPv6",
-    "builder": "the builder has settings of its own", "cluster-advertise": "there is no swarm", "cluster-store": "there is no swarm",
-    "cluster-store-opt": "there is no swarm", "cluster-store-opts": "there is no swarm", "config-file": "",
-    "containerd": "there is no containerd", "containerd-namespace": "there is no containerd",
-    "containerd-plugins-namespace": "there is no containerd", "cpu-rt-period": "no real-time scheduling",
-    "cpu-rt-runtime": "no real-time scheduling", "cri-containerd": "there is no containerd",
-    "data-path-addr": "there is no swarm", "default-address-pool": "pools are chosen against the routing table",
-    "default-address-pools": "pools are chosen against the routing table", "default-cgroupns-mode": "private on cgroup v2",
-    "default-gateway": "the bridge is the gateway", "default-gateway-v6": "the default bridge has no IPv6",
-    "default-ipc-mode": "private", "default-network-opt": "networks have options of their own",
-    "default-network-opts": "networks have options of their own", "default-ulimit": "limits are per container",
-    "default-ulimits": "limits are per container", "exec-opt": "the cgroup driver is chosen at start",
-    "exec-opts": "the cgroup driver is chosen at start", "experimental": "nothing is hidden", "features": "nothing is hidden",
-    "fixed-cidr": "the whole subnet is used", "fixed-cidr-v6": "the default bridge has no IPv6",
-    "graph": "", "host-gateway-ip": "the bridge's address", "host-gateway-ips": "the bridge's address",
-    "http-proxy": "the environment's proxy is used", "https-proxy": "the environment's proxy is used",
-    "init-path": "ketch has an init of its own", "ip6tables": "nftables is used", "iptables": "nftables is used",
-    "ipv6": "the default bridge has no IPv6", "max-concurrent-uploads-per-layer": "", "metrics-addr": "no metrics endpoint",
-    "network-control-plane-mtu": "there is no swarm", "network-diagnostic-port": "there is no swarm",
-    "no-new-privileges": "it is per container", "no-proxy": "the environment's proxy is used",
-    "node-generic-resource": "there is no swarm", "node-generic-resources": "there is no swarm",
-    "oom-score-adjust": "the unit file sets it", "proxies": "the environment's proxy is used", "raw-logs": "logs have no colour unless on a terminal",
-    "seccomp-profile": "the profile is per container", "selinux-enabled": "SELinux labels are not set", "storage-opt": "layers have no options",
-    "storage-opts": "layers have no options", "swarm-default-advertise-addr": "there is no swarm",
-    "userland-proxy": "no port has a process", "userland-proxy-path": "no port has a process",
-    "allow-direct-routing": "nftables rules decide", "cdi-spec-dirs": "no CDI devices", "cdi-spec-dir": "no CDI devices",
-    "firewall-backend": "nftables is used", "min-api-version": "1.12 is accepted",
 }  # fmt: skip
 
 _OWN = {"gc", "push"}
@@ -170,11 +154,10 @@ def _parser() -> argparse.ArgumentParser:
         else:
             kind = "int" if _KINDS[key] == "int" else "string"
             parser.add_argument(*names, dest=key, help=text, metavar=kind)
-    for name in _IGNORED:
-        if name != "config-file":
-            parser.add_argument(
-                f"--{name}", dest=f"ignored {name}", nargs="?", const="true", help=argparse.SUPPRESS
-            )
+    for name in (*IGNORED, *REFUSED):
+        parser.add_argument(
+            f"--{name}", dest=f"ignored {name}", nargs="?", const="true", help=argparse.SUPPRESS
+        )
     return parser
 
 
@@ -182,6 +165,8 @@ def _shown_default(name: str, key: str) -> str:
     """What help says a setting is when nobody sets it; empty for off and for nothing."""
     if name == "host":
         return f"unix://{DEFAULT_SOCKET}"
+    if name == "default-shm-size":
+        return "64m"
     value = getattr(Config(), key)
     return "" if value is False or not value else str(value).lower() if value is True else str(value)
 
@@ -204,9 +189,13 @@ def read(argv: Sequence[str]) -> CommandLine:
     flags = {key: value for key, value in given.items() if not key.startswith("ignored ")}
     keys = read_file(Path(named or DEFAULT_CONFIG_FILE), must_exist=named is not None and not version)
     for key in sorted(keys):
-        if key in _IGNORED:
-            ignored.append(key)
+        if key in IGNORED or key in REFUSED:
+            if key in IGNORED or keys[key]:
+                ignored.append(key)
             del keys[key]
+    for name in ignored:
+        if name in REFUSED:
+            raise InvalidInput(f"{name} is not supported: {REFUSED[name]}")
     stored = {key.replace("-", "_"): value for key, value in keys.items()}
     if twice := sorted(set(flags) & set(stored)):
         shown = ", ".join(
@@ -244,7 +233,7 @@ def read_file(path: Path, *, must_exist: bool) -> dict[str, Any]:
     if not isinstance(keys, dict):
         raise InvalidInput(f"unable to configure the ketch daemon with file {path}: it is no JSON object")
     known = {entry.name.replace("_", "-") for entry in fields(Config)} - {"ignored"}
-    if unknown := sorted(set(keys) - known - set(_IGNORED)):
+    if unknown := sorted(set(keys) - known - set(IGNORED) - set(REFUSED)):
         raise InvalidInput(
             f"unable to configure the ketch daemon with file {path}: the following directives don't match any "
             f"configuration option: {', '.join(unknown)}"
@@ -257,6 +246,10 @@ def _typed(key: str, value: Any) -> Any:
     kind, name = _KINDS[key], key.replace("_", "-")
     if key == "ketch":
         return _own(value)
+    if kind == "Bytes":
+        return _size(value)
+    if kind == "Limits":
+        return _ulimits(value)
     if kind == "bool":
         if isinstance(value, bool):
             return value
@@ -283,6 +276,39 @@ def _typed(key: str, value: Any) -> Any:
     if not isinstance(value, str):
         raise InvalidInput(f"invalid value of {name}: a string is expected")
     return value
+
+
+def _size(value: Any) -> int:
+    from ketchd.containers.logdrivers import size  # of the few that need it
+
+    if not isinstance(value, str):
+        raise InvalidInput(f'invalid size: "{value}"')
+    return size(value.removesuffix("iB").removesuffix("ib"), 1024)
+
+
+def _ulimits(value: Any) -> Limits:
+    """`name=soft[:hard]` of flags, or a map of {Name, Soft, Hard} as daemon.json has them. Raises InvalidInput."""
+    if isinstance(value, list):
+        found: dict[str, Any] = {}
+        for text in value:
+            name, _, both = text.partition("=")
+            soft, _, hard = both.partition(":")
+            found[name] = {"Soft": soft, "Hard": hard or soft}
+        value = found
+    if not isinstance(value, dict) or not all(isinstance(one, dict) for one in value.values()):
+        raise InvalidInput("invalid value of default-ulimits: a map of ulimits is expected")
+    limits: Limits = {}
+    for name, one in value.items():
+        try:
+            soft, hard = int(one.get("Soft", 0)), int(one.get("Hard", 0))
+        except (TypeError, ValueError):
+            raise InvalidInput(f"invalid ulimit argument: {name}") from None
+        if name not in RLIMITS:
+            raise InvalidInput(f"invalid ulimit type: {name}")
+        if hard != -1 and (soft == -1 or soft > hard):
+            raise InvalidInput(f"ulimit soft limit must be less than or equal to hard limit: {soft} > {hard}")
+        limits[name] = (soft, hard)
+    return limits
 
 
 def _own(value: Any) -> dict[str, Any]:
@@ -324,10 +350,34 @@ def _check(config: Config) -> None:
     for key in ("max_concurrent_downloads", "max_concurrent_uploads", "max_download_attempts"):
         if getattr(config, key) < 1:
             raise InvalidInput(f"invalid {key.replace('_', '-')}: {getattr(config, key)}")
+    _check_containers(config)
     if not 68 <= config.mtu <= 65535:
         raise InvalidInput(f"invalid mtu: {config.mtu}")
 
 
-def ignored_because(name: str) -> str:
-    """Why a setting of dockerd's is ignored."""
-    return _IGNORED.get(name) or "it means nothing here"
+def _check_containers(config: Config) -> None:
+    """What is handed on to containers, with dockerd's words."""
+    for server in [*config.dns, *([config.ip] if config.ip else [])]:
+        try:
+            ipaddress.ip_address(server)
+        except ValueError:
+            raise InvalidInput(f"{server} is not an ip address") from None
+    for domain in config.dns_search:
+        if not _DOMAIN.fullmatch(domain.strip()):
+            raise InvalidInput(f"{domain} is not a valid domain")
+    for option in config.dns_opts:
+        if not option or any(letter.isspace() for letter in option):
+            raise InvalidInput(f"{option!r} is not a valid word of resolv.conf")
+    for label in config.labels:
+        if "=" not in label[1:]:
+            raise InvalidInput(f"bad attribute format: {label}")
+    if config.default_ipc_mode not in ("", "private", "shareable"):
+        raise InvalidInput(
+            f'IPC mode "{config.default_ipc_mode}" is not supported as default value; use "shareable" or "private"'
+        )
+    if config.default_cgroupns_mode not in ("", "private", "host"):
+        raise InvalidInput(
+            f'default cgroup namespace mode ({config.default_cgroupns_mode}) is invalid; use "host" or "private"'
+        )
+    if config.default_runtime not in OUR_RUNTIMES:
+        raise InvalidInput(f"specified default runtime '{config.default_runtime}' does not exist")

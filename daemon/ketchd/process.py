@@ -16,7 +16,8 @@ from pathlib import Path
 
 from ketch_wire.faults import EngineFailure
 from ketchd import journal
-from ketchd.config import Config, ignored_because
+from ketchd.config import Config
+from ketchd.ignored import ignored_because
 from ketchd.shim.launcher import Launcher, start_launcher
 
 

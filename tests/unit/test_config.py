@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+import ketchd
 from ketch_wire.faults import InvalidInput
-from ketchd.config import read
+from ketchd.config import Config, read
+from ketchd.ignored import IGNORED, ignored_because
 
 
 def given(tmp_path: Path, keys: object, *flags: str) -> list[str]:
@@ -60,12 +64,62 @@ def test_what_dockerd_knows_and_ketch_ignores_is_named(tmp_path: Path) -> None:
         ("{", "Expecting"), ("[]", "no JSON object"), ({"debug": "maybe"}, "neither true nor false"), ({"mtu": "x"}, "no whole number"),
         ({"hosts": "unix:///x"}, "a list of strings"), ({"log-opts": 1}, "a map"), ({"log-level": "loud"}, "invalid logging level"),
         ({"bip": "10.0.0.0/24"}, "invalid bip"), ({"hosts": ["ftp://x"]}, "invalid -H"), ({"mtu": 1}, "invalid mtu"),
+        ({"dns": ["here"]}, "here is not an ip address"), ({"dns-search": ["a b"]}, "a b is not a valid domain"),
+        ({"dns-opts": [""]}, "is not a valid word"), ({"ip": "everywhere"}, "everywhere is not an ip address"),
+        ({"default-shm-size": "much"}, "invalid size: 'much'"), ({"default-shm-size": 1}, 'invalid size: "1"'),
+        ({"default-ulimits": {"nofile": {"Soft": 2, "Hard": 1}}}, "less than or equal to hard limit: 2 > 1"),
+        ({"default-ulimits": {"files": {"Soft": 1, "Hard": 1}}}, "invalid ulimit type: files"),
+        ({"default-ulimits": {"core": {"Soft": "x"}}}, "invalid ulimit argument: core"), ({"labels": ["alone"]}, "bad attribute format: alone"),
+        ({"default-ipc-mode": "host"}, 'IPC mode "host" is not supported as default value'),
+        ({"default-cgroupns-mode": "x"}, "default cgroup namespace mode (.x.) is invalid"),
+        ({"default-runtime": "runsc"}, "specified default runtime 'runsc' does not exist"),
+        ({"authorization-plugins": ["x"]}, "authorization-plugins is not supported"), ({"graph": "/x"}, "configuration option: graph"),
         ({"storage-driver": "zfs"}, "unknown storage driver: zfs"), ({"max-concurrent-downloads": 0}, "invalid max-concurrent-downloads"),
     ],
 )  # fmt: skip
 def test_wrong_values_are_named(tmp_path: Path, keys: object, words: str) -> None:
     with pytest.raises(InvalidInput, match=words):
         read(given(tmp_path, keys))
+
+
+def test_what_containers_get_is_read_from_both_places(tmp_path: Path) -> None:
+    config = read(
+        given(
+            tmp_path,
+            {"default-shm-size": "128M", "default-ulimits": {"nofile": {"Name": "nofile", "Soft": 10, "Hard": 20}}, "authorization-plugins": []},
+            "--init", "--dns", "9.9.9.9", "--dns-search", "example.com", "--dns-search", ".", "--no-new-privileges=true",
+        )
+    ).config  # fmt: skip
+    assert (config.default_shm_size, config.default_ulimits) == (128 << 20, {"nofile": (10, 20)})
+    assert (config.init, config.dns, config.dns_search) == (True, ["9.9.9.9"], ["example.com", "."])
+    assert (config.no_new_privileges, config.ignored) == (True, [])
+    config = read(
+        ["--default-ulimit", "nofile=1:2", "--default-ulimit", "core=-1", "--default-shm-size", "1g"]
+    ).config
+    assert (config.default_shm_size, config.default_ulimits) == (
+        1 << 30,
+        {"nofile": (1, 2), "core": (-1, -1)},
+    )
+
+
+# Read by `config` itself, or only there to be shown.
+_NOT_LOOKED_UP = {"ignored", "default_runtime"}
+
+
+@pytest.mark.parametrize("name", sorted({entry.name for entry in fields(Config)} - _NOT_LOOKED_UP))
+def test_every_setting_is_used(name: str) -> None:
+    """What is accepted is used by the daemon; otherwise it belongs to those that are ignored aloud or refused."""
+    root = Path(ketchd.__file__).parent
+    users = [root / "assembly.py", root / "process.py"]
+    assert any(re.search(rf"config\.{name}\b", path.read_text()) for path in users)
+
+
+@pytest.mark.parametrize("key", sorted(IGNORED))
+def test_every_ignored_key_says_why(tmp_path: Path, key: str) -> None:
+    config = read(given(tmp_path, {key: "x"})).config
+    assert config.ignored == [key]
+    assert ignored_because(key)
+    assert read([f"--{key}=x"]).config.ignored == [key]
 
 
 def test_a_named_file_must_exist(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from ketch_wire.launch import (
     RootPlan,
 )
 from ketchd.containers import logdrivers
+from ketchd.containers.daemondefaults import BUILT_IN, DaemonDefaults
 from ketchd.containers.mountpoints import MountPoint
 from ketchd.containers.record import ContainerRecord
 from ketchd.containers.settings import command_line
@@ -98,9 +99,9 @@ def capabilities(host: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(name for name in defaults.ALL_CAPABILITIES if name.removeprefix("CAP_") in chosen)
 
 
-def security(host: Mapping[str, Any]) -> tuple[bool, bytes, bool]:
+def security(host: Mapping[str, Any], daemon: DaemonDefaults = BUILT_IN) -> tuple[bool, bytes, bool]:
     """(no new privileges, seccomp program, system paths unconfined) from SecurityOpt. Raises InvalidInput."""
-    no_new, unconfined, program_choice = False, False, "default"
+    no_new, unconfined, program_choice = daemon.no_new_privileges, False, "default"
     for option in host["SecurityOpt"] or []:
         name, _, value = (
             option.replace(":", "=", 1).partition("=") if "=" not in option else option.partition("=")
@@ -115,13 +116,9 @@ def security(host: Mapping[str, Any]) -> tuple[bool, bytes, bool]:
             unconfined = True
     if program_choice == "unconfined" or (host["Privileged"] and program_choice == "default"):
         return no_new, b"", unconfined or host["Privileged"]
-    caps = capabilities(host)
-    program = (
-        seccomp.default_program(caps)
-        if program_choice in ("default", "builtin", "")
-        else seccomp.from_profile(program_choice, caps)
-    )
-    return no_new, program, unconfined or host["Privileged"]
+    if program_choice == "default" and daemon.seccomp:
+        program_choice = daemon.seccomp
+    return no_new, seccomp.program(program_choice, capabilities(host)), unconfined or host["Privileged"]
 
 
 def rlimits(host: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
@@ -201,10 +198,11 @@ def plan(
     donor_pids: Mapping[str, int],
     has_journal: bool,
     cgroup_version: int,
+    daemon: DaemonDefaults = BUILT_IN,
 ) -> LaunchPlan:
     """The whole plan. Raises InvalidInput for settings that cannot be."""
     config, host = record.config, record.host_config
-    no_new, program, unconfined = security(host)
+    no_new, program, unconfined = security(host, daemon)
     donor_shm = f"/proc/{donor_pids['ipc']}/root/dev/shm" if "ipc" in donor_pids else ""
     argv = command_line(config)
     return LaunchPlan(
@@ -230,7 +228,7 @@ def plan(
             seccomp=program,
             rlimits=rlimits(host),
             oom_score_adj=host["OomScoreAdj"],
-            init=bool(host["Init"]),
+            init=daemon.wants_init(host),
         ),
         run_dir=str(run_dir),
         state_dir=str(container_dir),
@@ -317,11 +315,15 @@ def _sysctls(host: Mapping[str, Any]) -> dict[str, str]:
 
 
 def exec_process(
-    record: ContainerRecord, settings: Mapping[str, Any], *, console_size: tuple[int, int]
+    record: ContainerRecord,
+    settings: Mapping[str, Any],
+    *,
+    console_size: tuple[int, int],
+    daemon: DaemonDefaults = BUILT_IN,
 ) -> ProcessPlan:
     """The process of an exec. Raises InvalidInput."""
     host = record.host_config
-    no_new, program, _ = security(host)
+    no_new, program, _ = security(host, daemon)
     privileged = settings["Privileged"]
     return ProcessPlan(
         argv=tuple(settings["Cmd"]),

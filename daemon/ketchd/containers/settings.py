@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ketch_wire.faults import InvalidInput, Unsupported
+from ketchd.containers.daemondefaults import BUILT_IN, DaemonDefaults
 from ketchd.containers.shapes import CONFIG, HOST_CONFIG, fold, pick
 from ketchd.containers.signals import signal_number
 from ketchd.model.imageconfig import RunConfig
@@ -120,7 +121,13 @@ def _check_config(config: dict[str, Any]) -> None:
             raise InvalidInput(f"invalid {what}: {config[key][:80]}")
 
 
-def normalise_host(sent: Mapping[str, Any] | None, *, cgroup_version: int, cpus: int) -> dict[str, Any]:
+def normalise_host(
+    sent: Mapping[str, Any] | None,
+    *,
+    cgroup_version: int,
+    cpus: int,
+    defaults: DaemonDefaults = BUILT_IN,
+) -> dict[str, Any]:
     """The complete HostConfig, sentinels of the docker CLI replaced. Raises InvalidInput."""
     host = fold(sent, HOST_CONFIG)
     log = host["LogConfig"]
@@ -132,9 +139,7 @@ def normalise_host(sent: Mapping[str, Any] | None, *, cgroup_version: int, cpus:
         "Name": pick(restart, "Name") or "no",
         "MaximumRetryCount": pick(restart, "MaximumRetryCount", 0),
     }
-    host["IpcMode"] = host["IpcMode"] or "private"
-    host["CgroupnsMode"] = host["CgroupnsMode"] or ("private" if cgroup_version == 2 else "host")
-    host["ShmSize"] = host["ShmSize"] or 67108864
+    defaults.complete(host, cgroup_version=cgroup_version)
     host["Runtime"] = host["Runtime"] or "runc"
     if host["MemorySwappiness"] == -1:
         host["MemorySwappiness"] = None

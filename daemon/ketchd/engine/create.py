@@ -45,8 +45,9 @@ async def create(
     if name:
         rooms.supervisor.check_free(name)
     host = settings.normalise_host(
-        pick(body, "HostConfig", {}), cgroup_version=rooms.cgroups.version, cpus=os.cpu_count() or 1
-    )
+        pick(body, "HostConfig", {}), cgroup_version=rooms.cgroups.version, cpus=os.cpu_count() or 1,
+        defaults=rooms.defaults,
+    )  # fmt: skip
     host["LogConfig"] = logdrivers.settle(
         host["LogConfig"], rooms.default_log_driver, rooms.default_log_options
     )

@@ -68,7 +68,10 @@ async def start_exec(
     record.started = record.running = True
     rooms.supervisor.announce(box, f"exec_start: {_shown(record.settings)}", execID=record.id)
     plan = ExecPlan(
-        id=record.id, process=launching.exec_process(box.record, record.settings, console_size=console_size)
+        id=record.id,
+        process=launching.exec_process(
+            box.record, record.settings, console_size=console_size, daemon=rooms.defaults
+        ),
     )
     try:
         if not plan.process.cwd.startswith("/"):  # runc's own check, ahead of any process

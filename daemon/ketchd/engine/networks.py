@@ -20,7 +20,6 @@ from ketchd.network.files import (
     render_resolv_conf,
 )
 from ketchd.network.leases import EndpointLease, inside, routes
-from ketchd.network.networks import Networks
 
 tracepoint.declare("connect.leased", "connect.connected", "disconnect.gone")
 
@@ -75,7 +74,7 @@ def _lease(
         position=position,
         default_route=default_route,
         names=endpoints.dns_names(record.name, record.id, record.config["Hostname"], one.aliases),
-        upstream=record.host_config["Dns"] or (),
+        upstream=rooms.defaults.resolving(record.host_config)[0],
     )
 
 
@@ -103,11 +102,10 @@ def announce(rooms: Rooms, action: str, record: ContainerRecord, stored: Mapping
     )  # fmt: skip
 
 
-def network_files(
-    record: ContainerRecord, leases: Sequence[EndpointLease], networks: Networks
-) -> dict[str, str]:
+def network_files(rooms: Rooms, record: ContainerRecord, leases: Sequence[EndpointLease]) -> dict[str, str]:
     """Contents of hosts, hostname and resolv.conf in the container's directory."""
-    config, host = record.config, record.host_config
+    config, host, networks = record.config, record.host_config, rooms.networks
+    servers, search, options = rooms.defaults.resolving(host)
     gateway = leases[0].gateway if leases else networks.gateway()
     extra = [item.split(":", 1) for item in host["ExtraHosts"] or []]
     hosts = [(name, gateway if address == "host-gateway" else address) for name, address in extra]
@@ -123,15 +121,15 @@ def network_files(
         "resolv.conf": render_embedded_resolv_conf(
             networks.host_file("/etc/resolv.conf"),
             server=EMBEDDED_SERVER,
-            search=host["DnsSearch"] or [],
-            options=host["DnsOptions"] or [],
+            search=search,
+            options=options,
         )
         if any(lease.has_names for lease in leases)
         else render_resolv_conf(
             networks.host_file("/etc/resolv.conf"),
-            dns=host["Dns"] or [],
-            search=host["DnsSearch"] or [],
-            options=host["DnsOptions"] or [],
+            dns=servers,
+            search=search,
+            options=options,
             keep_loopback=host["NetworkMode"] == "host",
         ),
     }
@@ -224,7 +222,7 @@ def _settle(rooms: Rooms, record: ContainerRecord, leases: list[EndpointLease]) 
     """Record the endpoints of a running container, and say so in its files, which it has mounted: written in place."""
     record_leases(record, leases)
     rooms.supervisor.save(record)
-    for name, content in network_files(record, leases, rooms.networks).items():
+    for name, content in network_files(rooms, record, leases).items():
         path = rooms.container_dir(record.id) / name
         if path.read_text(errors="replace") != content:
             path.write_text(content)

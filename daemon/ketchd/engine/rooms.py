@@ -9,6 +9,7 @@ from typing import Any
 
 from ketchd.catalogue.database import Catalogue
 from ketchd.catalogue.events import EventJournal
+from ketchd.containers.daemondefaults import BUILT_IN, DaemonDefaults
 from ketchd.containers.probes import Prober
 from ketchd.containers.shims import Shims
 from ketchd.containers.subids import IdMap
@@ -54,7 +55,7 @@ class Rooms:
     id_map: IdMap | None = None  # of --userns-remap
     default_log_driver: str = "json-file"
     default_log_options: dict[str, str] = field(default_factory=dict)
-    init_path: str = ""
+    defaults: DaemonDefaults = BUILT_IN
     prober: Prober = field(default_factory=Prober)
     registry: RegistryClient = field(default_factory=lambda: RegistryClient(Settings()))
     gc_policy: Policy = field(default_factory=Policy)

@@ -137,6 +137,7 @@ async def _launch(
             donor_pids=_donors(rooms, box, donor_pid),
             has_journal=has_journal(),
             cgroup_version=rooms.cgroups.version,
+            daemon=rooms.defaults,
         )
         if rooms.id_map is not None and record.host_config["UsernsMode"] != "host":
             launching.check_remap(record.host_config)
@@ -204,5 +205,5 @@ def _write_files(rooms: Rooms, box: Box, leases: list[EndpointLease]) -> None:
         for name in networking.NETWORK_FILES:
             (directory / name).write_bytes((rooms.container_dir(donor.id) / name).read_bytes())
         return
-    for name, content in networking.network_files(box.record, leases, rooms.networks).items():
+    for name, content in networking.network_files(rooms, box.record, leases).items():
         (directory / name).write_text(content)

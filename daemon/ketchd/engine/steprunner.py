@@ -26,7 +26,6 @@ from ketchd.model.digest import Digest
 from ketchd.network.files import render_hostname, render_hosts, render_resolv_conf
 from ketchd.sandbox import defaults, seccomp
 
-SHM_SIZE = 64 * 1024 * 1024
 Output = Callable[[int, bytes], Awaitable[None]]
 
 
@@ -52,7 +51,7 @@ class StepRunner:
     ) -> int:
         """Run `process` and return its exit code; `output(1|2, bytes)` gets what it writes, and is waited for.
 
-        resources: HostConfig's names (Memory, CpuShares …). shm_size: bytes, 0 for Docker's default.
+        resources: HostConfig's names (Memory, CpuShares …). shm_size: bytes, 0 for the daemon's default.
 
         Raises LaunchFailed, InvalidInput (network mode). Cancelled: the process is killed, its network released.
         """
@@ -78,7 +77,8 @@ class StepRunner:
                 ),
                 "hostname": render_hostname(hostname),
                 "resolv.conf": render_resolv_conf(
-                    rooms.networks.host_file("/etc/resolv.conf"), dns=[], search=[], options=[],
+                    rooms.networks.host_file("/etc/resolv.conf"), dns=rooms.defaults.dns,
+                    search=rooms.defaults.dns_search, options=rooms.defaults.dns_options,
                     keep_loopback=network == "host",
                 ),
             }  # fmt: skip
@@ -94,7 +94,9 @@ class StepRunner:
                 ),
                 process=replace(
                     process, capabilities=defaults.DEFAULT_CAPABILITIES,
-                    seccomp=seccomp.default_program(defaults.DEFAULT_CAPABILITIES),
+                    seccomp=seccomp.program(rooms.defaults.seccomp, defaults.DEFAULT_CAPABILITIES),
+                    no_new_privileges=rooms.defaults.no_new_privileges,
+                    rlimits={**rooms.defaults.ulimits, **process.rlimits},
                 ),
                 run_dir=str(run_dir),
                 state_dir=str(state_dir),
@@ -103,7 +105,7 @@ class StepRunner:
                 hostname=hostname,
                 mounts=(
                     *defaults.default_mounts(
-                        privileged=False, shm_size=shm_size or SHM_SIZE, ipc_mode="private",
+                        privileged=False, shm_size=shm_size or rooms.defaults.shm_size, ipc_mode="private",
                         cgroup_version=rooms.cgroups.version, shm_source="", cgroup_join=cgroup.join,
                     ),
                     *(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Sequence
 
 from ketch_wire.faults import EngineFailure, NotModified
 from ketchd.containers.lifecycle import Happening, State
@@ -15,6 +16,7 @@ from ketchd.engine.start import start
 
 DEFAULT_GRACE_SECONDS = 10
 KILL_WAIT_SECONDS = 10.0
+SHUTDOWN_MARGIN_SECONDS = 5
 
 
 async def stop(rooms: Rooms, box: Box, *, grace_seconds: int | None = None, stop_signal: str = "") -> None:
@@ -37,11 +39,43 @@ async def stop(rooms: Rooms, box: Box, *, grace_seconds: int | None = None, stop
         ended = _end_of_run(box)
         await _thaw_and_signal(rooms, box, number)
     if grace_seconds is None:
-        configured = box.record.config["StopTimeout"]
-        grace_seconds = DEFAULT_GRACE_SECONDS if configured is None else configured
+        grace_seconds = _grace(box)
     job = asyncio.ensure_future(_see_it_end(rooms, box, ended, grace_seconds))
     await asyncio.shield(job)
     rooms.supervisor.announce(box, "stop")
+
+
+async def stop_all(rooms: Rooms, shutdown_timeout: int) -> None:
+    """ketchd ends and its containers with it: each by its own stop signal and grace, all within `seconds_for_all`.
+
+    Nobody stopped them by hand: their restart policy has its say at the next start. Source: moby daemon.go, Shutdown.
+    """
+    boxes = [box for box in rooms.supervisor if box.record.has_process]
+    seconds = seconds_for_all(shutdown_timeout, [_grace(box) for box in boxes])
+    jobs = [asyncio.ensure_future(stop(rooms, box)) for box in boxes]
+    if jobs:
+        _, late = await asyncio.wait(jobs, timeout=seconds)
+        for job in late:
+            job.cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)
+    for box in boxes:
+        if box.record.has_process:
+            rooms.log.warning("container did not stop in time", container=box.record.id, seconds=seconds)
+        if not box.record.auto_remove:
+            box.record.stopped_by_hand = False
+            rooms.supervisor.save(box.record)
+
+
+def seconds_for_all(shutdown_timeout: int, graces: Sequence[int]) -> float | None:
+    """How long the end may take: the setting, or the longest grace and a little; None without end. Pure."""
+    if shutdown_timeout < 0 or any(grace < 0 for grace in graces):
+        return None
+    return max([shutdown_timeout, *(grace + SHUTDOWN_MARGIN_SECONDS for grace in graces)])
+
+
+def _grace(box: Box) -> int:
+    configured: int | None = box.record.config["StopTimeout"]
+    return DEFAULT_GRACE_SECONDS if configured is None else configured
 
 
 def _end_of_run(box: Box) -> asyncio.Future[int]:

@@ -63,6 +63,15 @@ def default_calls(capabilities: frozenset[str], machine: str) -> dict[str, tuple
     return calls
 
 
+def program(choice: str, capabilities: Iterable[str]) -> bytes:
+    """The filter that `choice` names: `unconfined` (none at all), `builtin`, `default` or "" (ours), else a profile. Raises InvalidInput."""
+    if choice == "unconfined":
+        return b""
+    if choice in ("default", "builtin", ""):
+        return default_program(capabilities)
+    return from_profile(choice, capabilities)
+
+
 def from_profile(profile: str, capabilities: Iterable[str], machine: str = "", kernel: str = "") -> bytes:
     """A profile (JSON text, as the docker CLI sends it, or the path of a file) for a process with `capabilities`.
 
