@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,9 +109,16 @@ def test_without_live_restore_sigterm_stops_containers(base: Path) -> None:
         made = daemon.json(
             "POST",
             "/containers/create",
-            {"Image": "busybox", "Cmd": ["sh", "-c", "trap 'exit 5' TERM; while :; do sleep 0.05; done"]},
+            {
+                "Image": "busybox",
+                "Cmd": ["sh", "-c", "trap 'exit 5' TERM; echo ready; while :; do sleep 0.05; done"],
+            },
         )
         daemon.json("POST", f"/containers/{made['Id']}/start")
+        deadline = time.monotonic() + 30  # the first process ignores a signal that it does not handle yet
+        while b"ready" not in daemon.request("GET", f"/containers/{made['Id']}/logs?stdout=1")[1]:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         assert daemon.stop() == 0
         daemon.start()
         assert daemon.json("GET", f"/containers/{made['Id']}/json")["State"]["ExitCode"] == 5
