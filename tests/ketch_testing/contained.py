@@ -323,6 +323,15 @@ def split_frames(data: bytes) -> dict[int, bytes]:
     return parts
 
 
+def has_ended(pid: int) -> bool:
+    """Whether it runs no more; one that nobody has waited for yet (where PID 1 is no init) has ended too."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return True
+    return stat.rpartition(")")[2].split()[0] in "ZX"
+
+
 async def until(condition: Any) -> None:
     """Until `condition()` holds."""
     async with asyncio.timeout(SECONDS):

@@ -101,6 +101,7 @@ def _clone_source(source: str, recursive: bool) -> int:
 def _clone_of_process(pid: str, path: str, recursive: bool) -> int:
     """A tree of another container: a mount can be copied only by somebody inside its namespace."""
     own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    ours = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         other = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -117,8 +118,11 @@ def _clone_of_process(pid: str, path: str, recursive: bool) -> int:
                 os.close(place_fd)
         finally:
             setns(own, CLONE_NEWNS)
+            os.fchdir(ours)  # in a chroot the root of the namespace is another
+            os.chroot(".")
     finally:
         os.close(own)
+        os.close(ours)
 
 
 def cut_propagation() -> None:

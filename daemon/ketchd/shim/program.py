@@ -11,7 +11,8 @@ import gc
 import os
 
 from ketchd.kernel import limits, lockdown, signals
-from ketchd.kernel.process import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, command_line_area, prctl, set_name
+from ketchd.kernel.ownroot import in_chroot
+from ketchd.kernel.process import PR_SET_DUMPABLE, command_line_area, prctl, set_name
 from ketchd.sandbox import enter, enterprocess, init  # noqa: F401  (enter: imported before the fork, for all shims at once)
 from ketchd.shim.shim import Shim
 
@@ -27,6 +28,7 @@ def main(control: int) -> None:
     signals.ignore(signals.SIGCHLD, *signals.IGNORED_BY_US)  # shims are not waited for
     os.setsid()
     os.chdir("/")
+    in_chroot()  # looked once, known in every fork
     _allow_many_files()
     gc.collect()
     gc.freeze()
@@ -65,7 +67,6 @@ def _shim(fd: int) -> None:
         os.setsid()
         set_name("ketch-shim")
         signals.default(signals.SIGCHLD)
-        prctl(PR_SET_CHILD_SUBREAPER, 1)
         lockdown.close_all_but({0, 1, 2, fd})
         Shim(_socket.socket(fileno=fd)).run()
         os._exit(0)

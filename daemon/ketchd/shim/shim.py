@@ -27,7 +27,7 @@ from ketchd.shim.loop import Loop
 from ketchd.shim.plans import launch_plan, version_two_cgroup
 from ketchd.shim.spawn import spawn
 from ketchd.shim.streams import Streams
-from ketchd.shim.usernamespace import owner_of, set_up
+from ketchd.shim.usernamespace import leave_chroot, owner_of, set_up
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -213,7 +213,9 @@ class Shim:
         except OSError as error:
             raise as_launch_error(error, "error preparing rootfs") from error
         owner = owner_of(plan)
-        if owner is None:
+        if owner is not None:
+            leave_chroot()
+        else:
             self._choose_pid_namespace(plan.namespaces.get("pid", "host"), donors)
 
         def become(stdio: Stdio | None, report: Report) -> NoReturn:

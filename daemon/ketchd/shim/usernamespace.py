@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 
 from ketchd.kernel import cgroupjoin
-from ketchd.kernel.namespaces import CLONE_NEWPID, setns
+from ketchd.kernel.mounts import MS_SLAVE
+from ketchd.kernel.namespaces import CLONE_NEWNS, CLONE_NEWPID, setns, unshare
+from ketchd.kernel.ownroot import in_chroot, take_root
 from ketchd.sandbox import remapped
 from ketchd.sandbox.failures import LaunchError, as_launch_error
 
@@ -15,6 +17,18 @@ if TYPE_CHECKING:
 
     from ketch_wire.launch import LaunchPlan
     from ketchd.shim.spawn import Spawned
+
+
+def leave_chroot() -> None:
+    """Where ketchd runs in a chroot, the kernel makes no user namespace for its shim (EPERM) unless the shim has a mount namespace
+    of its own with that tree as its root. Raises LaunchError.
+    """
+    try:
+        if in_chroot():
+            unshare(CLONE_NEWNS)
+            take_root(MS_SLAVE)
+    except OSError as error:
+        raise as_launch_error(error, "error creating namespaces") from error
 
 
 def set_up(plan: LaunchPlan, spawned: Spawned, loops: Mapping[int, int]) -> None:

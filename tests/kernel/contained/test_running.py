@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ketch_testing.contained import ALL_NEW, Contained, attached, read_all, split_frames, until
+from ketch_testing.contained import ALL_NEW, Contained, attached, has_ended, read_all, split_frames, until
 from ketch_wire.launch import CgroupPlan, MountPlan
 from ketchd.containers.shims import LaunchFailed, read_exit
 from ketchd.sandbox import defaults
@@ -445,7 +445,7 @@ async def test_in_the_hosts_pid_namespace_children_end_with_the_first_process(bo
     await box.end(link)
 
     child = int(box.logged(plan))
-    await until(lambda: not Path(f"/proc/{child}").exists())
+    await until(lambda: has_ended(child))
 
 
 async def test_seven_hundred_layers_are_no_problem_of_ours(box: Contained) -> None:
