@@ -20,6 +20,7 @@ GLOBAL = Command(
     "[OPTIONS] COMMAND",
     """
 --config string  Location of client config files (default "~/.docker")
+-c, --context string  Name of the context to use to connect to the daemon (overrides DOCKER_HOST env var and default context set with "docker context use")
 -D, --debug  Show where a fault of the client itself happened
 -H, --host list  Daemon socket to connect to
 -l, --log-level string  Accepted for docker's sake; the client logs nothing (default "info")
@@ -74,7 +75,7 @@ def _run(words: list[str]) -> int:
     if len(hosts) > 1:
         raise CommandFailed("specify only one -H")
     given_config = options.text("config") if options.has("config") else ""
-    session = Session(_host(hosts[0]) if hosts else "", given_config)
+    session = Session(_host(hosts[0]) if hosts else "", given_config, options.text("context"))
     if rest[0] in GROUPS:
         if len(rest) == 1 or rest[1] in ("--help", "-h"):
             print(group_page(rest[0]))

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ketch import __version__
 from ketch.faults import CommandFailed, EngineAnswer, EngineAway
@@ -24,11 +24,29 @@ def version_key(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".") if part.isdigit())
 
 
+class Tls(NamedTuple):
+    """How TCP is secured. directory: of ca.pem, cert.pem and key.pem, each where it is there. verify: the engine's certificate."""
+
+    directory: str
+    verify: bool
+
+
+def tls_of_environment() -> Tls | None:
+    """What DOCKER_TLS_VERIFY, DOCKER_TLS and DOCKER_CERT_PATH say; None for plain TCP."""
+    verify = bool(os.environ.get("DOCKER_TLS_VERIFY"))
+    if not verify and not os.environ.get("DOCKER_TLS"):
+        return None
+    return Tls(os.environ.get("DOCKER_CERT_PATH") or os.path.expanduser("~/.docker"), verify)
+
+
 class Engine:
     """Requests to one engine at `host` (unix://PATH or tcp://ADDRESS:PORT). Connects when first asked."""
 
-    def __init__(self, host: str = "", headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, host: str = "", headers: Mapping[str, str] | None = None, tls: Tls | None = None
+    ) -> None:
         self.host = host or f"unix://{DEFAULT_SOCKET}"
+        self._tls = tls
         self._headers = dict(headers or {})
         self._version = os.environ.get("DOCKER_API_VERSION", "").lstrip("v")
         self.server = ""
@@ -121,7 +139,7 @@ class Engine:
     def _exchange(
         self, method: str, target: str, headers: Mapping[str, str] | None = None, body: Body = None
     ) -> Answer:
-        connection = Connection(connect(self.host))
+        connection = Connection(connect(self.host, self._tls))
         merged = {
             "Host": "api.moby.localhost" if self.host.startswith("unix:") else self.host.partition("://")[2],
             "User-Agent": f"Ketch-Client/{__version__} (linux)",
@@ -135,7 +153,7 @@ class Engine:
             raise
 
 
-def connect(host: str) -> socket.socket:
+def connect(host: str, tls: Tls | None) -> socket.socket:
     """A connection to `host`. Raises EngineAway with docker's words."""
     scheme, _, place = host.partition("://")
     try:
@@ -148,7 +166,7 @@ def connect(host: str) -> socket.socket:
                 raise
             return link
         if scheme in ("tcp", "http", "https"):
-            return _connect_tcp(scheme, place)
+            return _connect_tcp(scheme, place, tls)
     except PermissionError as error:
         raise EngineAway(
             f"permission denied while trying to connect to the ketch daemon socket at {host}: connect: permission denied"
@@ -166,10 +184,9 @@ def connect(host: str) -> socket.socket:
     raise CommandFailed(f'unable to parse docker host "{host}"')
 
 
-def _connect_tcp(scheme: str, place: str) -> socket.socket:
+def _connect_tcp(scheme: str, place: str, tls: Tls | None) -> socket.socket:
     address, _, port = place.rstrip("/").rpartition(":")
-    verify = bool(os.environ.get("DOCKER_TLS_VERIFY"))
-    secure = scheme == "https" or verify or bool(os.environ.get("DOCKER_TLS"))
+    secure = scheme == "https" or tls is not None
     link = socket.create_connection((address.strip("[]") or place, int(port or (2376 if secure else 2375))))
     link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if not secure:
@@ -177,13 +194,13 @@ def _connect_tcp(scheme: str, place: str) -> socket.socket:
     import ssl
     from pathlib import Path
 
-    certificates = Path(os.environ.get("DOCKER_CERT_PATH") or Path.home() / ".docker")
+    certificates = Path(tls.directory if tls else os.path.expanduser("~/.docker"))
     context = ssl.create_default_context()
     if (certificates / "ca.pem").exists():
         context.load_verify_locations(certificates / "ca.pem")
     if (certificates / "cert.pem").exists():
         context.load_cert_chain(certificates / "cert.pem", certificates / "key.pem")
-    if not verify and scheme != "https":
+    if tls is not None and not tls.verify and scheme != "https":
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context.wrap_socket(link, server_hostname=address)

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from ketch.engine import Engine
+from ketch import dockercontexts
+from ketch.engine import Engine, tls_of_environment
 from ketch.faults import CommandFailed, EngineAway
 
 if TYPE_CHECKING:
@@ -19,8 +20,9 @@ Act = Callable[[str], "str | None"]
 class Session:
     """One run of the client. Made from the global options; everything dear is made when first asked for."""
 
-    def __init__(self, host: str = "", config: str = "") -> None:
+    def __init__(self, host: str = "", config: str = "", context: str = "") -> None:
         self._host = host
+        self._asked_context = context
         self.config_directory = config or os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
         self._engine: Engine | None = None
         self._config: ConfigFile | None = None
@@ -54,14 +56,27 @@ class Session:
 
     @property
     def engine(self) -> Engine:
-        """The engine that the options, KETCH_HOST or DOCKER_HOST name, else the one at the default socket."""
+        """The engine that the context names; the default one is at KETCH_HOST, DOCKER_HOST or the default socket."""
         if self._engine is None:
-            host = self._host or os.environ.get("KETCH_HOST", "") or os.environ.get("DOCKER_HOST", "")
             headers: dict[str, str] = {}
-            if os.path.exists(os.path.join(self.config_directory, "config.json")):
+            if self._has_config():
                 headers = self.config.http_headers
-            self._engine = Engine(host, headers)
+            name = self.context
+            if name == dockercontexts.DEFAULT:
+                host, tls = self._host or dockercontexts.host_of(os.environ), tls_of_environment()
+            else:
+                host, tls = dockercontexts.endpoint(self.config_directory, name)
+            self._engine = Engine(host, headers, tls)
         return self._engine
+
+    @property
+    def context(self) -> str:
+        """The context's name. Raises CommandFailed for a context and a host together."""
+        current = self.config.setting("currentContext") if self._has_config() else ""
+        return dockercontexts.choose(self._asked_context, self._host, os.environ, current)
+
+    def _has_config(self) -> bool:
+        return os.path.exists(os.path.join(self.config_directory, "config.json"))
 
     def say(self, text: str) -> None:
         """A line on standard output, at once."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ketch_testing.machine import Machine, UnixConnection
+from ketch_testing.machine import BIN, Machine, UnixConnection
 
 pytestmark = pytest.mark.root
 MIB = 1024 * 1024
@@ -215,3 +215,15 @@ def test_memory_limit_kills_and_says_so(machine: Machine, run: Callable[..., str
     name = run("sh", "-c", "tail /dev/zero", host={"Memory": 16 * MIB, "MemorySwap": 16 * MIB})
     assert machine.json("POST", f"/containers/{name}/wait")["StatusCode"] == 137
     assert machine.json("GET", f"/containers/{name}/json")["State"]["OOMKilled"] is True
+
+
+@pytest.mark.parametrize("more", [("--no-stream",), ()])
+def test_stats_of_what_is_not_there(machine: Machine, run: Callable[..., str], more: tuple[str, ...]) -> None:
+    """As docker: every fault in the order of the names, and nothing else."""
+    name = run("sleep", "1000")
+    done = machine.run(str(BIN / "ketch"), "stats", *more, "nosuch2", name, "nosuch1", check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "Error response from daemon: No such container: nosuch2\n"
+        "Error response from daemon: No such container: nosuch1\n"
+    )

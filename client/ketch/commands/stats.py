@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from ketch.engine import Engine
-from ketch.faults import CommandFailed, EngineAnswer
+from ketch.faults import CommandFailed
 from ketch.filters import build_filters
 from ketch.options import Command, Given
 from ketch.quantities import binary_size, human_size
@@ -49,7 +49,7 @@ class Watched:
         self._lock = threading.Lock()
         self._samples: dict[str, dict[str, Any] | None] = {}
         self._first: dict[str, threading.Event] = {}
-        self.faults: list[CommandFailed] = []
+        self._faults: dict[str, CommandFailed] = {}
 
     def add(self, name: str) -> None:
         """Begin to look at a container."""
@@ -71,6 +71,12 @@ class Watched:
         for event in list(self._first.values()):
             event.wait(max(0.0, deadline - time.monotonic()))
 
+    def check(self, names: list[str]) -> None:
+        """Raises CommandFailed with every fault, in the order of `names`."""
+        told = [self._faults[name].message for name in dict.fromkeys(names) if name in self._faults]
+        if told:
+            raise CommandFailed("\n".join(told))
+
     def samples(self) -> list[tuple[str, dict[str, Any] | None]]:
         """(name, newest sample), in the order in which they were added."""
         with self._lock:
@@ -87,7 +93,7 @@ class Watched:
                     self._samples[name] = message
                 self._first[name].set()
         except CommandFailed as error:
-            self.faults.append(error)
+            self._faults[name] = error
             self.drop(name)
         finally:
             self._first[name].set()
@@ -113,14 +119,11 @@ def stats(session: Session, given: Given) -> int:
             ).start()
     watched.wait_first(3.0)
     trunc = not given.on("no-trunc")
-    if not stream:
-        _write(session, form, watched, trunc, "")
-        if watched.faults:
-            raise CommandFailed("\n".join(error.message for error in watched.faults))
-        return 0
     while True:
-        if names and watched.faults:
-            raise CommandFailed("\n".join(error.message for error in watched.faults))
+        watched.check(names)
+        if not stream:
+            _write(session, form, watched, trunc, "")
+            return 0
         _write(session, form, watched, trunc, "\x1b[H" if form != "json" else "")
         if names and not watched.samples():
             return 0
@@ -149,10 +152,8 @@ def _follow_events(engine: Engine, watched: Watched, every: bool) -> None:
                 watched.add(container)
             elif action == "destroy" or (action == "die" and not every):
                 watched.drop(container)
-    except EngineAnswer as error:
-        watched.faults.append(error)
     except CommandFailed:
-        return
+        return  # what is shown stays as it is; a daemon that is gone shows everywhere else
 
 
 def stats_row(name: str, sample: dict[str, Any] | None, trunc: bool) -> dict[str, str]:

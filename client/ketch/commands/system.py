@@ -33,7 +33,13 @@ EVENTS = Command(
 def info(session: Session, given: Given) -> int:
     """Show the engine and its host."""
     form = given.text("format")
-    client = {"Version": __version__, "Context": "default", "Debug": False, "Plugins": [], "Warnings": None}
+    client = {
+        "Version": __version__,
+        "Context": session.context,
+        "Debug": False,
+        "Plugins": [],
+        "Warnings": None,
+    }
     try:
         found = session.engine.get("/info")
     except (EngineAway, EngineAnswer) as error:

@@ -41,6 +41,7 @@ def version(session: Session, given: Given) -> int:
         "PythonVersion": platform.python_version(),
         "Os": "linux",
         "Arch": ARCHITECTURES.get(machine, machine),
+        "Context": session.context,
     }
     if given.has("format"):
         from ketch.views import render_one
@@ -64,6 +65,7 @@ def page(client: dict[str, str], server: dict[str, Any] | None) -> str:
         f" API version:       {spoken}",
         f" Python version:    {client['PythonVersion']}",
         f" OS/Arch:           {client['Os']}/{client['Arch']}",
+        f" Context:           {client['Context']}",
     ]
     if server is None:
         return "\n".join(lines) + "\n"
