@@ -59,6 +59,7 @@ from ketchd.engine.volumes import Volumes
 from ketchd.kernel.cgroups import Cgroups
 from ketchd.layers.probe import probe
 from ketchd.layers.store import LayerStore
+from ketchd.layers.trash import Trash
 from ketchd.layers.workers import WorkerPool
 from ketchd.model.compression import read_compression
 from ketchd.network.networks import Networks
@@ -114,8 +115,11 @@ class Engine:
             log.info("user namespaces", root="{}:{}".format(*id_map.root))
         events = EventJournal(catalogue)
         self._closing.append(events.close)
-        blobs = BlobStore(root, catalogue)
-        layers = LayerStore(root, catalogue, workers, kind)
+        trash = Trash(root, workers, log)
+        self._closing.append(trash.close)
+        trash.start()
+        blobs = BlobStore(root, catalogue, trash)
+        layers = LayerStore(root, catalogue, workers, kind, trash)
         self._closing.append(layers.close)
         cgroups = Cgroups.detect(log)
         self._closing.append(cgroups.close)
@@ -125,7 +129,7 @@ class Engine:
             ip_forward=config.ip_forward, masquerade=config.ip_masq, icc=config.icc, log=log,
         )  # fmt: skip
         self._closing.append(networks.close)
-        volumes = Volumes(root, catalogue, events, lambda name: _users_of(supervisor, name))
+        volumes = Volumes(root, catalogue, events, lambda name: _users_of(supervisor, name), trash)
 
         def on_exec_exit(container_id: str, exec_id: str, code: int) -> None:
             with contextlib.suppress(Fault):
@@ -143,7 +147,7 @@ class Engine:
         self._closing.append(shims.close)
         rooms = self._rooms = Rooms(
             data_root=root, exec_root=self._exec_root, catalogue=catalogue, events=events, blobs=blobs,
-            images=ImageStore(catalogue, blobs), leases=Leases(catalogue), garbage=Garbage(catalogue, blobs, layers),
+            images=ImageStore(catalogue, blobs), leases=Leases(catalogue), trash=trash, garbage=Garbage(catalogue, blobs, layers),
             layers=layers, workers=workers, networks=networks, volumes=volumes, shims=shims, supervisor=supervisor,
             cgroups=cgroups, log=log, cgroup_parent=config.cgroup_parent or "/docker", id_map=id_map,
             default_log_driver=config.log_driver, default_log_options=config.log_opts, registry=self._registry(),

@@ -22,6 +22,7 @@ from ketchd.content.images import ImageStore
 from ketchd.content.leases import Leases
 from ketchd.engine.build import Builder, BuildRequest
 from ketchd.layers.store import LayerStore
+from ketchd.layers.trash import Trash
 from ketchd.layers.workers import WorkerPool
 from ketchd.model.digest import Digest
 from ketchd.model.imageconfig import ImageConfig
@@ -117,12 +118,13 @@ class Yard:
         self.base = base
         self.catalogue = Catalogue(base / "catalogue.sqlite")
         self.workers = WorkerPool(2)
-        self.layers = LayerStore(base, self.catalogue, self.workers, kind)
-        blobs = BlobStore(base, self.catalogue)
+        trash = Trash(base, self.workers)
+        self.layers = LayerStore(base, self.catalogue, self.workers, kind, trash)
+        blobs = BlobStore(base, self.catalogue, trash)
         self.images = ImageStore(self.catalogue, blobs)
         self.rooms: Any = _namespace(
             data_root=base, exec_root=base / "run", catalogue=self.catalogue, events=EventJournal(self.catalogue),
-            blobs=blobs, images=self.images, leases=Leases(self.catalogue), layers=self.layers, workers=self.workers,
+            blobs=blobs, images=self.images, leases=Leases(self.catalogue), trash=trash, layers=self.layers, workers=self.workers,
             garbage=Garbage(self.catalogue, blobs, self.layers), log=None,
         )  # fmt: skip
         self.runner = PretendRunner()

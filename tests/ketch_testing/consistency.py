@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import time
 from pathlib import Path
 
 from ketch_testing.machine import Machine
+
+TRASH_SECONDS = 60.0
 
 
 def differences(machine: Machine) -> list[str]:
@@ -23,6 +26,7 @@ def differences(machine: Machine) -> list[str]:
         }
         found = [line for directory, names in known.items() for line in _compare(root, directory, names)]
         found += [f"stage/{name} is left" for name in _names(root / "stage")]
+        found += [f"trash/{name} is left" for name in _trash(root / "trash")]
         found += [f"lease {row[0]} is left" for row in connection.execute("SELECT id FROM leases")]
         addressed = {row[0] for row in connection.execute("SELECT container_id FROM addresses")}
         running = {row["Id"] for row in machine.json("GET", "/containers/json")}
@@ -47,6 +51,14 @@ def differences(machine: Machine) -> list[str]:
 
 def _names(directory: Path) -> list[str]:
     return sorted(os.listdir(directory)) if directory.is_dir() else []
+
+
+def _trash(directory: Path) -> list[str]:
+    """What stays of the things thrown away: they are unlinked behind the answer."""
+    deadline = time.monotonic() + TRASH_SECONDS
+    while (names := _names(directory)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return names
 
 
 def _compare(root: Path, directory: str, known: set[str]) -> list[str]:

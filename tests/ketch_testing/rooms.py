@@ -24,6 +24,7 @@ from ketchd.content.leases import Leases
 from ketchd.engine.rooms import Rooms
 from ketchd.engine.volumes import Volumes
 from ketchd.layers.store import LayerStore
+from ketchd.layers.trash import Trash
 from ketchd.layers.workers import WorkerPool
 from ketchd.model.digest import Digest
 from ketchd.model.reference import Reference
@@ -42,7 +43,8 @@ async def rooms_below(root: Path, kind: str = "erofs") -> AsyncIterator[Rooms]:
     (root / "stage").mkdir(parents=True, exist_ok=True)
     catalogue, workers = Catalogue(root / "catalogue.sqlite"), WorkerPool()
     events = EventJournal(catalogue)
-    blobs, layers = BlobStore(root, catalogue), LayerStore(root, catalogue, workers, kind)
+    trash = Trash(root, workers)
+    blobs, layers = BlobStore(root, catalogue, trash), LayerStore(root, catalogue, workers, kind, trash)
     supervisor = Supervisor(catalogue, events)
     nothing: Any = SimpleNamespace(ids=dict)
 
@@ -51,14 +53,15 @@ async def rooms_below(root: Path, kind: str = "erofs") -> AsyncIterator[Rooms]:
 
     rooms = Rooms(
         data_root=root, exec_root=root / "run", catalogue=catalogue, events=events, blobs=blobs,
-        images=ImageStore(catalogue, blobs), leases=Leases(catalogue), garbage=Garbage(catalogue, blobs, layers),
-        layers=layers, workers=workers, networks=nothing, volumes=Volumes(root, catalogue, events, users), shims=nothing,
+        images=ImageStore(catalogue, blobs), leases=Leases(catalogue), trash=trash, garbage=Garbage(catalogue, blobs, layers),
+        layers=layers, workers=workers, networks=nothing, volumes=Volumes(root, catalogue, events, users, trash), shims=nothing,
         supervisor=supervisor, cgroups=nothing, log=_Silent(),
     )  # fmt: skip
     try:
         yield rooms
     finally:
         await rooms.registry.close()
+        await trash.close()
         await workers.close()
         await layers.close()
         catalogue.close()

@@ -18,11 +18,12 @@ from ketchd.build.context import Context, to_the_end
 from ketchd.build.downloads import Download
 from ketchd.build.lexer import Place
 from ketchd.build.ops import CopyOp, MountOp, RunOp, WorkdirOp
-from ketchd.build.runmounts import RunMounts, remove_tree, strip_mount_points
+from ketchd.build.runmounts import RunMounts, strip_mount_points
 from ketchd.build.runner import RunFailed, StepRunner
 from ketchd.build.solver import Output
 from ketchd.layers.placing import remove_staged
 from ketchd.layers.store import LayerStore, wire_mounts
+from ketchd.layers.trash import Trash
 from ketchd.layers.workers import WorkerPool
 from ketchd.model.digest import Digest
 
@@ -57,13 +58,15 @@ class Performer:
     """Makes layers. Every method returns the published layer, None when nothing changed; failed or cancelled, nothing stays."""
 
     def __init__(
-        self, layers: LayerStore, workers: WorkerPool, cache: BuildCache, runner: StepRunner, stage: Path
-    ) -> None:
+        self, layers: LayerStore, workers: WorkerPool, cache: BuildCache, runner: StepRunner, stage: Path,
+        trash: Trash,
+    ) -> None:  # fmt: skip
         self._layers = layers
         self._workers = workers
         self._cache = cache
         self._runner = runner
         self._stage = stage
+        self._trash = trash
 
     async def run(
         self,
@@ -79,7 +82,7 @@ class Performer:
         work = self._stage / uuid.uuid4().hex
         mounts = RunMounts(self._cache, self._stage, partial(self._extract, roots, context, place))
         async with AsyncExitStack() as undo:
-            undo.push_async_callback(remove_tree, work)
+            undo.callback(self._trash.take, work)
             for part in ("upper", "work"):
                 (work / part).mkdir(parents=True, mode=0o755)
             plans = await undo.enter_async_context(mounts.made(op.mounts, op.script, op.argv[0], place))

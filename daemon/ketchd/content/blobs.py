@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import sqlite3
 import time
 import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ketch_wire.faults import EngineFailure, NotFound
 from ketchd.catalogue.database import Catalogue
+from ketchd.layers.store import to_the_end
+from ketchd.layers.trash import Trash
 from ketchd.model.digest import Digest
 
 
@@ -33,8 +40,10 @@ class BlobStore:
     next start. `root` is the data root: `blobs/` and `stage/` are made in it.
     """
 
-    def __init__(self, root: Path, catalogue: Catalogue) -> None:
+    def __init__(self, root: Path, catalogue: Catalogue, trash: Trash | None = None) -> None:
         self._catalogue = catalogue
+        self._trash = trash or Trash(root)
+        self._placing: Counter[Digest] = Counter()
         self._directory = root / "blobs" / "sha256"
         self._stage = root / "stage"
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o710)
@@ -81,8 +90,7 @@ class BlobStore:
         Idempotent: of two equal blobs the second replaces the first. Cancelled: the blob may be there, never
         half.
         """
-        await asyncio.to_thread(_place, staged, self.path(digest))
-        self._record(digest, size, media_type)
+        await self._publish(partial(_place, staged, self.path(digest)), digest, size, media_type)
 
     async def put(self, content: bytes, media_type: str) -> Digest:
         """Store small content; nothing is written when it is there already."""
@@ -91,9 +99,24 @@ class BlobStore:
             self.touch(digest)
             return digest
         staged = self.stage_path()
-        await asyncio.to_thread(_write_and_place, content, staged, self.path(digest))
-        self._record(digest, len(content), media_type)
+        work = partial(_write_and_place, content, staged, self.path(digest))
+        await self._publish(work, digest, len(content), media_type)
         return digest
+
+    async def _publish(self, work: Callable[[], None], digest: Digest, size: int, media_type: str) -> None:
+        """Have it placed, then record it. Who removes the blob meanwhile leaves the file alone: it is the new one's."""
+
+        async def place_and_record() -> None:
+            self._placing[digest] += 1
+            try:
+                await asyncio.to_thread(work)
+                self._record(digest, size, media_type)
+            finally:
+                self._placing[digest] -= 1
+                if not self._placing[digest]:
+                    del self._placing[digest]
+
+        await to_the_end(place_and_record())
 
     def touch(self, digest: Digest) -> None:
         """Remember that the blob was used now."""
@@ -107,19 +130,32 @@ class BlobStore:
 
         May be called twice.
         """
-        with self._catalogue.transaction() as connection:
+        with self._catalogue.transaction(durable=True) as connection:
             connection.execute("DELETE FROM blobs WHERE digest = ?", (str(digest),))
-        self.path(digest).unlink(missing_ok=True)
+        self.discard([digest])
 
     def remove(self, digest: Digest) -> None:
-        """Forget the blob, then unlink it. May be called twice.
+        """Forget the blob, then remove it. May be called twice.
 
         What refers to it is the caller's question.
         """
-        with self._catalogue.transaction() as connection:
-            connection.execute("DELETE FROM blobs WHERE digest = ?", (str(digest),))
-            connection.execute("DELETE FROM blob_sources WHERE digest = ?", (str(digest),))
-        self.path(digest).unlink(missing_ok=True)
+        with self._catalogue.transaction(durable=True) as connection:
+            self.forget(connection, [digest])
+        self.discard([digest])
+
+    def forget(self, connection: sqlite3.Connection, digests: Sequence[Digest]) -> None:
+        """Delete the records, in the caller's transaction. `discard` them after the commit, before anything is awaited."""
+        keys = json.dumps([str(digest) for digest in digests])
+        for table in ("blobs", "blob_sources"):
+            connection.execute(
+                f"DELETE FROM {table} WHERE digest IN (SELECT value FROM json_each(?))", (keys,)
+            )
+
+    def discard(self, digests: Sequence[Digest]) -> None:
+        """Move the files of blobs that have no record any more to the trash. Raises EngineFailure."""
+        for digest in digests:
+            if digest not in self._placing:
+                self._trash.take(self.path(digest))
 
     def add_source(self, digest: Digest, repository: str) -> None:
         """Remember that `repository` (`docker.io/library/x`) holds the blob.

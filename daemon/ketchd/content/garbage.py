@@ -11,20 +11,14 @@ import json
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
 
 from ketchd.catalogue.database import Catalogue
 from ketchd.content.blobs import BlobStore
 from ketchd.content.marking import Node, live
+from ketchd.layers.store import LayerStore
 from ketchd.model.digest import Digest
-
-
-class RemovesLayers(Protocol):
-    """What the collector needs of the layer store."""
-
-    async def remove(self, diff_id: Digest) -> None:
-        """Forget the layer, then remove its file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +32,9 @@ class Collected:
 
 
 class Garbage:
-    """Marks by `marking.live`, sweeps layers first, since a layer's end makes its blobs garbage."""
+    """Marks by `marking.live`. What is swept together goes in one durable transaction; its files are unlinked behind the answer."""
 
-    def __init__(self, catalogue: Catalogue, blobs: BlobStore, layers: RemovesLayers) -> None:
+    def __init__(self, catalogue: Catalogue, blobs: BlobStore, layers: LayerStore) -> None:
         self._catalogue = catalogue
         self._blobs = blobs
         self._layers = layers
@@ -88,23 +82,38 @@ class Garbage:
     ) -> list[Collected]:
         """Remove what `find` finds; returns what is gone (with dry_run: would be).
 
-        Cancelled: what is removed is removed, the rest stays garbage for the next sweep.
+        Cancelled: all of it is gone or nothing.
         """
         found = self.find(among, unused_since_ns=unused_since_ns)
-        if dry_run:
+        if dry_run or not found:
             return found
-        removed: list[Collected] = []
-        for item in found:
-            # A removal awaits: look again whether somebody has come to need this layer meanwhile.
-            if item.kind == "layer" and self.find([("layer", item.key)]):
-                with self._catalogue.transaction() as connection:
-                    connection.execute("DELETE FROM layer_blobs WHERE diff_id = ?", (item.key,))
-                await self._layers.remove(Digest(item.key))
-                removed.append(item)
-        for item in self.find([(item.kind, item.key) for item in found if item.kind == "blob"]):
-            self._blobs.remove(Digest(item.key))
-            removed.append(item)
+        nodes = [(item.kind, item.key) for item in found]
+        async with self.holding(nodes):
+            with self._catalogue.transaction(durable=True):
+                removed = self.forget(nodes)
+            self.discard(removed)
         return removed
+
+    def holding(self, nodes: Iterable[Node]) -> AbstractAsyncContextManager[None]:
+        """Nobody publishes the layers among `nodes` meanwhile."""
+        return self._layers.holding(Digest(key) for kind, key in nodes if kind == "layer")
+
+    def forget(self, nodes: Sequence[Node]) -> list[Collected]:
+        """Delete the records of those of `nodes` that are garbage by now, in the caller's transaction, who is `holding` them.
+
+        `discard` what it returns after the commit, before anything is awaited.
+        """
+        wanted = set(nodes)
+        found = [item for item in self.find(nodes) if (item.kind, item.key) in wanted]
+        with self._catalogue.transaction(durable=True) as connection:
+            self._layers.forget(connection, _digests(found, "layer"))
+            self._blobs.forget(connection, _digests(found, "blob"))
+        return found
+
+    def discard(self, forgotten: Sequence[Collected]) -> None:
+        """Take the files of what was forgotten away. Raises EngineFailure; the next start removes the rest."""
+        self._layers.discard(_digests(forgotten, "layer"))
+        self._blobs.discard(_digests(forgotten, "blob"))
 
     def _everything(self) -> set[Node]:
         query = self._catalogue.query
@@ -157,3 +166,7 @@ class Garbage:
 
     def _in(self, sql: str, keys: Iterable[str]) -> Sequence[sqlite3.Row]:
         return self._catalogue.query(f"{sql} (SELECT value FROM json_each(?))", (json.dumps(list(keys)),))
+
+
+def _digests(items: Iterable[Collected], kind: str) -> list[Digest]:
+    return [Digest(item.key) for item in items if item.kind == kind]

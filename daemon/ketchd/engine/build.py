@@ -80,7 +80,7 @@ class Builder:
         self._stage = rooms.data_root / "stage"
         self.cache = BuildCache(rooms.catalogue, rooms.data_root)
         performer = Performer(
-            rooms.layers, rooms.workers, self.cache, runner or StepRunner(rooms), self._stage
+            rooms.layers, rooms.workers, self.cache, runner or StepRunner(rooms), self._stage, rooms.trash
         )
         self._shop = Workshop(
             rooms.layers, rooms.workers, self.cache, performer, Flights[Cached](), self._stage

@@ -5,10 +5,8 @@ Source: Engine API, BuildPrune and SystemDataUsage; buildkit's DiskUsage and Pru
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,6 +79,8 @@ async def prune_cache(
         if name not in _FILTERS:
             raise InvalidInput(f"invalid filter '{name}'")
     held = _held(rooms)
+    if limits.free:
+        await rooms.trash.emptied()  # what is thrown away already still takes room
     rows = [row for row in cache.rows() if row.diff_id not in held and (everything or not row.is_shared)]
     rows = [row for row in rows if _matches(row, filters)]
     rows = _above(rows, cache.rows(), limits, _free(rooms))
@@ -90,9 +90,10 @@ async def prune_cache(
     for row in gone:
         if row.kind == "exec.cachemount":
             reclaimed += row.size
-            await asyncio.to_thread(shutil.rmtree, cache.mount_path(row.key), True)
+            rooms.trash.take(cache.mount_path(row.key))
     swept = await rooms.garbage.sweep([("layer", row.diff_id) for row in gone if row.diff_id is not None])
     reclaimed += sum(item.size for item in swept)
+    await rooms.trash.settle()
     rooms.events.append("builder", "prune", "", {"reclaimed": str(reclaimed)})
     return [row.key[:_ID_LENGTH] for row in gone], reclaimed
 

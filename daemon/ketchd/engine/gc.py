@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import time
 from typing import Any
 
@@ -40,7 +39,9 @@ async def collect(
 
     disk: as it is, unless told otherwise. Cancelled: what is gone is gone, the rest stays for the next time.
     """
-    disk = disk or disk_of(rooms)
+    if disk is None:
+        await rooms.trash.emptied()  # what is thrown away already still takes room
+        disk = disk_of(rooms)
     now = time.time_ns()
     cache = BuildCache(rooms.catalogue, rooms.data_root, sweep=False)
     deletions = decide(
@@ -119,7 +120,7 @@ async def _delete(rooms: Rooms, cache: BuildCache, one: Candidate) -> bool:
         gone = cache.forget(rows, everything=False)
         for row in gone:
             if row.kind == MOUNT:
-                await asyncio.to_thread(shutil.rmtree, cache.mount_path(row.key), True)
+                rooms.trash.take(cache.mount_path(row.key))
         await rooms.garbage.sweep([("layer", row.diff_id) for row in gone if row.diff_id is not None])
         return bool(gone)
     if one.kind == "blob" and not rooms.garbage.find([("blob", one.key)]):

@@ -1,16 +1,19 @@
 """Naming and removing images: tag, delete and prune, with Docker's rules and its Untagged and Deleted report.
 
-A name goes first, the image when nothing names it, then the layers and blobs that nothing needs any more. Killed
-between, the next sweep takes the rest. Source: Engine API 1.50, ImageTag, ImageDelete, ImagePrune; moby's image_delete.go.
+A name goes, the image when nothing names it, and the layers and blobs that nothing needs any more, in one durable transaction;
+then their files are moved to the trash. Killed between, the next start removes those. Source: Engine API 1.50, ImageTag, ImageDelete, ImagePrune; moby's image_delete.go.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from ketch_wire.faults import Conflict, Fault, InvalidInput
 from ketchd import tracepoint
+from ketchd.content.garbage import Collected
 from ketchd.content.images import ImageRecord
 from ketchd.content.marking import Node
 from ketchd.engine.imagelist import Filters, check_keys, filter_bool, has_labels
@@ -21,7 +24,7 @@ from ketchd.model.platform import Platform
 from ketchd.model.reference import Reference
 from ketchd.model.times import parse_timestamp
 
-tracepoint.declare("rmi.untagged", "rmi.forgotten", "rmi.swept")
+tracepoint.declare("rmi.untagged", "rmi.forgotten", "rmi.committed", "rmi.swept")
 
 Report = list[dict[str, str]]
 GARBAGE_AGE_NS = 600 * 1_000_000_000
@@ -72,6 +75,7 @@ async def delete_image(rooms: Rooms, name: str, *, force: bool = False, prune_pa
         await _delete(rooms, name, report, force=force, prune_parents=prune_parents)
     finally:
         await _release(rooms, report)
+    await rooms.trash.settle()
     return report
 
 
@@ -106,8 +110,33 @@ async def delete_platforms(
     return report
 
 
+@contextlib.asynccontextmanager
+async def _holding(rooms: Rooms, find: Callable[[], Digest | None]) -> AsyncIterator[Digest | None]:
+    """What `find` finds, and nobody publishes a layer of it meanwhile. Others may have been at work before that."""
+    while True:
+        image_id = find()
+        layers = [] if image_id is None else rooms.images.get(image_id).layers
+        async with rooms.layers.holding(layers):
+            if find() == image_id:
+                yield image_id
+                return
+
+
 async def _delete(rooms: Rooms, name: str, report: Report, *, force: bool, prune_parents: bool) -> None:
-    image_id = rooms.images.resolve(name)
+    async with _holding(rooms, lambda: rooms.images.resolve(name)) as image_id:
+        assert image_id is not None
+        told: Report = []
+        with rooms.catalogue.transaction(durable=True):
+            removed = _take(rooms, image_id, name, told, force=force)
+        report += told
+        if removed is None:
+            return
+        _discard(rooms, removed, report)
+    await _prune_parent(rooms, removed, report, prune_parents)
+
+
+def _take(rooms: Rooms, image_id: Digest, name: str, report: Report, *, force: bool) -> _Removed | None:
+    """The name, and the image if that was all that kept it; in a transaction of the caller's."""
     references = list(rooms.images.get(image_id).references)
     named = False
     if not _is_id_prefix(image_id, name):
@@ -120,14 +149,14 @@ async def _delete(rooms: Rooms, name: str, report: Report, *, force: bool, prune
         left = _untag(rooms, image_id, Reference.parse(name).with_default_tag(), report)
         tracepoint.reach("rmi.untagged")
         if left:
-            return
+            return None
         named = True
     elif is_single(references):
         if (conflict := _conflict(rooms, image_id, force=force, references=False)) is not None:
             raise conflict
         for reference in references:
             _take_name(rooms, image_id, reference, report)
-    await _remove(rooms, image_id, report, force=force, prune_parents=prune_parents, quiet=named)
+    return _take_image(rooms, image_id, report, force=force, quiet=named)
 
 
 def is_single(references: list[Reference]) -> bool:
@@ -191,14 +220,46 @@ class _ImageConflict(Conflict):
         self.used = used
 
 
+@dataclass(frozen=True, slots=True)
+class _Removed:
+    """An image that the catalogue has no more, and what of its content went with it."""
+
+    record: ImageRecord
+    forgotten: list[Collected]
+
+
 async def _remove(
     rooms: Rooms, image_id: Digest, report: Report, *, force: bool, prune_parents: bool, quiet: bool
 ) -> None:
+    """The image with all its names, unless something needs it: then a Conflict, or with `quiet` nothing."""
+    async with _holding(rooms, lambda: image_id if rooms.images.has(image_id) else None) as found:
+        if found is None:
+            return
+        told: Report = []
+        with rooms.catalogue.transaction(durable=True):
+            removed = _take_image(rooms, image_id, told, force=force, quiet=quiet)
+        if removed is None:
+            return
+        report += told
+        _discard(rooms, removed, report)
+    await _prune_parent(rooms, removed, report, prune_parents)
+
+
+async def _prune_parent(rooms: Rooms, removed: _Removed, report: Report, prune_parents: bool) -> None:
+    parent = removed.record.parent
+    if prune_parents and parent is not None:
+        await _remove(rooms, parent, report, force=False, prune_parents=True, quiet=True)
+
+
+def _take_image(
+    rooms: Rooms, image_id: Digest, report: Report, *, force: bool, quiet: bool
+) -> _Removed | None:
+    """Forget the image, its names, and its content that nothing else needs; in a transaction of the caller's."""
     if (conflict := _conflict(rooms, image_id, force=force)) is not None:
         record = rooms.images.get(image_id)
         dangling = not record.references and not rooms.images.children(image_id)
         if quiet and (not dangling or conflict.used):
-            return
+            return None
         raise conflict
     record = rooms.images.get(image_id)
     for reference in record.references:
@@ -206,24 +267,36 @@ async def _remove(
     nodes = _content(rooms, record)
     labels = record.labels or {}
     rooms.images.remove(image_id)
-    tracepoint.reach("rmi.forgotten")
     rooms.events.append("image", "delete", image_id.text, {**labels, "name": image_id.text})
     report.append({"Deleted": image_id.text})
-    gone = {item.key for item in await rooms.garbage.sweep(nodes) if item.kind == "layer"}
+    forgotten = rooms.garbage.forget(nodes)
+    tracepoint.reach("rmi.forgotten")
+    return _Removed(record, forgotten)
+
+
+def _discard(rooms: Rooms, removed: _Removed, report: Report) -> None:
+    """Take away the files of what is forgotten, and tell of the layers, top first."""
+    tracepoint.reach("rmi.committed")
+    rooms.garbage.discard(removed.forgotten)
     tracepoint.reach("rmi.swept")
-    for length in range(len(record.layers), 0, -1):
-        if record.layers[length - 1].text in gone:
-            report.append({"Deleted": chain_id(record.layers[:length]).text})
-    if prune_parents and record.parent is not None and rooms.images.has(record.parent):
-        await _remove(rooms, record.parent, report, force=False, prune_parents=True, quiet=True)
+    gone = {item.key for item in removed.forgotten if item.kind == "layer"}
+    layers = removed.record.layers
+    for length in range(len(layers), 0, -1):
+        if layers[length - 1].text in gone:
+            report.append({"Deleted": chain_id(layers[:length]).text})
 
 
 def _content(rooms: Rooms, record: ImageRecord) -> list[Node]:
     """What the image keeps alive, to be swept when it is gone."""
-    manifests = rooms.catalogue.query("SELECT digest FROM manifests WHERE image_id = ?", (record.id.text,))
+    query, key = rooms.catalogue.query, (record.id.text,)
+    forms = query(
+        "SELECT DISTINCT layer_blobs.digest FROM layer_blobs JOIN image_layers USING (diff_id) WHERE image_id = ?",
+        key,
+    )
     return [
         *(("layer", layer.text) for layer in record.layers),
-        *(("blob", row["digest"]) for row in manifests),
+        *(("blob", row[0]) for row in forms),
+        *(("blob", row[0]) for row in query("SELECT digest FROM manifests WHERE image_id = ?", key)),
         ("blob", record.id.text),
     ]
 
@@ -255,6 +328,7 @@ async def prune_images(rooms: Rooms, filters: Filters) -> tuple[Report, int]:
             except Fault:
                 continue
     await rooms.garbage.sweep(unused_since_ns=time.time_ns() - GARBAGE_AGE_NS)
+    await rooms.trash.settle()
     reclaimed = max(0, before - _stored_bytes(rooms))
     rooms.events.append("image", "prune", "", {"reclaimed": str(reclaimed)})
     return report, reclaimed

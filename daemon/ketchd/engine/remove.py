@@ -1,4 +1,4 @@
-"""The remove journey: the directory is moved aside, the record deleted, the directory deleted. Killed between, the next start sweeps."""
+"""The remove journey: the directory is moved to the trash, the record deleted. Killed between, the restore finishes it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from ketch_wire.faults import Conflict, Fault, NotFound
+from ketch_wire.faults import Conflict, EngineFailure, Fault, NotFound
 from ketchd import tracepoint
 from ketchd.containers.lifecycle import Happening, State
 from ketchd.containers.mountpoints import MountPoint
@@ -55,18 +55,13 @@ async def _end(rooms: Rooms, box: Box) -> None:
 async def _carry_out(rooms: Rooms, box: Box, volumes: bool) -> None:
     record = box.record
     tracepoint.reach("remove.marked")
-    directory, aside = rooms.container_dir(record.id), rooms.data_root / "stage" / f"removed-{record.id}"
     try:
-        aside.parent.mkdir(exist_ok=True)
-        if directory.exists():
-            directory.rename(aside)
+        rooms.trash.take(rooms.container_dir(record.id))
         tracepoint.reach("remove.moved")
-    except OSError as error:
+    except EngineFailure as fault:
         record.state = State.DEAD
         rooms.supervisor.save(record)
-        raise Conflict(
-            f"unable to remove filesystem for {record.id}: {error.strerror}: {error.filename}"
-        ) from error
+        raise Conflict(f"unable to remove filesystem for {record.id}: {fault.message}") from fault
     for stream in box.pending:
         stream.close()
     box.pending = []
@@ -79,7 +74,7 @@ async def _carry_out(rooms: Rooms, box: Box, volumes: bool) -> None:
         await _remove_volumes(rooms, box, volumes)
     finally:
         box.announce_removed()  # not sooner: whoever waits for `--rm` may list the volumes next
-        await asyncio.to_thread(remove_tree, aside)
+        await rooms.trash.settle()
 
 
 async def _remove_volumes(rooms: Rooms, box: Box, volumes: bool) -> None:
@@ -90,19 +85,6 @@ async def _remove_volumes(rooms: Rooms, box: Box, volumes: bool) -> None:
                     await rooms.volumes.remove(point.name)
                 except (Conflict, NotFound) as fault:
                     rooms.log.info("volume stays", volume=point.name, reason=fault.message)
-
-
-def remove_tree(path: Path) -> None:
-    """Delete a container's directory; overlayfs leaves a work/work that only root may enter, mode 000."""
-
-    def again(function: Callable[..., object], name: str, _: object) -> None:
-        try:
-            os.chmod(os.path.dirname(name), 0o700)
-            function(name)
-        except FileNotFoundError:
-            pass
-
-    shutil.rmtree(path, onerror=again)
 
 
 async def prune(rooms: Rooms, accept: Callable[[Box], bool]) -> tuple[list[str], int]:

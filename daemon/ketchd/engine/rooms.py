@@ -24,6 +24,7 @@ from ketchd.engine.transfers import Transfers
 from ketchd.engine.volumes import Volumes
 from ketchd.kernel.cgroups import Cgroups
 from ketchd.layers.store import LayerStore
+from ketchd.layers.trash import Trash
 from ketchd.layers.workers import WorkerPool
 from ketchd.model.compression import Compression
 from ketchd.network.networks import Networks
@@ -42,6 +43,7 @@ class Rooms:
     blobs: BlobStore
     images: ImageStore
     leases: Leases
+    trash: Trash
     garbage: Garbage
     layers: LayerStore
     workers: WorkerPool

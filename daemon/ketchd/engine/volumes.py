@@ -23,6 +23,7 @@ from ketch_wire.faults import Conflict, EngineFailure, InvalidInput, NotFound, U
 from ketchd import tracepoint
 from ketchd.catalogue.database import Catalogue
 from ketchd.catalogue.events import EventJournal
+from ketchd.layers.trash import Trash
 from ketchd.model.times import rfc3339
 
 tracepoint.declare("volume.placed", "volume.recorded", "volume.forgotten")
@@ -120,13 +121,15 @@ def parse_mount(options: Mapping[str, str]) -> VolumeMount | None:
 class Volumes:
     """Every volume of one data root. in_use: the containers that mount a volume, by its name.
 
-    A volume is there while its record is; its directory was there before and is deleted after.
+    A volume is there while its record is; its directory was there before and is deleted after, behind the answer.
     """
 
     def __init__(
-        self, data_root: Path, catalogue: Catalogue, events: EventJournal, in_use: Callable[[str], list[str]]
-    ) -> None:
+        self, data_root: Path, catalogue: Catalogue, events: EventJournal, in_use: Callable[[str], list[str]],
+        trash: Trash | None = None,
+    ) -> None:  # fmt: skip
         self._root = data_root / "volumes"
+        self._trash = trash or Trash(data_root)
         self._stage = data_root / "stage"
         self._catalogue = catalogue
         self._events = events
@@ -218,17 +221,12 @@ class Volumes:
         volume = self.get(name)
         if users := self.in_use(name):
             raise Conflict(f"remove {name}: volume is in use - [{', '.join(users)}]")
-        aside = self._stage / f"removed-volume-{secrets.token_hex(8)}"
         with self._catalogue.transaction(durable=True) as connection:
             connection.execute("DELETE FROM volumes WHERE name = ?", (name,))
             self._events.append("volume", "destroy", name, {"driver": volume.driver})
         tracepoint.reach("volume.forgotten")
-        try:
-            self._stage.mkdir(exist_ok=True)
-            (self._root / name).rename(aside)
-        except FileNotFoundError:
-            pass
-        await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(_delete, aside)))
+        self._trash.take(self._root / name)
+        await self._trash.settle()
 
     async def size(self, name: str) -> int:
         """Bytes of the files in it. Raises NotFound."""
@@ -265,8 +263,3 @@ def directory_size(path: Path) -> int:
                     seen.add((info.st_dev, info.st_ino))
                 total += info.st_size
     return total
-
-
-def _delete(path: Path) -> None:
-    if path.exists():
-        shutil.rmtree(path)

@@ -14,6 +14,7 @@ from typing import Any
 from ketch_wire.faults import InvalidInput
 from ketchd import tracepoint
 from ketchd.layers.placing import place, remove_staged
+from ketchd.layers.trash import Trash
 from ketchd.layers.workers import WorkerPool
 from ketchd.model.digest import Digest, chain_id
 
@@ -33,10 +34,11 @@ class Chains:
     Not synced: `layers` must hash to the directory's name, and what does not is made again.
     """
 
-    def __init__(self, directory: Path, stage: Path, workers: WorkerPool) -> None:
+    def __init__(self, directory: Path, stage: Path, workers: WorkerPool, trash: Trash) -> None:
         self._directory = directory
         self._stage = stage
         self._workers = workers
+        self._trash = trash
         self._ready: dict[str, frozenset[Digest]] = {}
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         directory.mkdir(exist_ok=True, mode=0o710)
@@ -81,7 +83,7 @@ class Chains:
         """Remove every init layer whose chain holds the layer."""
         for name in [name for name, chain in self._ready.items() if diff_id in chain]:
             self._ready.pop(name, None)
-            remove_staged(str(self._directory / name))
+            self._trash.take(self._directory / name)
 
     def _root(self, name: str) -> Path:
         return self._directory / name / "root"

@@ -27,7 +27,6 @@ from ketchd.kernel.files import syncfs
 from ketchd.kernel.openat import RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, open_in_root
 from ketchd.layers.erofs import HEAD
 from ketchd.layers.layerfile import PIECE, Hasher, write_all
-from ketchd.layers.placing import remove_staged
 from ketchd.layers.tarheaders import entries
 from ketchd.layers.tree import S_IFLNK, S_IFREG, Node, Tree, build
 from ketchd.layers.worker import JobPort
@@ -261,12 +260,6 @@ def _remake(layer: str, into: int) -> str:
         return hasher.digest()
     finally:
         hasher.close()
-
-
-def remove(arguments: dict[str, Any], port: JobPort) -> dict[str, Any]:
-    """arguments: path. Removes a layer's directory: its thousands of files would keep ketchd's own threads from running."""
-    remove_staged(arguments["path"])
-    return {}
 
 
 def is_sound(layer: str, diff_id: str) -> bool:

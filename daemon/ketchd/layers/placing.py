@@ -1,4 +1,4 @@
-"""Renaming a synced file or directory into place, durably; removing what was staged; what a disk's failure is called."""
+"""Renaming a synced file or directory into place, durably; removing what was staged or thrown away; what a disk's failure is called."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import contextlib
 import errno
 import os
 import shutil
+import uuid
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ketch_wire.faults import EngineFailure
+
+if TYPE_CHECKING:
+    from ketchd.layers.worker import JobPort
 
 
 def disk_fault(error: OSError, what: str) -> EngineFailure:
@@ -47,3 +52,71 @@ def remove_staged(path: str) -> None:
     except (IsADirectoryError, PermissionError):
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(path)
+
+
+def remove_some(path: str, limit: int | None = None) -> bool:
+    """Remove the file or directory at `path`; False when it has more than `limit` entries: then as many are gone.
+
+    Nothing else may be at work in it. Raises OSError.
+    """
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return True
+    except (IsADirectoryError, PermissionError):
+        return _Emptying(path, limit).run()
+    return True
+
+
+class _Enough(Exception):
+    """The limit is reached."""
+
+
+class _Emptying:
+    """A directory on its way out. A container may nest directories deeper than a path can name or a stack can hold: so what is
+    found in a directory's directory is moved up, and nothing is ever deeper than that."""
+
+    def __init__(self, top: str, limit: int | None) -> None:
+        self._top = top
+        self._left = limit
+        self._name = uuid.uuid4().hex
+        self._moved = 0
+
+    def run(self) -> bool:
+        """Whether it is gone."""
+        try:
+            while directories := self._leaves(self._top):
+                for directory in directories:
+                    for inner in self._leaves(directory):
+                        self._moved += 1
+                        os.rename(inner, f"{self._top}/{self._name}-{self._moved}")
+                    os.rmdir(directory)
+            os.rmdir(self._top)
+        except _Enough:
+            return False
+        return True
+
+    def _leaves(self, path: str) -> list[str]:
+        """Unlink what is no directory in `path`; the directories."""
+        try:
+            entries = list(os.scandir(path))
+        except PermissionError:  # overlayfs leaves a `work/work` of mode 000, which not every root may enter
+            os.chmod(path, 0o700)
+            entries = list(os.scandir(path))
+        directories = []
+        for entry in entries:
+            if self._left is not None:
+                if not self._left:
+                    raise _Enough
+                self._left -= 1
+            if entry.is_dir(follow_symlinks=False):
+                directories.append(entry.path)
+            else:
+                os.unlink(entry.path)
+        return directories
+
+
+def remove(arguments: dict[str, Any], port: JobPort) -> dict[str, Any]:
+    """Layer worker job. arguments: path. Removes a directory: thousands of files would keep ketchd's own threads from running."""
+    remove_some(arguments["path"], None)
+    return {}

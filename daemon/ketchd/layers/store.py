@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sqlite3
 import time
 import uuid
 import weakref
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,13 +23,22 @@ from ketchd.catalogue.database import Catalogue
 from ketchd.layers.chains import Chains
 from ketchd.layers.erofs import HEAD
 from ketchd.layers.ingestion import Ingestion, IngestResult, LayerMismatch
-from ketchd.layers.placing import disk_fault, place, remove_staged
+from ketchd.layers.placing import place, remove_staged
+from ketchd.layers.trash import Trash
 from ketchd.layers.workers import WorkerPool
 from ketchd.model.compression import Compression
 from ketchd.model.digest import Digest
 
 tracepoint.declare("layer.staged", "layer.placed", "layer.recorded", "layer.forgotten", "layer.removed")
-__all__ = ["IngestResult", "Ingestion", "LayerMismatch", "LayerRecord", "LayerStore", "wire_mounts"]
+__all__ = [
+    "IngestResult",
+    "Ingestion",
+    "LayerMismatch",
+    "LayerRecord",
+    "LayerStore",
+    "to_the_end",
+    "wire_mounts",
+]
 FILE, DIRECTORY = "erofs", "directory"
 _REMADE_SECONDS = 60.0
 _Result = TypeVar("_Result")
@@ -56,8 +66,11 @@ class LayerStore:
     `directory`. Layers of the other kind stay readable where the kernel can mount them.
     """
 
-    def __init__(self, root: Path, catalogue: Catalogue, workers: WorkerPool, kind: str) -> None:
+    def __init__(
+        self, root: Path, catalogue: Catalogue, workers: WorkerPool, kind: str, trash: Trash | None = None
+    ) -> None:
         self._root = root
+        self._trash = trash or Trash(root, workers)
         self._catalogue = catalogue
         self._workers = workers
         self.kind = kind
@@ -65,7 +78,7 @@ class LayerStore:
         self._stage = root / "stage"
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o710)
         self._stage.mkdir(exist_ok=True, mode=0o710)
-        self._chains = Chains(root / "init", self._stage, workers)
+        self._chains = Chains(root / "init", self._stage, workers, self._trash)
         self._locks: weakref.WeakValueDictionary[Digest, asyncio.Lock] = weakref.WeakValueDictionary()
         self._remade: dict[Digest, tuple[Path, asyncio.TimerHandle]] = {}
 
@@ -207,7 +220,7 @@ class LayerStore:
         ):
             if expected is not None and expected != found:
                 raise LayerMismatch(what, expected, found)
-        await _to_the_end(self._publish(diff_id, facts))
+        await to_the_end(self._publish(diff_id, facts))
         return IngestResult(diff_id, blob, facts.get("blob_size", facts["tar_size"]), facts["tar_size"])
 
     async def _publish(self, diff_id: Digest, facts: dict[str, Any]) -> None:
@@ -306,25 +319,40 @@ class LayerStore:
         result = await self._workers.run("ketchd.layers.verify:verify", arguments)
         return bool(result["sound"])
 
-    async def remove(self, diff_id: Digest) -> None:
-        """Forget the layer, then remove it and what was composed of it. May be called twice; who needs it is the caller's
-        question. Containers that have it mounted keep it until they end."""
-        async with self._lock(diff_id):
-            with self._catalogue.transaction() as connection:
-                connection.execute("DELETE FROM layers WHERE diff_id = ?", (str(diff_id),))
-            tracepoint.reach("layer.forgotten")
+    @contextlib.asynccontextmanager
+    async def holding(self, diff_ids: Iterable[Digest]) -> AsyncIterator[None]:
+        """Nobody publishes these layers or makes their tars again meanwhile. Waits for who does."""
+        async with contextlib.AsyncExitStack() as held:
+            for diff_id in sorted(set(diff_ids), key=str):  # in one order, or two could wait for each other
+                await held.enter_async_context(self._lock(diff_id))
+            yield
+
+    def forget(self, connection: sqlite3.Connection, diff_ids: Sequence[Digest]) -> None:
+        """Delete the records, in the caller's transaction. Who needs the layers is the caller's question, who is `holding` them;
+        `discard` them after the commit, before anything is awaited."""
+        keys = json.dumps([str(diff_id) for diff_id in diff_ids])
+        for table in ("layers", "layer_blobs"):
+            connection.execute(
+                f"DELETE FROM {table} WHERE diff_id IN (SELECT value FROM json_each(?))", (keys,)
+            )
+
+    def discard(self, diff_ids: Sequence[Digest]) -> None:
+        """Move the layers that were forgotten, and what was composed of them, to the trash. Raises EngineFailure."""
+        tracepoint.reach("layer.forgotten")
+        for diff_id in diff_ids:
             if diff_id in self._remade:
                 self._drop_remade(diff_id)
-            await asyncio.to_thread(self._chains.forget, diff_id)
-            path = self.path(diff_id)
-            if path.is_dir():
-                await self._workers.run("ketchd.layers.directories:remove", {"path": str(path)})
-            else:
-                try:
-                    await asyncio.to_thread(path.unlink, missing_ok=True)
-                except OSError as error:
-                    raise disk_fault(error, f"cannot remove layer {diff_id}") from error
-            tracepoint.reach("layer.removed")
+            self._chains.forget(diff_id)
+            self._trash.take(self.path(diff_id))
+        tracepoint.reach("layer.removed")
+
+    async def remove(self, diff_id: Digest) -> None:
+        """Forget the layer, then remove it and what was composed of it; its compressed forms stay known. May be called twice; who
+        needs it is the caller's question. Containers that have a file mounted keep it until they end."""
+        async with self.holding([diff_id]):
+            with self._catalogue.transaction(durable=True) as connection:
+                connection.execute("DELETE FROM layers WHERE diff_id = ?", (str(diff_id),))
+            self.discard([diff_id])
 
     async def close(self) -> None:
         """Remove what was only made for the moment."""
@@ -343,7 +371,7 @@ def wire_mounts(mounts: Sequence[LayerMount]) -> list[dict[str, str]]:
     return [{"kind": mount.kind, "path": mount.path} for mount in mounts]
 
 
-async def _to_the_end(work: Coroutine[Any, Any, _Result]) -> _Result:
+async def to_the_end(work: Coroutine[Any, Any, _Result]) -> _Result:
     """Await `work`; cancelled meanwhile, wait until it has ended and only then be cancelled: a rename is not undone."""
     task = asyncio.ensure_future(work)
     try:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from ketch_testing.rooms import container_of, image_of, layer_of
-from ketch_wire.faults import Conflict, InvalidInput, NotFound
+from ketch_wire.faults import Conflict, EngineFailure, InvalidInput, NotFound
+from ketchd import tracepoint
 from ketchd.containers.lifecycle import State
 from ketchd.engine import images
 from ketchd.engine.images import delete_image, parse_target, prune_images, tag_image
@@ -38,6 +41,51 @@ async def test_the_last_tag_takes_image_layers_and_blobs_with_it(rooms: Rooms) -
     assert not rooms.layers.has(base) and not rooms.layers.path(top).exists()
     assert not rooms.blobs.has(image)
     assert actions(rooms) == [("image", "untag"), ("image", "delete")]
+
+
+async def test_an_image_that_comes_back_while_the_old_files_go(rooms: Rooms) -> None:
+    """Its names in the store are free as soon as the removal is told; what is unlinked then is not the new one's."""
+    files = {"a": bytes(100_000)}
+    layer = await layer_of(rooms, files)
+    image = await image_of(rooms, [layer], "x:1")
+
+    await delete_image(rooms, "x:1")
+    assert await layer_of(rooms, files) == layer
+    assert await image_of(rooms, [layer], "x:1") == image
+    await rooms.trash.emptied()
+
+    assert await rooms.layers.verify(layer)
+    assert rooms.images.get(image).config.diff_ids == (layer,)
+    assert list((rooms.data_root / "trash").iterdir()) == []
+
+
+async def test_a_removal_waits_for_who_stores_the_layer(rooms: Rooms) -> None:
+    """And looks again then: the name may mean another image."""
+    first, second = await layer_of(rooms, {"a": b"1"}), await layer_of(rooms, {"b": b"2"})
+    old, new = await image_of(rooms, [first], "x"), await image_of(rooms, [second], "y")
+
+    async with rooms.layers.holding([first]):
+        removing = asyncio.ensure_future(delete_image(rooms, "x"))
+        await asyncio.sleep(0)
+        assert rooms.images.has(old)
+        tag_image(rooms, "y", Reference.parse("x"))
+        rooms.images.untag(Reference.parse("y"))
+    report = await removing
+
+    assert {"Deleted": str(new)} in report and not rooms.images.has(new)
+    assert rooms.images.has(old) and rooms.layers.has(first)
+
+
+async def test_a_removal_that_fails_leaves_everything(rooms: Rooms, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Name, image, content and events go in one transaction."""
+    layer = await layer_of(rooms, {"a": b"1"})
+    image = await image_of(rooms, [layer], "x:1", "x:2")
+    monkeypatch.setattr(tracepoint, "_actions", {"rmi.untagged": "raise"})
+
+    with pytest.raises(EngineFailure):
+        await delete_image(rooms, "x:1")
+
+    assert rooms.images.get(image).repo_tags == ["x:1", "x:2"] and actions(rooms) == []
 
 
 async def test_a_layer_that_another_image_has_stays(rooms: Rooms) -> None:
