@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import hashlib
 import json
 from collections.abc import AsyncIterator
@@ -15,6 +17,7 @@ from ketch_testing.rooms import image_of, layer_of, tar_of
 from ketch_wire.faults import EngineFailure, InvalidInput, NotFound, Unauthorized
 from ketchd.model.digest import Digest
 from ketchd.registry import uploads
+from ketchd.registry.tokens import Credentials
 
 BASE, TOP = {"a": b"base"}, {"b": b"top"}
 
@@ -271,3 +274,97 @@ async def test_without_credentials(engine: Engine, target: HostileRegistry) -> N
     ]
     with pytest.raises(Unauthorized, match="unauthorized: authentication required"):
         await engine.push(name)
+
+
+async def test_one_put_that_breaks_is_continued(engine: Engine, target: HostileRegistry) -> None:
+    """Not only chunks: what arrived of a blob that goes in one piece is not sent again."""
+    layer = await layer_of(engine.rooms, {"big": noise(1_500_000)})
+    name = f"{target.host}/app:1"
+    await image_of(engine.rooms, [layer], name)
+
+    async def cut(request: web.BaseRequest) -> web.StreamResponse | None:
+        if request.method != "PUT" or (request.content_length or 0) < 1_000_000:
+            return None
+        held = target.uploads[request.path.rpartition("/")[2]]
+        if held:
+            return None
+        held += await request.content.readexactly(600_000)
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    target.tricks.append(cut)
+    await engine.push(name)
+
+    (form,) = engine.rooms.blobs.of_layer(layer)
+    assert Digest.of(target.blobs["app"][str(form.digest)]) == form.digest
+    ranges = [seen.headers.get("Content-Range") for seen in target.asked("PUT", "/uploads/")]
+    assert f"600000-{form.size - 1}" in ranges and target.asked("PATCH", "/uploads/") == []
+
+
+async def test_a_rate_limit_that_is_too_long_is_told(engine: Engine, target: HostileRegistry) -> None:
+    """With the moment when to try again, also in the middle of an upload."""
+    layer = await layer_of(engine.rooms, BASE)
+    name = f"{target.host}/app:1"
+    await image_of(engine.rooms, [layer], name)
+    limited = {"Retry-After": "3600"}
+    target.tricks.append(
+        on("POST", "/uploads/", lambda _: refuse(429, "TOOMANYREQUESTS", "limit", **limited))
+    )
+    with pytest.raises(
+        EngineFailure,
+        match=r"^toomanyrequests: limit \(the registry asks to try again in 3600 seconds, at \d\d:\d\d:\d\d UTC\)$",
+    ):
+        await engine.push(name)
+
+
+async def test_credentials_do_not_follow_an_upload(engine: Engine, target: HostileRegistry) -> None:
+    """A location at another host gets the bytes, and no Authorization."""
+    layer = await layer_of(engine.rooms, BASE)
+    name = f"{target.host}/app:1"
+    await image_of(engine.rooms, [layer], name)
+    expected = "Basic " + base64.b64encode(b"me:sesame").decode()
+    asks = {"WWW-Authenticate": 'Basic realm="more"'}
+
+    async def guarded(request: web.BaseRequest) -> web.StreamResponse | None:
+        if request.headers.get("Authorization") != expected:
+            return web.Response(status=401, headers=asks)
+        return None
+
+    async with hostile_registry() as other:
+        moved = f"http://localhost:{other.host.partition(':')[2]}"
+        other.blobs = target.blobs
+        other.uploads = target.uploads
+
+        async def elsewhere(request: web.BaseRequest) -> web.StreamResponse | None:
+            if request.method != "POST":
+                return None
+            target.uploads["0" * 32] = bytearray()
+            location = f"{moved}/v2/app/blobs/uploads/{'0' * 32}?signature=x%2Fy"
+            return web.Response(status=202, headers={"Location": location})
+
+        target.tricks += [guarded, elsewhere]
+        await engine.push(name, Credentials("me", "sesame"))
+        assert {seen.method for seen in other.seen} == {"PUT"}
+        assert all("Authorization" not in seen.headers for seen in other.seen)
+        assert all(seen.query.startswith("signature=x%2Fy&digest=sha256") for seen in other.seen)
+    assert "1" in target.manifests["app"]
+
+
+async def test_a_registry_may_take_its_time_to_store(
+    engine: Engine, target: HostileRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a body it may be silent for longer than otherwise."""
+    monkeypatch.setattr("ketchd.registry.transport.IDLE_SECONDS", 1.0)
+    layer = await layer_of(engine.rooms, BASE)
+    name = f"{target.host}/app:1"
+    await image_of(engine.rooms, [layer], name)
+
+    async def slow(request: web.BaseRequest) -> web.StreamResponse | None:
+        if request.method == "PUT" and "/uploads/" in request.path:
+            await asyncio.sleep(2.5)
+        return None
+
+    target.tricks.append(slow)
+    await engine.push(name)
+    assert len(target.asked("PUT", "/uploads/")) == 2  # the layer and the config, each once

@@ -17,7 +17,7 @@ from ketchd.model.compression import ZSTD, Compression
 from ketchd.model.digest import Digest
 from ketchd.model.manifest import Descriptor, Manifest
 from ketchd.model.reference import Reference
-from ketchd.registry.filebody import FileBody
+from ketchd.registry.filebody import BytesBody, FileBody
 from ketchd.registry.repository import Repository
 from ketchd.registry.together import together
 
@@ -228,7 +228,7 @@ class ImagePush:
         if not await self.repository.has_blob(descriptor.digest, descriptor.size):
             content = blobs.read(image_id)
             await self.repository.upload(
-                descriptor.digest, descriptor.size, lambda start, stop: content[start:stop]
+                descriptor.digest, descriptor.size, lambda start, stop: BytesBody(content[start:stop])
             )
         return descriptor
 

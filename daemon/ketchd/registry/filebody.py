@@ -1,4 +1,8 @@
-"""A request body that is a range of a file: sendfile(2) where the connection is plain, large pieces where it is TLS."""
+"""Request bodies of uploads: a range of a file (sendfile(2) where the connection is plain, large pieces where it is TLS), bytes.
+
+aiohttp sends a request again by itself when a connection that it kept turns out to be broken. Of an upload some bytes may have
+arrived: the registry has to be asked first, so these bodies can be sent once.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,22 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from aiohttp.abc import AbstractStreamWriter
-from aiohttp.payload import Payload
+from aiohttp.payload import BytesPayload, Payload
 
 from ketch_wire.faults import EngineFailure
 
 _SENDFILE_PIECE = 4 * 1024 * 1024
 _TLS_PIECE = 256 * 1024
 _IDLE_SECONDS = 60.0
+
+
+class BytesBody(BytesPayload):
+    """Bytes of a blob, for one attempt."""
+
+    @property
+    def consumed(self) -> bool:
+        """aiohttp asks before it sends a body again."""
+        return True
 
 
 class FileBody(Payload):
@@ -31,6 +44,11 @@ class FileBody(Payload):
         self._stop = stop
         self._on_sent = on_sent
         self._size = stop - start
+
+    @property
+    def consumed(self) -> bool:
+        """aiohttp asks before it sends a body again."""
+        return True
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """The whole body as text; aiohttp asks every payload for it, and never of one as large as this."""

@@ -21,7 +21,7 @@ from ketchd.model.reference import Reference
 from ketchd.registry import ranges, tokens
 from ketchd.registry.endpoints import Endpoint
 from ketchd.registry.errors import Refused
-from ketchd.registry.exchange import Exchange, Request, Tell, read_bounded
+from ketchd.registry.exchange import Exchange, Request, Tell, read_bounded, told_when
 from ketchd.registry.pages import pages, read_tags
 from ketchd.registry.tokens import Credentials
 from ketchd.registry.transport import Unreachable
@@ -324,7 +324,7 @@ class Repository:
             return
         wait = self._exchange.wait_after(fault, failures)
         if wait is None:
-            raise fault
+            raise told_when(fault) from fault.__cause__
         await self._exchange.pause(wait, self.tell)
         upload.broken()
 

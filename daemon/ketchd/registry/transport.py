@@ -21,6 +21,9 @@ USER_AGENT = "docker/28.2.2 ketch"
 CONNECT_SECONDS = 30.0
 HEADER_SECONDS = 60.0
 IDLE_SECONDS = 60.0
+STORING_SECONDS = (
+    600.0  # of silence after a body: registries on object storage copy a large blob before they answer
+)
 READ_BUFFER = 512 * 1024
 _LINE_LIMIT = 64 * 1024
 
@@ -66,6 +69,7 @@ class Transport:
                 allow_redirects=False,
                 ssl=context if context is not None else True,
                 proxy=proxy_for(url, self._settings.environment),
+                timeout=_timeout(IDLE_SECONDS if body is None else STORING_SECONDS),
             )
             if body is None:
                 async with asyncio.timeout(CONNECT_SECONDS + (answer_seconds or HEADER_SECONDS)):
@@ -85,12 +89,13 @@ class Transport:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=30, keepalive_timeout=30),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(
-                    total=None, sock_connect=CONNECT_SECONDS, sock_read=IDLE_SECONDS
-                ),
                 auto_decompress=False,
                 read_bufsize=READ_BUFFER,
                 max_line_size=_LINE_LIMIT,
                 max_field_size=_LINE_LIMIT,
             )
         return self._session
+
+
+def _timeout(idle_seconds: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=idle_seconds)
