@@ -179,7 +179,7 @@ class HostileRegistry:
         self, repository: str, reference: str, request: web.BaseRequest
     ) -> web.StreamResponse:
         if request.method == "PUT":
-            content = await request.read()
+            content = await request.content.read()  # of any size
             digest = self.put_manifest(repository, reference, content, request.content_type)
             headers = {"Docker-Content-Digest": digest}
             if (subject := subject_of(content)) and self.referrers:

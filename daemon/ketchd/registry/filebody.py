@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from aiohttp.abc import AbstractStreamWriter
-from aiohttp.payload import BytesPayload, Payload
+from aiohttp.payload import Payload
 
 from ketch_wire.faults import EngineFailure
 
@@ -22,13 +22,32 @@ _TLS_PIECE = 256 * 1024
 _IDLE_SECONDS = 60.0
 
 
-class BytesBody(BytesPayload):
-    """Bytes of a blob, for one attempt."""
+class BytesBody(Payload):
+    """A manifest, or bytes of a small blob, for one attempt; a few megabytes at most."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content, content_type="application/octet-stream")
+        self._content = content
+        self._size = len(content)
 
     @property
     def consumed(self) -> bool:
         """aiohttp asks before it sends a body again."""
         return True
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """The whole body as text."""
+        return self._content.decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Send everything."""
+        await self.write_with_length(writer, None)
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        """Send at most `content_length` bytes."""
+        content = memoryview(self._content)[:content_length]
+        for at in range(0, len(content), _TLS_PIECE):
+            await writer.write(content[at : at + _TLS_PIECE])
 
 
 class FileBody(Payload):

@@ -22,6 +22,7 @@ from ketchd.registry import ranges, tokens
 from ketchd.registry.endpoints import Endpoint
 from ketchd.registry.errors import Refused
 from ketchd.registry.exchange import Exchange, Request, Tell, read_bounded, told_when
+from ketchd.registry.filebody import BytesBody
 from ketchd.registry.pages import pages, read_tags
 from ketchd.registry.tokens import Credentials
 from ketchd.registry.transport import Unreachable
@@ -280,7 +281,11 @@ class Repository:
 
         async def ask(endpoint: Endpoint) -> Put:
             request = self._request(
-                endpoint, "PUT", f"manifests/{tag_or_digest}", {"Content-Type": media_type}, lambda: content
+                endpoint,
+                "PUT",
+                f"manifests/{tag_or_digest}",
+                {"Content-Type": media_type},
+                lambda: BytesBody(content),
             )
             async with self._exchange.send(request, self._credentials) as response:
                 told = _named(response.headers.get("Docker-Content-Digest"))
