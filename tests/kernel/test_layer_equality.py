@@ -100,10 +100,24 @@ HOSTILE = st.lists(
 )  # fmt: skip
 
 
+def damaged(tar: bytes, block: int, damage: str) -> bytes:
+    """The tar with one block spoiled. size: a header says 8 GiB, its checksum right."""
+    at = block * 512 % len(tar)
+    head = bytearray(tar[at : at + 512])
+    if damage == "checksum":
+        head[148:156] = b"0000000\0"
+    else:
+        head[124:136] = b"77777777777\0"
+        head[148:156] = b" " * 8
+        head[148:156] = b"%06o\0 " % sum(head)
+    return tar[:at] + bytes(head) + tar[at + 512 :]
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(hostile=HOSTILE, data=st.data())
 def test_nothing_leads_out_of_a_layer(hostile: list[Member], data: st.DataObject) -> None:
-    """Whatever names and links say, `..` and absolute ones, links through links: a tree beside the layer stays as it was."""
+    """Whatever names and links say, `..` and absolute ones, links through links, with sizes and checksums that are wrong too:
+    a tree beside the layer stays as it was."""
     with tempfile.TemporaryDirectory(prefix="ketch-hostile-") as name:
         base = Path(name)
         canary = base / "canary"
@@ -117,8 +131,11 @@ def test_nothing_leads_out_of_a_layer(hostile: list[Member], data: st.DataObject
         ]
         before = look(str(canary))
         (base / "stage").mkdir()
+        tar = make_tar(*hostile)
+        if damage := data.draw(st.sampled_from(["", "", "checksum", "size"])):
+            tar = damaged(tar, data.draw(st.integers(0, 20)), damage)
         with contextlib.suppress(InvalidInput):
-            seal(make_tar(*hostile), base / "stage", "directory")
+            seal(tar, base / "stage", "directory")
         assert look(str(canary)) == before
         assert set(os.listdir(base)) == {"canary", "stage"}
         assert set(os.listdir(base / "stage")) <= {"layer-directory"}

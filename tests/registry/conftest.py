@@ -16,6 +16,7 @@ from ketch_testing.certificates import Authority
 from ketch_testing.hostile import HostileRegistry, hostile_registry
 from ketch_testing.machine import registry
 from ketch_testing.rooms import rooms_below
+from ketch_testing.tokenserver import TokenServer, token_server
 from ketchd.engine.pull import pull, pull_all_tags
 from ketchd.engine.push import push
 from ketchd.engine.rooms import Rooms
@@ -28,6 +29,7 @@ from ketchd.registry.endpoints import Settings
 from ketchd.registry.retries import Policy
 from ketchd.registry.tokens import Credentials
 
+Run = Callable[..., str]
 QUICK = Policy(attempts=4, first_seconds=0.001, longest_seconds=0.01, patience_seconds=2.0)
 
 
@@ -136,6 +138,24 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     """A certificate authority that nobody trusts yet."""
     need("openssl")
     return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+def tokens(authority: Authority) -> Iterator[TokenServer]:
+    """The token server: `me` may do everything, anybody pull `open/app`."""
+    certificate, key = authority.issue("signer")
+    with token_server({"me": "sesame"}, certificate, key, public=("open/app",)) as server:
+        server.certificate = certificate
+        yield server
+
+
+@pytest.fixture
+def tokened(tmp_path: Path, tokens: TokenServer, authority: Authority) -> Iterator[str]:
+    """docker-registry that wants its tokens."""
+    need("docker-registry")
+    configuration = tokens.configuration().replace(str(tokens.certificate), str(authority.certificate))
+    with registry(tmp_path / "registry", more=configuration) as host:
+        yield host
 
 
 async def until(is_true: Callable[[], object]) -> None:

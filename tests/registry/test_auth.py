@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from registry.conftest import Engine, need
 
-from ketch_testing.certificates import Authority
 from ketch_testing.machine import registry
 from ketch_testing.rooms import image_of, layer_of
-from ketch_testing.tokenserver import TokenServer, token_server
+from ketch_testing.tokenserver import TokenServer
 from ketch_wire.faults import EngineFailure, Fault, NotFound, Unauthorized
 from ketchd.registry.tokens import Credentials
 
@@ -24,24 +23,6 @@ def guarded(tmp_path: Path) -> Iterator[str]:
     """docker-registry with htpasswd."""
     need("docker-registry", "htpasswd")
     with registry(tmp_path / "registry", users={"me": "sesame"}) as host:
-        yield host
-
-
-@pytest.fixture
-def tokens(authority: Authority) -> Iterator[TokenServer]:
-    """The token server: `me` may do everything, anybody pull `open/app`."""
-    certificate, key = authority.issue("signer")
-    with token_server({"me": "sesame"}, certificate, key, public=("open/app",)) as server:
-        server.certificate = certificate
-        yield server
-
-
-@pytest.fixture
-def tokened(tmp_path: Path, tokens: TokenServer, authority: Authority) -> Iterator[str]:
-    """docker-registry that wants its tokens."""
-    need("docker-registry")
-    configuration = tokens.configuration().replace(str(tokens.certificate), str(authority.certificate))
-    with registry(tmp_path / "registry", more=configuration) as host:
         yield host
 
 
