@@ -44,19 +44,20 @@ FDS_PER_MESSAGE = 200
 
 
 class ExecPlan:
-    """One more process in a running container. id: the exec's."""
+    """One more process in a running container. id: the exec's. transient: it is ketchd's own, and is killed when ketchd is gone."""
 
-    __slots__ = ("id", "process")
+    __slots__ = ("id", "process", "transient")
 
-    def __init__(self, id: str, process: ProcessPlan) -> None:
+    def __init__(self, id: str, process: ProcessPlan, transient: bool = False) -> None:
         self.id = id
         self.process = process
+        self.transient = transient
 
     def to_wire(self) -> dict[str, Any]:
         """As a map for `frames.pack`."""
         from ketch_wire.launch import to_plain
 
-        return {"id": self.id, "process": to_plain(self.process)}
+        return {"id": self.id, "process": to_plain(self.process), "transient": self.transient}
 
     @staticmethod
     def from_wire(wire: dict[str, Any]) -> ExecPlan:
@@ -69,4 +70,4 @@ class ExecPlan:
             for key, value in wire["process"].items()
             if key in known
         }
-        return ExecPlan(wire["id"], ProcessPlan(**values))
+        return ExecPlan(wire["id"], ProcessPlan(**values), bool(wire.get("transient")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -265,3 +266,41 @@ def test_health_survives_kill_9_of_ketchd(patient: Callable[..., Patient], machi
     assert [action for action in well.actions() if action == "health_status: healthy"] == [
         "health_status: healthy"
     ]
+
+
+def test_a_probe_that_hangs_ends_with_ketchd_and_a_users_exec_does_not(
+    patient: Callable[..., Patient], machine: Machine
+) -> None:
+    """kill -9 while both run: the probe is nobody's any more and is killed, what a user began goes on, and the watching too."""
+    one = patient(
+        Healthcheck={
+            "Test": ["CMD-SHELL", "exec sleep 1111"],
+            "Interval": SECOND // 10,
+            "Timeout": 3600 * SECOND,
+            "Retries": 1,
+        }
+    )
+    made = machine.json("POST", f"/containers/{one.name}/exec", {"Cmd": ["sleep", "2222"]})
+    machine.request("POST", f"/exec/{made['Id']}/start", {"Detach": True})
+
+    def running(seconds: str) -> list[int]:
+        rows = machine.json("GET", f"/containers/{one.name}/top")["Processes"]
+        return [int(row[1]) for row in rows if row[-1] == f"sleep {seconds}"]
+
+    def until(holds: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not holds():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    until(lambda: bool(running("1111")))
+    (probe,), (users,) = running("1111"), running("2222")
+    assert machine.process is not None
+    machine.kill()
+    until(lambda: not os.path.exists(f"/proc/{probe}"))
+    assert os.path.exists(f"/proc/{users}")
+    machine.start()
+    assert running("2222") == [users]
+    until(lambda: bool(running("1111")))
+    assert running("1111") != [probe]
+    assert one.health()["Status"] == "starting"

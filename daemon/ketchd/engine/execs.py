@@ -54,8 +54,9 @@ async def start_exec(
     stream: ClientStream | None,
     *,
     console_size: tuple[int, int] = (0, 0),
+    transient: bool = False,
 ) -> None:
-    """Start it; its output goes to `stream` (None: nowhere).
+    """Start it; its output goes to `stream` (None: nowhere). transient: it is killed when ketchd is, whom alone it is for.
 
     Raises Conflict when it has run or the container does not; LaunchFailed when the program cannot be executed.
     """
@@ -72,6 +73,7 @@ async def start_exec(
         process=launching.exec_process(
             box.record, record.settings, console_size=console_size, daemon=rooms.defaults
         ),
+        transient=transient,
     )
     try:
         if not plan.process.cwd.startswith("/"):  # runc's own check, ahead of any process

@@ -153,7 +153,7 @@ async def _command(rooms: Rooms, box: Box, plan: HealthPlan) -> tuple[int, str]:
     )
     reading = asyncio.ensure_future(_collect(ours, output))
     try:
-        await start_exec(rooms, box, record, stream)
+        await start_exec(rooms, box, record, stream, transient=True)
         try:
             await asyncio.wait_for(record.ended.wait(), plan.timeout_ns / 1e9)
         except TimeoutError:

@@ -25,8 +25,9 @@ SEEN_SECONDS = 2.0
 class Exec:
     """One exec."""
 
-    def __init__(self, streams: Streams) -> None:
+    def __init__(self, streams: Streams, transient: bool) -> None:
         self.streams = streams
+        self.transient = transient
         self.process: Contained | None = None
         self.unseen: Timer | None = None
         self.seen = False
@@ -75,7 +76,7 @@ class Execs:
         streams = Streams(
             self._loop, terminal=process.tty, stdin_once=True, log=None, spill_directory=self._spill_directory
         )
-        one = Exec(streams)
+        one = Exec(streams, bool(wire.get("transient")))
         wants = stream or {}
 
         def become(stdio: Stdio | None, report: Report) -> NoReturn:
@@ -152,8 +153,11 @@ class Execs:
             if one.process is not None:
                 one.process.kill()
 
-    def all_seen(self) -> None:
-        """ketchd is gone: nobody will say so any more."""
+    def ketchd_is_gone(self) -> None:
+        """Nobody waits for its own execs any more, and nobody will say that an end was seen."""
+        for one in self._execs.values():
+            if one.transient and one.process is not None:
+                one.process.kill()
         for exec_id in [key for key, one in self._execs.items() if one.unseen is not None]:
             self.seen(exec_id)
 

@@ -87,7 +87,7 @@ class Shim:
             self._loop.stop()
             return
         if self._execs is not None:
-            self._execs.all_seen()
+            self._execs.ketchd_is_gone()
         if self._main is not None and (plan.transient or (self._state == "starting" and not self._gone)):
             self._main.kill()
 
@@ -95,6 +95,8 @@ class Shim:
         """Another ketchd: it takes the place of the last."""
         if self._link is not None:
             self._link.close()
+            if self._execs is not None:
+                self._execs.ketchd_is_gone()
         self._link = Link(self._loop, channel, self._asked, self._link_lost)
         self._say(self._hello())
 

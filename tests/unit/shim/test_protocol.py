@@ -90,6 +90,10 @@ def test_an_exec_plan_survives_the_wire() -> None:
 
     assert (again.id, again.process.argv, again.process.seccomp) == (plan.id, plan.process.argv, b"\0\xff")
     assert process_plan(plan.to_wire()["process"]).argv == ("sh", "-c", "x")
+    assert ExecPlan.from_wire(over_the_wire(ExecPlan("e", PLAN.process, transient=True).to_wire())).transient
+    older = plan.to_wire()
+    del older["transient"]
+    assert not again.transient and not ExecPlan.from_wire(older).transient
 
 
 @pytest.mark.parametrize(
