@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from aiohttp import ClientResponse
 from registry.conftest import Engine, need
 
 from ketch_testing.machine import registry
 from ketch_testing.rooms import image_of, layer_of
 from ketch_testing.tokenserver import TokenServer
 from ketch_wire.faults import EngineFailure, Fault, NotFound, Unauthorized
+from ketchd.registry.exchange import Request
 from ketchd.registry.tokens import Credentials
 
 ME, WRONG, NOBODY = Credentials("me", "sesame"), Credentials("me", "wrong"), Credentials()
@@ -150,3 +152,31 @@ async def test_a_token_that_ran_out_is_replaced(built: Engine, tokened: str, tok
     await built.pull(name, ME)
 
     assert len(tokens.asked) == count + 1
+
+
+async def test_a_token_that_runs_out_during_a_push_is_replaced(
+    built: Engine, tokened: str, tokens: TokenServer
+) -> None:
+    """Between any two requests, also where a body has to be sent again."""
+    name = named(built, f"{tokened}/me/app:1")
+    cache = built.rooms.registry.exchange._tokens._tokens
+    sent = built.rooms.registry.exchange._follow
+    methods: list[str] = []
+
+    async def spoiling(request: Request, authorization: str) -> ClientResponse:
+        if (
+            request.method != "GET"
+            and not authorization.endswith("out.of.date")
+            and request.method not in methods
+        ):
+            methods.append(request.method)
+            authorization = "Bearer out.of.date"
+            for key, token in list(cache.items()):
+                cache[key] = replace(token, text="out.of.date")
+        return await sent(request, authorization)
+
+    built.rooms.registry.exchange._follow = spoiling  # type: ignore[method-assign]
+    await built.push(name, ME)
+
+    assert set(methods) == {"HEAD", "POST", "PUT"}
+    await built.pull(name, ME)

@@ -187,3 +187,23 @@ def test_compression_is_a_setting(open_registry: str) -> None:
         assert "ketch.push: invalid compression level 10 for gzip: 1 to 9 is expected" in made.log.read_text()
     finally:
         made.close()
+
+
+@pytest.mark.parametrize("client", ["ketch", "docker"])
+def test_every_tag_at_once(machine: Machine, open_registry: str, client: str) -> None:
+    """push --all-tags, and pull --all-tags gets them back."""
+    if shutil.which(client) is None and client == "docker":
+        pytest.skip("docker (the client) is not installed")
+    repository = f"{open_registry}/door/{client}-tags"
+    for tag in ("1", "1.2", "latest"):
+        machine.run(client, "tag", "busybox", f"{repository}:{tag}")
+    machine.run(client, "push", "--all-tags", repository)
+    with urlopen(f"http://{open_registry}/v2/door/{client}-tags/tags/list") as response:
+        assert sorted(json.load(response)["tags"]) == ["1", "1.2", "latest"]
+    for tag in ("1", "1.2", "latest"):
+        machine.run(client, "rmi", f"{repository}:{tag}")
+    machine.run(client, "pull", "--all-tags", repository)
+    names = machine.json("GET", "/images/busybox/json")["RepoTags"]
+    assert {f"{repository}:{tag}" for tag in ("1", "1.2", "latest")} <= set(names)
+    refused = machine.run(client, "push", "--all-tags", f"{repository}:1", check=False)
+    assert refused.returncode == 1 and "tag can't be used with --all-tags/-a" in refused.stderr

@@ -373,3 +373,31 @@ async def test_a_dripping_registry_ends(
     hostile.tricks.append(drip)
     with pytest.raises(EngineFailure, match="sends too slowly"):
         await engine.pull(f"{hostile.host}/app:1")
+
+
+async def test_a_token_that_runs_out_in_the_middle_of_a_blob(
+    engine: Engine, hostile: HostileRegistry
+) -> None:
+    """The rest is asked for with a new one."""
+    image = hostile.put_image("app", "1", [tar_of({"big": noise(3_000_000)})])
+    blob, digest = image.layers[0], image.layer_digests[0]
+    asks = {"WWW-Authenticate": f'Bearer realm="http://{hostile.host}/token",service="s"'}
+    given = 0
+
+    async def guarded(request: web.BaseRequest) -> web.StreamResponse | None:
+        nonlocal given
+        if request.path == "/token":
+            given += 1
+            return web.json_response({"token": f"t{given}"})
+        is_resumed = digest in request.path and "Range" in request.headers
+        wanted = "Bearer t2" if is_resumed else f"Bearer t{given}"
+        if given and request.headers.get("Authorization") == wanted:
+            return None
+        return web.Response(status=401, headers=asks)
+
+    hostile.tricks += [guarded, times(1, torn(digest, blob, 1_500_000))]
+    await engine.pull(f"{hostile.host}/app:1")
+
+    assert given == 2
+    assert [begin_of(seen) > 0 for seen in hostile.asked("GET", digest)] == [False, True, True]
+    assert engine.rooms.blobs.path(Digest(digest)).read_bytes() == blob

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,9 +13,10 @@ import pytest
 from aiohttp import web
 from registry.conftest import Engine, engine_below, need, noise
 
-from ketch_testing.hostile import HostileRegistry, digest_of, hostile_registry
+from ketch_testing.certificates import Authority
+from ketch_testing.hostile import HostileRegistry, digest_of, hostile_registry, on
 from ketch_testing.machine import registry
-from ketch_testing.rooms import tar_of
+from ketch_testing.rooms import image_of, layer_of, tar_of
 from ketch_wire.faults import EngineFailure
 from ketchd.registry.endpoints import Settings
 from ketchd.registry.tokens import Credentials
@@ -169,3 +171,82 @@ async def test_a_pull_through_cache(tmp_path: Path, hostile: HostileRegistry) ->
             assert str(image_id) == digest_of(image.config)
             with pytest.raises(EngineFailure):
                 await engine.pull(f"{hostile.host}/me/other:1")
+
+
+async def test_docker_hubs_mirror(tmp_path: Path, mirror: HostileRegistry) -> None:
+    """`--registry-mirror`: a name without a registry comes from there, tag and all; the Hub's credentials stay here."""
+    image = mirror.put_image("library/app", "1", [BASE])
+    settings = Settings(mirrors=(f"http://{mirror.host}",), certificate_directories=())
+    async with engine_below(tmp_path / "data", settings) as engine:
+        image_id = await engine.pull("app:1", ME)
+        assert engine.rooms.images.get(image_id).repo_tags == ["app:1"]
+        assert engine.rooms.images.get(image_id).repo_digests == [f"app@{image.digest}"]
+    assert all("Authorization" not in seen.headers for seen in mirror.seen)
+
+
+async def test_docker_hubs_mirror_is_a_pull_through_cache(tmp_path: Path, hostile: HostileRegistry) -> None:
+    """Debian's docker-registry in between."""
+    need("docker-registry")
+    image = hostile.put_image("library/app", "1", [BASE])
+    proxy = f"proxy:\n  remoteurl: http://{hostile.host}\n"
+    async with on_a_thread(registry(tmp_path / "cache", more=proxy)) as cache:
+        settings = Settings(mirrors=(f"http://{cache}",), certificate_directories=())
+        async with engine_below(tmp_path / "data", settings) as engine:
+            assert str(await engine.pull("app:1")) == digest_of(image.config)
+    assert hostile.asked("GET", image.layer_digests[0])
+
+
+async def test_a_mirror_over_tls_with_what_its_table_says(tmp_path: Path, authority: Authority) -> None:
+    """`ca` and `client` of hosts.toml; it holds for every registry by `_default`."""
+    need("docker-registry")
+    certificate, key = authority.issue("localhost")
+    client, client_key = authority.issue("client")
+    lines = f"  tls:\n    certificate: {certificate}\n    key: {key}\n    clientcas:\n      - {authority.certificate}\n"
+    with registry(tmp_path / "mirror", http=lines) as found:
+        host = found.replace("127.0.0.1", "localhost")
+        directories = tmp_path / "certs.d"
+        (directories / host).mkdir(parents=True)
+        for source, name in ((authority.certificate, "ca.crt"), (client, "c.cert"), (client_key, "c.key")):
+            shutil.copy(source, directories / host / name)
+        settings = Settings(certificate_directories=(str(directories),))
+        async with engine_below(tmp_path / "one", settings) as engine:
+            layer = await layer_of(engine.rooms, {"a": b"1"})
+            image_id = await image_of(engine.rooms, [layer], f"{host}/app:1")
+            await engine.push(f"{host}/app:1")
+        shutil.rmtree(directories / host)
+        (directories / "_default").mkdir()
+        (directories / "_default" / "hosts.toml").write_text(
+            f'[host."https://{host}"]\ncapabilities = ["pull", "resolve"]\nca = "{authority.certificate}"\n'
+            f'client = [["{client}", "{client_key}"]]\n'
+        )
+        async with engine_below(tmp_path / "two", settings) as engine:
+            assert await engine.pull("registry.invalid/app:1") == image_id
+
+
+async def test_a_mirrors_headers_are_its_own(
+    tmp_path: Path, hostile: HostileRegistry, mirror: HostileRegistry
+) -> None:
+    """`header` of hosts.toml; neither the registry itself nor a host that the mirror leads to gets them."""
+    hostile.put_image("app", "1", [BASE])
+    copy(hostile, mirror)
+    write(tmp_path, hostile.host, mirror.host, '["pull"]')
+    with (tmp_path / "certs.d" / hostile.host / "hosts.toml").open("a") as file:
+        file.write(f'[host."http://{mirror.host}".header]\nx-mine = "yes"\n')
+    async with hostile_registry() as storage:
+        storage.blobs = hostile.blobs
+        moved = f"http://{storage.host}"
+        mirror.tricks.append(
+            on(
+                "GET",
+                "/blobs/",
+                lambda request: web.Response(status=307, headers={"Location": moved + request.path}),
+            )
+        )
+        settings = Settings(certificate_directories=(str(tmp_path / "certs.d"),))
+        async with engine_below(tmp_path / "data", settings) as engine:
+            await engine.pull(f"{hostile.host}/app:1")
+
+        def given(registry: HostileRegistry) -> set[str | None]:
+            return {seen.headers.get("x-mine") for seen in registry.seen}
+
+        assert (given(mirror), given(hostile), given(storage)) == ({"yes"}, {None}, {None})
