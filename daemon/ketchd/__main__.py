@@ -11,6 +11,8 @@ import sys
 
 def main(argv: list[str] | None = None) -> int:
     """Run the daemon in the foreground. Returns the exit code: 1 with one line on standard error when it cannot start."""
+    # structlog would import rich, and with it pygments, where they are installed: 4 MiB for colours that no daemon prints.
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]
     from ketch_wire.defaults import ENGINE_VERSION, KETCH_VERSION
     from ketch_wire.faults import Fault
     from ketchd import config as configuration

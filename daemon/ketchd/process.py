@@ -6,19 +6,25 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import gc
 import grp
 import os
 import signal
 import socket
 import ssl
 import sys
+import time
 from pathlib import Path
 
 from ketch_wire.faults import EngineFailure
 from ketchd import journal
 from ketchd.config import Config
 from ketchd.ignored import ignored_because
+from ketchd.kernel import memory
 from ketchd.shim.launcher import Launcher, start_launcher
+
+# Memory is given back at a pause: so many seconds in which less than this share of a core was used, after so much work.
+_PAUSE, _RESTING, _WORTH_IT = 30.0, 0.05, 0.5
 
 
 class Process:
@@ -102,7 +108,11 @@ class Process:
             notify("READY=1")
             log.info("ready", hosts=self._config.hosts, pid=os.getpid())
             await engine.start_by_policy()
+            gc.collect()
+            gc.freeze()  # what the start has made stays to the end: no collection need look at it
+            thrift = asyncio.ensure_future(_give_memory_back())
             await ending.wait()
+            thrift.cancel()
             notify("STOPPING=1")
             log.info("ending", containers="run on" if self._config.live_restore else "are stopped")
         finally:
@@ -209,6 +219,19 @@ def notify(state: str) -> None:
             link.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
         except OSError as error:
             print(f"ketchd: sd_notify: {error}", file=sys.stderr)
+
+
+async def _give_memory_back() -> None:
+    """After the start, and whenever the daemon rests after work: the C library keeps megabytes of what was freed."""
+    worked_at_last, given_back_at = 0.0, -1.0
+    while True:
+        worked = time.process_time()
+        rests = worked - worked_at_last < _RESTING * _PAUSE
+        if given_back_at < 0 or (rests and worked - given_back_at > _WORTH_IT):
+            memory.give_back()
+            given_back_at = worked
+        worked_at_last = worked
+        await asyncio.sleep(_PAUSE)
 
 
 def _reason(error: OSError) -> str:
