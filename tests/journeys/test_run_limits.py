@@ -155,6 +155,14 @@ def test_blkio_weight(client: Client) -> None:
             "Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded."
             in warned
         )
+        # What is discarded is not shown as a limit either, and an update does not bring it back.
+        host = client.inspect(container)["HostConfig"]
+        assert (host["BlkioWeight"], host["CpuShares"]) == (0, 0)
+        sent = {"BlkioWeight": 400, "CpuShares": 77}
+        answer = client.machine.json("POST", f"/containers/{container}/update", sent)
+        assert [text for text in answer["Warnings"] if "Weight discarded" in text]
+        host = client.inspect(container)["HostConfig"]
+        assert (host["BlkioWeight"], host["CpuShares"]) == (0, 77)
 
 
 def test_ulimit(client: Client) -> None:

@@ -52,6 +52,8 @@ async def create(
         host["LogConfig"], rooms.default_log_driver, rooms.default_log_options
     )
     rooms.cgroups.check(host)
+    warnings = rooms.cgroups.discard(host)
+    warnings += _oom_warnings(host)
     launching.check(host)
     if rooms.id_map is not None:
         launching.check_remap(host)
@@ -119,8 +121,11 @@ async def create(
                 await rooms.volumes.remove(volume, force=True)
             raise
     tracepoint.reach("create.recorded")
-    warnings = [] if wanted is not None else platform_warnings(platform_of(image), host_platform())
-    return box, [*warnings, *_warnings(rooms, record)]
+    if wanted is None:
+        warnings = [*platform_warnings(platform_of(image), host_platform()), *warnings]
+    if host["PortBindings"] and host["NetworkMode"] == "host":
+        warnings.append("Published ports are discarded when using host network mode")
+    return box, warnings
 
 
 def platform_warnings(image: Platform, host: Platform) -> list[str]:
@@ -133,17 +138,13 @@ def platform_warnings(image: Platform, host: Platform) -> list[str]:
     ]
 
 
-def _warnings(rooms: Rooms, record: ContainerRecord) -> list[str]:
-    host, warnings = record.host_config, []
-    if host["OomKillDisable"] and not host["Memory"]:
-        warnings.append(
-            "OOM killer is disabled for the container, but no memory limit is set, this can result in the system "
-            "running out of resources."
-        )
-    warnings += rooms.cgroups.unsupported(host)
-    if host["PortBindings"] and host["NetworkMode"] == "host":
-        warnings.append("Published ports are discarded when using host network mode")
-    return warnings
+def _oom_warnings(host: Mapping[str, Any]) -> list[str]:
+    if not host["OomKillDisable"] or host["Memory"]:
+        return []
+    return [
+        "OOM killer is disabled for the container, but no memory limit is set, this can result in the system "
+        "running out of resources."
+    ]
 
 
 def _fill_hostname(config: dict[str, Any], host: dict[str, Any], container_id: str) -> None:

@@ -30,7 +30,12 @@ async def update(rooms: Rooms, box: Box, body: Mapping[str, Any]) -> list[str]:
             )
         host, live = merged(record.host_config, body, cpus=os.cpu_count() or 1)
         rooms.cgroups.check(live)
-        warnings = rooms.cgroups.unsupported(live)
+        asked = dict(live)
+        warnings = rooms.cgroups.discard(live)
+        for key in [key for key in live if live[key] != asked.get(key)]:
+            host[key] = live[key] or record.host_config[key]  # what is discarded changes nothing
+            if not live[key]:
+                del live[key]
         if record.has_process and live:
             try:
                 rooms.cgroups.update(record.id, live)

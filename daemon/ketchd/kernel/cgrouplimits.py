@@ -145,8 +145,11 @@ _BLOCK = {
 }
 
 
-def missing(host: Mapping[str, Any], has: Has, version: int) -> list[str]:
-    """dockerd's warning for each limit that is asked for and that the host cannot set."""
+def missing(host: Mapping[str, Any], has: Has, version: int) -> list[tuple[str, dict[str, Any]]]:
+    """For each limit that is asked for and that the host cannot set: dockerd's warning, and what its keys are instead.
+
+    Source: moby daemon_unix.go, verifyPlatformContainerResources.
+    """
     one = version == 1
     memory = has("memory/memory.limit_in_bytes" if one else "memory.max")
     swap = has("memory/memory.memsw.limit_in_bytes" if one else "memory.swap.max")
@@ -160,27 +163,33 @@ def missing(host: Mapping[str, Any], has: Has, version: int) -> list[str]:
     )  # fmt: skip
     limited = (host.get("Memory") or 0) > 0
     swappiness = host.get("MemorySwappiness")
-    found = [
-        (limited and not memory, _MEMORY),
-        (limited and memory and not swap and host.get("MemorySwap") != -1, _SWAP),
-        (swappiness not in (None, -1) and not (one and has("memory/memory.swappiness")), _SWAPPINESS),
-        (host.get("MemoryReservation") and not has("memory/memory.soft_limit_in_bytes" if one else "memory.low"), _SOFT),
-        (host.get("PidsLimit") and not has("pids/pids.max" if one else "pids.max"), _PIDS),
-        (host.get("CpuShares") and not has("cpu/cpu.shares" if one else "cpu.weight"), _SHARES),
-        (host.get("CpuPeriod") and not has_cpu_quota(has, version), _PERIOD),
-        (host.get("CpuQuota") and not has_cpu_quota(has, version), _QUOTA),
-        ((host.get("CpusetCpus") or host.get("CpusetMems")) and not has("cpuset/cpuset.cpus" if one else "cpuset.cpus"), _CPUSET),
-        (host.get("BlkioWeight") and not weight, _WEIGHT),
-        (host.get("BlkioWeightDevice") and not weight_device, _WEIGHT_DEVICE),
+    found: list[tuple[Any, tuple[str, str], dict[str, Any]]] = [
+        (limited and not memory, _MEMORY, {"Memory": 0, "MemorySwap": -1}),
+        (limited and memory and not swap and host.get("MemorySwap") != -1, _SWAP, {"MemorySwap": -1}),
+        (swappiness not in (None, -1) and not (one and has("memory/memory.swappiness")), _SWAPPINESS, {"MemorySwappiness": None}),
+        (host.get("MemoryReservation") and not has("memory/memory.soft_limit_in_bytes" if one else "memory.low"), _SOFT, {"MemoryReservation": 0}),
+        (host.get("PidsLimit") and not has("pids/pids.max" if one else "pids.max"), _PIDS, {"PidsLimit": None}),
+        (host.get("CpuShares") and not has("cpu/cpu.shares" if one else "cpu.weight"), _SHARES, {"CpuShares": 0}),
+        (host.get("CpuPeriod") and not has_cpu_quota(has, version), _PERIOD, {"CpuPeriod": 0}),
+        (host.get("CpuQuota") and not has_cpu_quota(has, version), _QUOTA, {"CpuQuota": 0}),
+        (
+            (host.get("CpusetCpus") or host.get("CpusetMems")) and not has("cpuset/cpuset.cpus" if one else "cpuset.cpus"),
+            _CPUSET, {"CpusetCpus": "", "CpusetMems": ""},
+        ),
+        (host.get("BlkioWeight") and not weight, _WEIGHT, {"BlkioWeight": 0}),
+        (host.get("BlkioWeightDevice") and not weight_device, _WEIGHT_DEVICE, {"BlkioWeightDevice": []}),
         *(
-            (host.get(key) and not has(f"blkio/blkio.throttle.{file}_device" if one else "io.max"), _BLOCK[key])
+            (host.get(key) and not has(f"blkio/blkio.throttle.{file}_device" if one else "io.max"), _BLOCK[key], {key: []})
             for key, file, _ in _THROTTLES
         ),
     ]  # fmt: skip
-    warnings = [_LACKS.format(*words) for applies, words in found if applies]
+    lost: list[tuple[str, dict[str, Any]]] = [
+        (_LACKS.format(*words), instead) for applies, words, instead in found if applies
+    ]
     if host.get("OomKillDisable") and not (one and has("memory/memory.oom_control")):
-        warnings.append("Your kernel does not support OomKillDisable. OomKillDisable discarded.")
-    return warnings
+        words = "Your kernel does not support OomKillDisable. OomKillDisable discarded."
+        lost.append((words, {"OomKillDisable": None}))
+    return lost
 
 
 def has_cpu_quota(has: Has, version: int) -> bool:

@@ -170,9 +170,12 @@ class Cgroups:
         """Every process of the container, in the host's numbers. Empty when there is no cgroup."""
         return [] if self._tree is None else self._tree.pids(self.path(container_id))
 
-    def unsupported(self, host_config: Mapping[str, Any]) -> list[str]:
-        """dockerd's warnings for limits that this host cannot set."""
-        warnings = cgrouplimits.missing(host_config, self.has, self.version)
+    def discard(self, host_config: dict[str, Any]) -> list[str]:
+        """Take out what this host cannot set, so that nobody sees a limit that is none; dockerd's warning for each."""
+        warnings = []
+        for warning, instead in cgrouplimits.missing(host_config, self.has, self.version):
+            warnings.append(warning)
+            host_config.update(instead)
         if self._tree is not None and not self._tree.has_device_policy:
             rules = host_config.get("DeviceCgroupRules") or host_config.get("Devices")
             if rules and not host_config.get("Privileged"):

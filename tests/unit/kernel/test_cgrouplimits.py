@@ -103,7 +103,7 @@ def test_what_the_host_lacks_is_left_out_and_said() -> None:
         == limits_v2(EVERYTHING, lambda file: False, number)
         == []
     )
-    warnings = missing(EVERYTHING, lambda file: False, 2)
+    warnings = [warning for warning, _ in missing(EVERYTHING, lambda file: False, 2)]
     assert (
         "Your kernel does not support memory limit capabilities or the cgroup is not mounted. Limitation discarded."
         in warnings
@@ -116,8 +116,23 @@ def test_what_the_host_lacks_is_left_out_and_said() -> None:
     assert missing(EVERYTHING, all_of, 1) == missing({}, lambda file: False, 1) == []
     without_swap = missing({"Memory": 9 * MIB, "MemorySwap": 9 * MIB}, lambda file: "memsw" not in file, 1)
     assert without_swap == [
-        "Your kernel does not support swap limit capabilities or the cgroup is not mounted. Memory limited without swap."
+        (
+            "Your kernel does not support swap limit capabilities or the cgroup is not mounted. Memory limited without swap.",
+            {"MemorySwap": -1},
+        )
     ]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_is_lost_is_shown_as_nothing(version: int) -> None:
+    """With the values that take its place there is nothing to write and nothing to warn of any more."""
+    host = dict(EVERYTHING)
+    for _, instead in missing(host, lambda file: False, version):
+        assert set(instead) <= set(host)
+        host.update(instead)
+    assert missing(host, lambda file: False, version) == []
+    assert (host["Memory"], host["MemorySwap"], host["CpusetCpus"], host["PidsLimit"]) == (0, -1, "", None)
+    assert host["BlkioWeightDevice"] == host["BlkioDeviceReadBps"] == []
 
 
 @pytest.mark.parametrize(("shares", "weight"), [(2, 1), (1024, 100), (262144, 10000), (512, 59), (0, 1)])

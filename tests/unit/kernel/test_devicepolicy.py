@@ -112,7 +112,9 @@ def test_host_without_cgroups() -> None:
     bare = Cgroups(1, None)
     plan = bare.plan("id", "/docker", {"Memory": 1 << 30})
     assert plan.join == plan.writes == ()
-    assert len(bare.unsupported({"Memory": 1 << 30})) == 1
+    asked = {"Memory": 1 << 30, "CpuShares": 0}
+    assert len(bare.discard(asked)) == 1
+    assert asked == {"Memory": 0, "MemorySwap": -1, "CpuShares": 0}
     bare.remove("id")
     assert bare.usage("id") is None and bare.pids("id") == []
     with pytest.raises(InvalidInput, match="NanoCPUs can not be set"):
