@@ -149,6 +149,21 @@ class LaunchPlan:
         wire: dict[str, Any] = to_plain(self)
         return wire
 
+    def outline(self) -> list[Any]:
+        """What the shim itself acts on, by position (`ketchd.shim.plans.outline` reads it). The child alone opens the whole plan.
+
+        Namespaces that need nothing of the shim are left out.
+        """
+        process, cgroup, log = self.process, self.cgroup, self.log
+        return [
+            self.id, self.state_dir, self.run_dir, self.transient,
+            {kind: wanted for kind, wanted in self.namespaces.items() if kind == "pid" or wanted.startswith("pid:")},
+            self.uid_map, self.gid_map, [(layer.kind, layer.path) for layer in self.root.layers],
+            (process.tty, process.open_stdin, process.stdin_once, process.console_size),
+            (cgroup.join, cgroup.writes, cgroup.device_program),
+            (log.driver, log.path, log.max_size, log.max_files, log.compress, log.attrs, log.journal, log.journal_socket),
+        ]  # fmt: skip
+
     @staticmethod
     def from_wire(wire: dict[str, Any]) -> LaunchPlan:
         """The plan again. Raises KeyError or TypeError on what is no plan. Unknown keys (a newer daemon's) are left out."""

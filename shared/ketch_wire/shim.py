@@ -5,7 +5,8 @@ request carries `op` and `seq`; its answer `seq` and, if it failed, `failed` (a 
 `event`. A message that brings file descriptors says how many in `fds`. Both sides leave out keys they do not know: an old
 shim meets a new daemon.
 
-    start        plan, streams [STREAM…], ports (number of fds after the streams')   -> events child, then started or failed
+    start        outline (of the plan), whole (the plan as one frame), streams [STREAM…], ports (number of fds after the
+                 streams')                                                           -> events child, then started or failed
     go           the network stands: the child may go on
     abort        nothing of it may stay
     signal       number

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ketch_wire.faults import EngineFailure
+from ketch_wire.frames import pack
 from ketch_wire.launch import LaunchPlan
 from ketch_wire.shim import PROTOCOL_VERSION, SOCKET_NAME
 from ketchd.containers.shimchannel import LaunchFailed
@@ -74,7 +75,7 @@ class Shims:
             ports = _duplicates(port_fds)
             fds = [stream.take() for stream in attachments] + ports
             message = {
-                "op": "start", "plan": plan.to_wire(), "streams": [one.to_wire() for one in attachments],
+                "op": "start", "outline": plan.outline(), "whole": pack(plan.to_wire()), "streams": [one.to_wire() for one in attachments],
                 "ports": len(port_fds),
             }  # fmt: skip
             link._open_channel().send(message, fds)

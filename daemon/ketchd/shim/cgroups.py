@@ -9,6 +9,7 @@ from ketchd.kernel import (  # bpf: imported before the fork, for all shims at o
     cgroupjoin,
     signals,
 )
+from ketchd.kernel.process import read_small
 from ketchd.sandbox.failures import LaunchError, reason
 
 TYPE_CHECKING = False
@@ -33,12 +34,12 @@ def oom_kills(plan: CgroupPlan) -> int:
     for directory in plan.join:
         for name in _OOM_FILES:
             try:
-                with open(f"{directory}/{name}", "rb") as counters:
-                    for line in counters:
-                        if line.startswith(b"oom_kill "):
-                            return int(line.split()[1])
+                counters = read_small(f"{directory}/{name}")
             except OSError:
                 continue
+            for line in counters.splitlines():
+                if line.startswith(b"oom_kill "):
+                    return int(line.split()[1])
     return 0
 
 

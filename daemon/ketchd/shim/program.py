@@ -14,6 +14,8 @@ from ketchd.kernel import limits, lockdown, signals
 from ketchd.kernel.ownroot import in_chroot
 from ketchd.kernel.process import PR_SET_DUMPABLE, command_line_area, prctl, set_name
 from ketchd.sandbox import enter, enterprocess, init  # noqa: F401  (enter: imported before the fork, for all shims at once)
+from ketchd.shim import gaps
+from ketchd.shim.rehearsal import rehearse
 from ketchd.shim.shim import Shim
 
 
@@ -23,14 +25,16 @@ def main(control: int) -> None:
     prctl(PR_SET_DUMPABLE, 0)  # nothing of a shim is reachable by way of /proc from inside (CVE-2019-5736)
     set_name("ketch-launcher")
     init.COMMAND_LINE.append(command_line_area())
-    lockdown.close_all_but({0, 1, 2, control})
     signals.reset_all()
+    rehearse()
+    lockdown.close_all_but({0, 1, 2, control})
     signals.ignore(signals.SIGCHLD, *signals.IGNORED_BY_US)  # shims are not waited for
     os.setsid()
     os.chdir("/")
     in_chroot()  # looked once, known in every fork
     _allow_many_files()
     gc.collect()
+    gaps.close()
     gc.freeze()
     while (handed := _receive(channel)) is not None:
         if handed < 0:
@@ -67,7 +71,6 @@ def _shim(fd: int) -> None:
         os.setsid()
         set_name("ketch-shim")
         signals.default(signals.SIGCHLD)
-        lockdown.close_all_but({0, 1, 2, fd})
         Shim(_socket.socket(fileno=fd)).run()
         os._exit(0)
     except BaseException as error:

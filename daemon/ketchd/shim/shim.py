@@ -11,7 +11,7 @@ import os
 import time
 
 from ketch_wire.shim import PROTOCOL_VERSION
-from ketchd.kernel import signals
+from ketchd.kernel import heap, signals
 from ketchd.kernel.namespaces import CLONE_NEWPID, CLONE_NEWUSER, unshare
 from ketchd.kernel.process import start_time
 from ketchd.sandbox import enter
@@ -24,13 +24,14 @@ from ketchd.shim.link import Link
 from ketchd.shim.listening import Listener
 from ketchd.shim.logs import open_log
 from ketchd.shim.loop import Loop
-from ketchd.shim.plans import launch_plan, version_two_cgroup
+from ketchd.shim.plans import outline, version_two_cgroup, whole_plan
 from ketchd.shim.spawn import spawn
 from ketchd.shim.streams import Streams
 from ketchd.shim.usernamespace import leave_chroot, owner_of, set_up
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, NoReturn
 
     from ketch_wire.launch import LaunchPlan
@@ -38,13 +39,23 @@ if TYPE_CHECKING:
     from ketchd.shim.logs import Log
     from ketchd.shim.spawn import Stdio
 
+    Become = Callable[[bytes, dict[str, int], dict[int, int], Stdio | None, Report], NoReturn]
+
 Message = dict[str, object]
 
 
-class Shim:
-    """`run` returns when nothing is left to do."""
+def become_container(
+    whole: bytes, donors: dict[str, int], loops: dict[int, int], stdio: Stdio | None, report: Report
+) -> NoReturn:
+    """Be the container whose plan lies in the frame `whole`."""
+    enter.become_container(whole_plan(whole), donors, loops, stdio, report)
 
-    def __init__(self, channel: _socket.socket) -> None:
+
+class Shim:
+    """`run` returns when nothing is left to do. `become`: what its child does, `become_container` but for a rehearsal."""
+
+    def __init__(self, channel: _socket.socket, become: Become = become_container) -> None:
+        self._become = become
         self._loop = Loop()
         self._link: Link | None = Link(self._loop, channel, self._asked, self._link_lost)
         self._plan: LaunchPlan | None = None
@@ -66,9 +77,12 @@ class Shim:
         self._loop.run()
 
     def close(self) -> None:
-        """Give back what is open of a shim that has started nothing."""
+        """Give back what is open when `run` has returned."""
         if self._link is not None:
             self._link.close()
+        if self._state_fd >= 0:
+            os.close(self._state_fd)
+            self._state_fd = -1
         self._loop.close()
 
     # ketchd
@@ -132,7 +146,7 @@ class Shim:
         streams = message["streams"]
         self._ports = fds[len(streams) :]
         try:
-            self._start(launch_plan(message["plan"]), list(zip(fds, streams, strict=False)))
+            self._start(outline(message["outline"]), message["whole"], list(zip(fds, streams, strict=False)))
         except (LaunchError, OSError) as error:
             self._fail(as_launch_error(error, "error preparing the container"))
 
@@ -192,7 +206,8 @@ class Shim:
 
     # the container
 
-    def _start(self, plan: LaunchPlan, clients: list[tuple[int, dict[str, Any]]]) -> None:
+    def _start(self, plan: LaunchPlan, whole: bytes, clients: list[tuple[int, dict[str, Any]]]) -> None:
+        """plan: its outline. whole: a frame with all of it, for the child."""
         self._plan = plan
         process = plan.process
         self._state_fd = os.open(plan.state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -221,7 +236,7 @@ class Shim:
             self._choose_pid_namespace(plan.namespaces.get("pid", "host"), donors)
 
         def become(stdio: Stdio | None, report: Report) -> NoReturn:
-            enter.become_container(plan, donors, loops, stdio, report)
+            self._become(whole, donors, loops, stdio, report)
 
         spawned = spawn(
             become, terminal=process.tty, stdin=process.open_stdin, stdout=True, stderr=True,
@@ -230,7 +245,7 @@ class Shim:
         )  # fmt: skip
         if owner is not None:
             try:
-                set_up(plan, spawned, loops)
+                set_up(whole_plan(whole), spawned, loops)
             except LaunchError:
                 os.kill(spawned.pid, signals.SIGKILL)
                 raise
@@ -278,6 +293,7 @@ class Shim:
         except OSError:
             self._start_time = 0  # it has ended already, and its end follows
         self._say({"event": "started", "pid": self._main.pid, "start_time": self._start_time})
+        heap.trim()
 
     def _fail(self, error: LaunchError) -> None:
         """Nothing of it may stay; ketchd sees by our end that this is so."""

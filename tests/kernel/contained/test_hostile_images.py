@@ -212,7 +212,7 @@ async def test_cve_2019_5736_the_interpreter_cannot_be_opened_from_inside(box: C
         init=True, layers=(top,),
     )  # fmt: skip
 
-    assert output.endswith("end\n") and code == 0
+    assert "end\n" in output and code == 0
     assert "python" not in output
     assert output.count("ermission denied") >= 3
     assert hashlib.sha256(Path(os.path.realpath(sys.executable)).read_bytes()).hexdigest() == before

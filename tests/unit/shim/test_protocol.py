@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from ketch_wire.launch import (
 from ketch_wire.shim import ExecPlan
 from ketchd.containers.shims import ExitRecord, LaunchFailed, read_exit
 from ketchd.shim.exits import sync_exit, write_exit
-from ketchd.shim.plans import launch_plan, process_plan
+from ketchd.shim.plans import launch_plan, outline, process_plan, whole_plan
 
 # A busy machine is no reason to fail.
 CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -70,6 +71,39 @@ def test_the_shims_own_reading_agrees_with_the_dataclasses() -> None:
                 ) == one
 
     same(PLAN, seen)
+
+
+def test_the_outline_says_to_the_shim_what_the_plan_says() -> None:
+    """Every name it has is the plan's, with the plan's value; layers keep their places."""
+    seen = outline(over_the_wire({"outline": PLAN.outline()})["outline"])  # type: ignore[arg-type]
+
+    def plain(value: object) -> object:
+        return [plain(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+    def same(plan: object, light: object) -> None:
+        for name in type(light).__slots__:  # type: ignore[attr-defined]
+            one, other = getattr(plan, name), getattr(light, name)
+            if name == "layers":
+                for left, right in zip(one, other, strict=True):
+                    same(left, right)
+            elif hasattr(one, "__dataclass_fields__"):
+                same(one, other)
+            else:
+                assert plain(other) == plain(one)
+
+    same(PLAN, seen)
+
+
+def test_the_outline_leaves_out_namespaces_that_need_no_shim() -> None:
+    plan = replace(PLAN, namespaces={"pid": "host", "network": "pid:7", "uts": "new", "ipc": "host"})
+
+    assert outline(plan.outline()).namespaces == {"pid": "host", "network": "pid:7"}
+
+
+def test_the_child_reads_the_whole_plan() -> None:
+    plan = whole_plan(pack(PLAN.to_wire()))
+
+    assert (plan.process.argv, plan.mounts[0].target) == (["sh", "-c", "x"], "/m")
 
 
 def test_a_plan_of_an_older_daemon_is_understood() -> None:
