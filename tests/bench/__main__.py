@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bench import content, rows
+from bench import content, rows, supervision
 from bench.engines import Dockerd, Ketch, has_dockerd
 
 from ketch_testing.machine import registry
@@ -60,14 +60,12 @@ def main() -> int:
             rows.memory_row(),
             *rows.run_rows(given.rounds),
             *rows.build_rows(base / "contexts", given.rounds),
-            rows.shim_row(),
+            *supervision.rows(base / "streams"),
         ]
         if any(given.only in name for name in ("pull", "push", "save", "load", "rmi")):
             source = undo.enter_context(registry(base / "source", storage=content.debian_storage()))
             counter = iter(range(10_000))
             table += rows.image_rows(base, source, lambda: registry(base / f"empty{next(counter)}"))
-        if given.long:
-            table.append(rows.scale_row())
         if given.long or (given.only and given.only in "list of 5000 images"):
             table.append(rows.listing_row(base))
         chosen = [row for row in table if given.only in row.name]
@@ -103,6 +101,8 @@ def measure(row: rows.Row, engines: list[Any]) -> None:
     warm = row.rounds >= 5
     for number in range(row.rounds + warm):
         for engine in engines:
+            if row.alone and engine.name == "dockerd":
+                continue
             figure = row.measure(engine)
             if number or not warm:
                 row.figures.setdefault(engine.name, []).append(figure)
@@ -128,8 +128,18 @@ def line(row: rows.Row, engines: list[Any]) -> str:
             else f"{figure:.0f} {row.unit}"
         )
     cells.append("" if not ours or not theirs else f"{ours / theirs:.2f}")
-    cells.append("" if row.target is None else f"<= {row.target:.2f}")
+    cells.append(aim(row))
     return "| " + " | ".join(cells) + " |"
+
+
+def aim(row: rows.Row) -> str:
+    """What a row must reach: a share of dockerd's, or so much in its own unit."""
+    aims = []
+    if row.target is not None:
+        aims.append(f"<= {row.target:.2f}")
+    if row.limit is not None:
+        aims.append(f"<= {row.limit:g} {row.unit}")
+    return ", ".join(aims)
 
 
 def render(chosen: list[rows.Row], engines: list[Any]) -> str:

@@ -77,7 +77,7 @@ def debian_storage() -> Path:
         return storage
     shutil.rmtree(CACHE, ignore_errors=True)
     CACHE.mkdir(parents=True)
-    machine = Machine(Path(tempfile.mkdtemp(prefix="ketch-bench-")), bridge="ktbench2")
+    machine = Machine(Path(tempfile.mkdtemp(prefix="ketch-bench-")))
     try:
         machine.start()
         machine.run("ketch", "image", "bootstrap", "debian:bookworm", timeout=900)

@@ -74,9 +74,7 @@ class Ketch(_Driven):
     def __init__(self, base: Path, layers: str = "") -> None:
         self.name = f"ketchd ({layers})" if layers else "ketchd"
         flags = ("--storage-driver", layers) if layers else ()
-        self.machine = Machine(
-            base, bridge="ktbench1" if layers else "ktbench0", flags=("--log-level", "warn", *flags)
-        )
+        self.machine = Machine(base, flags=("--log-level", "warn", *flags))
         self.base, self.socket = base, self.machine.socket
         self.machine.start()
 

@@ -18,13 +18,19 @@ from ketch_testing.machine import UnixConnection
 
 @dataclass(slots=True)
 class Row:
-    """One line of the table. measure(engine) -> figure in `unit`; target: at most this share of dockerd's (None: none is set)."""
+    """One line of the table. measure(engine) -> figure in `unit`.
+
+    target: at most this share of dockerd's. limit: at most this much, whatever dockerd takes, in `unit`. alone: dockerd has
+    nothing like it, or takes minutes, and is not measured.
+    """
 
     name: str
     measure: Callable[[Any], float]
     rounds: int
-    target: float | None
+    target: float | None = None
     unit: str = "ms"
+    limit: float | None = None
+    alone: bool = False
     figures: dict[str, list[float]] = field(default_factory=dict)
 
 
@@ -183,61 +189,6 @@ def memory_row() -> Row:
     return Row("memory of the idle daemon, PSS", idle, 1, 0.6, "MiB")
 
 
-def shim_row() -> Row:
-    """What one idle container costs: the difference that ten make, a tenth of it."""
-
-    def shims(engine: Any) -> float:
-        before = set(engine.pids())
-        names = [engine.docker("run", "-d", "busybox", "sleep", "3600").strip() for _ in range(10)]
-        try:
-            time.sleep(1)
-            added = keepers(engine) - before
-            return proportional_kib(sorted(added)) / 1024 / 10
-        finally:
-            engine.docker("rm", "-f", *names)
-
-    return Row("memory of an idle container's shim, PSS", shims, 1, None, "MiB")
-
-
-def keepers(engine: Any) -> set[int]:
-    """Every process that keeps a container of the engine, the containers' own left out."""
-    inside = {
-        int(engine.docker("inspect", "--format", "{{.State.Pid}}", name))
-        for name in engine.docker("ps", "-q").split()
-    }
-    parents = {_parent(pid) for pid in inside}
-    return parents | set(engine.pids()) - inside
-
-
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-def scale_row(count: int = 300) -> Row:
-    """How much longer the last of many containers takes to start than the third: 1.0 is flat."""
-
-    def flat(engine: Any) -> float:
-        names, figures = [], []
-        try:
-            for number in range(count):
-                name = f"many{number}"
-                figures.append(
-                    timed(
-                        lambda name=name: engine.docker(
-                            "run", "-d", "--name", name, "busybox", "sleep", "3600"
-                        )
-                    )
-                )  # type: ignore[misc]
-                names.append(name)
-        finally:
-            for at in range(0, len(names), 50):
-                engine.docker("rm", "-f", *names[at : at + 50])
-        first, last = sorted(figures[1:6])[2], sorted(figures[-5:])[2]
-        return last / first
-
-    return Row(f"start of container {count} against container 3", flat, 1, None, "x")
-
-
 def listing_row(base: Path, count: int = 5000) -> Row:
     """GET /images/json with thousands of images, the client's part left out: the target is 100 ms, whatever dockerd takes."""
     filled: set[str] = set()
@@ -257,7 +208,7 @@ def listing_row(base: Path, count: int = 5000) -> Row:
         assert body.count(b'"RepoTags"') >= count
         return figure
 
-    return Row(f"list of {count} images", listed, 7, None)
+    return Row(f"list of {count} images", listed, 7, limit=100)
 
 
 def clean(engine: Any, base: Path) -> None:
