@@ -102,7 +102,7 @@ def flat(engine: Any, count: int = 300) -> float:
 
 def checked(engine: Any, count: int = 100, seconds: float = 20) -> float:
     """Percent of one core that the engine and its shims take while `count` containers are asked over HTTP every second."""
-    words = ("--label", "ketch.health.http=http://:8080/", "--health-interval", "1s")
+    words = ("--label", "ketch.health.http=http://:8080/passwd", "--health-interval", "1s")
     with many(engine, count, words, ("httpd", "-f", "-p", "8080", "-h", "/etc")) as names:
         deadline = time.monotonic() + 60
         while "healthy" not in engine.docker("inspect", "--format", "{{.State.Health.Status}}", names[-1]):
