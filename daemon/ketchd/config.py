@@ -73,6 +73,9 @@ class Config:
     max_concurrent_downloads: int = 6
     max_concurrent_uploads: int = 5
     max_download_attempts: int = 5
+    http_proxy: str = ""
+    https_proxy: str = ""
+    no_proxy: str = ""
     tls: bool = False
     tlsverify: bool = False
     tlscacert: str = ""
@@ -117,7 +120,9 @@ _HELP = {
     "storage-driver": "erofs, erofs-loop or directory; by default the best that works",
     "userns-remap": "user namespace remapping: default, USER or USER:GROUP", "init": "run an init in every container",
     "max-concurrent-downloads": "blobs of one pull at once", "max-concurrent-uploads": "blobs of one push at once",
-    "max-download-attempts": "attempts of one blob", "tls": "serve TCP over TLS", "tlsverify": "TLS with client certificates",
+    "max-download-attempts": "attempts of one blob", "http-proxy": "proxy for registries in plain text, in place of the environment's",
+    "https-proxy": "proxy for registries, in place of the environment's", "no-proxy": "hosts that are reached without one",
+    "tls": "serve TCP over TLS", "tlsverify": "TLS with client certificates",
     "tlscacert": "CA of client certificates", "tlscert": "certificate", "tlskey": "key",
 }  # fmt: skip
 
@@ -188,6 +193,7 @@ def read(argv: Sequence[str]) -> CommandLine:
     ignored = [key.removeprefix("ignored ") for key in given if key.startswith("ignored ")]
     flags = {key: value for key, value in given.items() if not key.startswith("ignored ")}
     keys = read_file(Path(named or DEFAULT_CONFIG_FILE), must_exist=named is not None and not version)
+    keys |= _proxies(keys.pop("proxies", {}))
     for key in sorted(keys):
         if key in IGNORED or key in REFUSED:
             if key in IGNORED or keys[key]:
@@ -232,13 +238,20 @@ def read_file(path: Path, *, must_exist: bool) -> dict[str, Any]:
         raise InvalidInput(f"unable to configure the ketch daemon with file {path}: {error}") from error
     if not isinstance(keys, dict):
         raise InvalidInput(f"unable to configure the ketch daemon with file {path}: it is no JSON object")
-    known = {entry.name.replace("_", "-") for entry in fields(Config)} - {"ignored"}
+    known = {entry.name.replace("_", "-") for entry in fields(Config)} - {"ignored"} | {"proxies"}
     if unknown := sorted(set(keys) - known - set(IGNORED) - set(REFUSED)):
         raise InvalidInput(
             f"unable to configure the ketch daemon with file {path}: the following directives don't match any "
             f"configuration option: {', '.join(unknown)}"
         )
     return keys
+
+
+def _proxies(value: Any) -> dict[str, Any]:
+    """The object that dockerd's file has in place of its flags. Raises InvalidInput."""
+    if not isinstance(value, dict) or set(value) - {"http-proxy", "https-proxy", "no-proxy"}:
+        raise InvalidInput("invalid value of proxies: http-proxy, https-proxy and no-proxy are expected")
+    return value
 
 
 def _typed(key: str, value: Any) -> Any:

@@ -42,6 +42,7 @@ class Process:
         os.umask(0o022)
         self._take_roots()
         self._write_pidfile()
+        self._use_proxies()
         try:
             launcher = start_launcher(self._exec_root)
             try:
@@ -52,6 +53,18 @@ class Process:
             Path(self._config.pidfile).unlink(missing_ok=True)
             for lock in self._locks:
                 os.close(lock)
+
+    def _use_proxies(self) -> None:
+        """What is set goes before the environment, for registries, `ADD` of URLs and imports alike. As dockerd does."""
+        config = self._config
+        for name, value in (
+            ("HTTP_PROXY", config.http_proxy),
+            ("HTTPS_PROXY", config.https_proxy),
+            ("NO_PROXY", config.no_proxy),
+        ):
+            if value:
+                os.environ.pop(name.lower(), None)
+                os.environ[name] = value
 
     def _take_roots(self) -> None:
         """Make the directories and hold both against a second daemon: the exec root has the launcher's and the shims' sockets."""

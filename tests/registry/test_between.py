@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
+from conftest import needs_root
 from registry.conftest import Engine, engine_below, need, noise
 
 from ketch_testing.certificates import Authority
 from ketch_testing.hostile import HostileRegistry
-from ketch_testing.machine import registry
+from ketch_testing.machine import Machine, registry
 from ketch_testing.proxies import BreakingLine, HttpProxy, listening
 from ketch_testing.rooms import image_of, layer_of
+from ketch_testing.tars import Member, make_tar
 from ketch_wire.faults import EngineFailure
 from ketchd.registry import endpoints, uploads
 from ketchd.registry.endpoints import Settings
@@ -116,3 +121,35 @@ async def test_no_proxy_for_this_host(tmp_path: Path, hostile: HostileRegistry) 
     async with engine_below(tmp_path / "data", settings) as engine:
         await engine.pull(f"{hostile.host}/app:1")
     assert {seen.headers["Host"] for seen in hostile.seen} == {hostile.host}
+
+
+@pytest.mark.root
+@needs_root
+async def test_proxies_by_configuration(tmp_path: Path, real: str) -> None:
+    """`proxies` of daemon.json go before the environment's; `info` shows them without their password."""
+    proxy = HttpProxy({"registry.invalid:5000": real}, credentials="me:sesame")
+    name = "registry.invalid:5000/app:1"
+    made = Machine(
+        Path(tempfile.mkdtemp(prefix="ketch-test-")), flags=("--insecure-registry", "registry.invalid:5000")
+    )
+    async with listening(proxy.serve) as address:
+        settings = {
+            "http-proxy": f"http://me:sesame@{address}",
+            "https-proxy": "http://127.0.0.1:1",
+            "no-proxy": "a.example",
+        }
+        (made.base / "daemon.json").write_text(json.dumps({"proxies": settings}))
+        try:
+            await asyncio.to_thread(made.start)
+            shown = await asyncio.to_thread(made.json, "GET", "/info")
+            assert [shown[key] for key in ("HttpProxy", "HttpsProxy", "NoProxy")] == [
+                f"http://xxxxx:xxxxx@{address}", "http://127.0.0.1:1", "a.example",
+            ]  # fmt: skip
+            tar = make_tar(Member("a", data=b"1"))
+            await asyncio.to_thread(made.run, "ketch", "import", "-", name, stdin=tar)
+            for words in (("push", name), ("rmi", name), ("pull", name)):
+                await asyncio.to_thread(made.run, "ketch", *words)
+        finally:
+            await asyncio.to_thread(made.close)
+    assert "GET http://registry.invalid:5000/v2/" in proxy.asked
+    assert made.leftovers() == []

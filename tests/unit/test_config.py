@@ -125,3 +125,14 @@ def test_every_ignored_key_says_why(tmp_path: Path, key: str) -> None:
 def test_a_named_file_must_exist(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="no such file or directory"):
         read(["--config-file", str(tmp_path / "absent.json")])
+
+
+def test_proxies(tmp_path: Path) -> None:
+    """By flags or, in dockerd's form, by the file; not by both."""
+    config = read(given(tmp_path, {"proxies": {"https-proxy": "http://p:1", "no-proxy": "a,b"}})).config
+    assert (config.http_proxy, config.https_proxy, config.no_proxy) == ("", "http://p:1", "a,b")
+    assert read(["--http-proxy", "http://q"]).config.http_proxy == "http://q"
+    with pytest.raises(InvalidInput, match="both as a flag and in the configuration file: https-proxy"):
+        read(given(tmp_path, {"proxies": {"https-proxy": "http://p:1"}}, "--https-proxy=http://q"))
+    with pytest.raises(InvalidInput, match="invalid value of proxies"):
+        read(given(tmp_path, {"proxies": {"socks": "x"}}))

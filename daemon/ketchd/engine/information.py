@@ -36,6 +36,13 @@ class Facts:
     warnings: list[str] = field(default_factory=list)
 
 
+def _without_password(url: str) -> str:
+    """A proxy as it may be shown, in dockerd's way."""
+    scheme, sign, rest = url.partition("://")
+    place, slash, path = rest.partition("/")
+    return f"{scheme}{sign}xxxxx:xxxxx@{place.rpartition('@')[2]}{slash}{path}" if "@" in place else url
+
+
 def host_architecture() -> str:
     """As images name it: `amd64`."""
     machine = platform.machine()
@@ -129,8 +136,8 @@ def information(rooms: Rooms, facts: Facts) -> dict[str, Any]:
         "MemTotal": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "GenericResources": None,
         "DockerRootDir": str(rooms.data_root),
-        "HttpProxy": os.environ.get("HTTP_PROXY", os.environ.get("http_proxy", "")),
-        "HttpsProxy": os.environ.get("HTTPS_PROXY", os.environ.get("https_proxy", "")),
+        "HttpProxy": _without_password(os.environ.get("HTTP_PROXY", os.environ.get("http_proxy", ""))),
+        "HttpsProxy": _without_password(os.environ.get("HTTPS_PROXY", os.environ.get("https_proxy", ""))),
         "NoProxy": os.environ.get("NO_PROXY", os.environ.get("no_proxy", "")),
         "Name": platform.node(),
         "Labels": facts.labels,
