@@ -109,7 +109,7 @@ class Engine:
         await workers.start()
         kind, reason = await probe(workers, root / "stage", config.storage_driver)
         log.info("layers", kind=kind, reason=reason)
-        id_map = read_id_map(config.userns_remap)
+        id_map = await read_id_map(config.userns_remap)
         if id_map is not None:
             await probe_idmap(workers, root / "stage", id_map)
             log.info("user namespaces", root="{}:{}".format(*id_map.root))

@@ -11,6 +11,7 @@ from ketch_wire.faults import InvalidInput
 
 Extents = tuple[tuple[int, int, int], ...]
 DEFAULT_NAME = "dockremap"
+DEFAULT_START, DEFAULT_COUNT = 100_000, 65_536
 _EXTENTS_LIMIT = 340  # of uid_map, since Linux 4.15
 
 
@@ -37,21 +38,44 @@ def split(setting: str) -> tuple[str, str]:
     return user, group or user
 
 
+def has_range(text: str, name: str, number: int) -> bool:
+    """Whether a subuid file's text gives `name` (or its number) a range."""
+    return any(owner in (name, str(number)) and count for owner, _, count in _ranges(text))
+
+
+def free_start(text: str) -> int:
+    """Where DEFAULT_COUNT ids begin that no line of a subuid file's text has. Source: moby idtools, findNextRangeStart."""
+    start = DEFAULT_START
+    for _, first, count in sorted(_ranges(text), key=lambda one: one[1]):
+        if first < start + DEFAULT_COUNT and start < first + count:
+            start = first + count
+    return start
+
+
+def _ranges(text: str) -> list[tuple[str, int, int]]:
+    """(owner, first, count) of each line that is one."""
+    found = []
+    for line in text.splitlines():
+        owner, _, rest = line.strip().partition(":")
+        first, _, count = rest.partition(":")
+        if first.isdigit() and count.isdigit():
+            found.append((owner, int(first), int(count)))
+    return found
+
+
 def extents(text: str, file: str, name: str, number: int) -> Extents:
     """The ranges of `name` (or its number) in a subuid file's text, one behind the other. Raises InvalidInput when there is none."""
     found: list[tuple[int, int, int]] = []
     inside = 0
-    for line in text.splitlines():
-        owner, _, rest = line.strip().partition(":")
-        first, _, count = rest.partition(":")
-        if owner not in (name, str(number)) or not (first.isdigit() and count.isdigit()) or not int(count):
+    for owner, first, count in _ranges(text):
+        if owner not in (name, str(number)) or not count:
             continue
-        if not int(first):
+        if not first:
             raise InvalidInput(
-                f"{file} gives {name} the range {rest}: the host's root cannot be a subordinate id"
+                f"{file} gives {name} the range {first}:{count}: the host's root cannot be a subordinate id"
             )
-        found.append((inside, int(first), int(count)))
-        inside += int(count)
+        found.append((inside, first, count))
+        inside += count
     if not found:
         raise InvalidInput(f"no subordinate ids for {name} in {file}: add a line such as {name}:100000:65536")
     return tuple(found[:_EXTENTS_LIMIT])

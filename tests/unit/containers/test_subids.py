@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ketch_wire.faults import InvalidInput
-from ketchd.containers.subids import IdMap, extents, split
+from ketchd.containers.subids import IdMap, extents, free_start, has_range, split
 
 TEXT = "# comment\nalice:100000:65536\n1001:300000:10\nalice:500000:20\nbroken\nbob:x:1\nbob:5:0\n"
 
@@ -48,3 +48,19 @@ def test_bad_words(setting: str) -> None:
 
 def test_root() -> None:
     assert IdMap(((0, 5, 1),), ((0, 6, 1),)).root == (5, 6)
+
+
+@pytest.mark.parametrize(
+    ("text", "start"),
+    [
+        ("", 100000), ("a:100000:65536\n", 165536), ("a:1:99999\n", 100000), ("a:1:100000\n", 100001),
+        ("b:165536:65536\na:100000:65536\n", 231072), ("a:160000:10\n", 160010), ("a:300000:65536\n", 100000), ("broken\n", 100000),
+    ],
+)  # fmt: skip
+def test_free_ids(text: str, start: int) -> None:
+    assert free_start(text) == start
+
+
+def test_who_has_ids() -> None:
+    assert has_range(TEXT, "alice", 1000) and has_range(TEXT, "carol", 1001)
+    assert not has_range(TEXT, "bob", 7) and not has_range(TEXT, "dave", 8)
