@@ -252,6 +252,48 @@ def test_by_dockerds_registry_client(present: World, dockerd: Dockerd) -> None:
     assert present.shown(target)["RepoDigests"] == [theirs]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--compression-format=gzip", "--compression-level=9", "--force-compression"],
+        ["--compression-format=uncompressed"],
+        ["--compression-format=zstd", "--compression-level=12"],
+    ],
+    ids=["gzip", "uncompressed", "zstd"],
+)
+def test_by_registry_in_another_compression(
+    present: World, dockerd: Dockerd, tmp_path: Path, options: list[str]
+) -> None:
+    """Another digest, the same image: dockerd pulls it under the same ID, skopeo and umoci read its layers, ketch runs it.
+
+    zstd is beyond dockerd 20.10 and umoci 0.4: skopeo compresses it anew for them, and the layers are still the same.
+    """
+    kind = options[0].rpartition("=")[2]
+    target = f"{present.registry}/as-{kind}:1"
+    present.machine.run("ketch", "tag", present.name, target)
+    said = present.machine.run("ketch", "push", *options, target).stdout
+    raw, _ = present.raw(f"as-{kind}", "1")
+    assert digest_of(raw) in said and digest_of(raw) != present.digest
+    assert json.loads(raw)["config"]["digest"] == present.image_id
+
+    theirs, anew = target, ["--dest-compress-format=gzip", "--dest-compress"] if kind == "zstd" else []
+    if kind == "zstd":
+        theirs = f"{present.registry}/again-gzip:1"
+        run("skopeo", "copy", "-q", *INSECURE, *anew, f"docker://{target}", f"docker://{theirs}")
+    dockerd.docker("pull", "-q", theirs)
+    shown = json.loads(dockerd.docker("inspect", theirs))[0]
+    assert shown["RootFS"]["Layers"] == present.layers and (kind == "zstd" or shown["Id"] == present.image_id)
+    dockerd.docker("rmi", "-f", shown["Id"])
+    need("umoci")
+    run("skopeo", "copy", "-q", *INSECURE[:1], *anew, f"docker://{theirs}", f"oci:{tmp_path / 'layout'}:1")
+    run("umoci", "unpack", "--rootless", "--image", f"{tmp_path / 'layout'}:1", str(tmp_path / "bundle"))
+    assert (tmp_path / "bundle" / "rootfs" / "code").read_text() == "7\n"
+
+    present.forget()
+    present.machine.run("ketch", "pull", "-q", target)
+    present.check(target)
+
+
 # -- several platforms
 
 
