@@ -15,7 +15,8 @@ import pytest
 
 from ketch_testing.machine import Machine
 from ketch_testing.tars import Member, make_tar
-from ketchd.model.manifest import ACCEPTED, OCI_MANIFEST
+from ketchd.model.digest import Digest
+from ketchd.model.manifest import ACCEPTED, OCI_INDEX, OCI_MANIFEST
 
 pytestmark = pytest.mark.root
 ME = {"username": "me", "password": "secret"}
@@ -207,3 +208,59 @@ def test_every_tag_at_once(machine: Machine, open_registry: str, client: str) ->
     assert {f"{repository}:{tag}" for tag in ("1", "1.2", "latest")} <= set(names)
     refused = machine.run(client, "push", "--all-tags", f"{repository}:1", check=False)
     assert refused.returncode == 1 and "tag can't be used with --all-tags/-a" in refused.stderr
+
+
+def put_referrer(registry: str, repository: str, subject: bytes) -> str:
+    """An SBOM about the manifest, put there as another client would: its digest."""
+
+    def send(
+        method: str, url: str, content: bytes = b"", media_type: str = "application/octet-stream"
+    ) -> str:
+        asked = Request(url, content, {"Content-Type": media_type}, method=method)
+        with urlopen(asked) as response:
+            return str(response.headers["Location"])
+
+    base = f"http://{registry}/v2/{repository}"
+    location = send("POST", f"{base}/blobs/uploads/")
+    send("PUT", f"{location}&digest={quote(str(Digest.of(b'{}')))}", b"{}")
+    empty = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": str(Digest.of(b"{}")), "size": 2}
+    content = json.dumps(
+        {
+            "schemaVersion": 2, "mediaType": OCI_MANIFEST, "artifactType": "application/spdx+json", "config": empty, "layers": [empty],
+            "subject": {"mediaType": OCI_MANIFEST, "digest": str(Digest.of(subject)), "size": len(subject)},
+        }
+    ).encode()  # fmt: skip
+    digest = str(Digest.of(content))
+    send("PUT", f"{base}/manifests/{digest}", content, OCI_MANIFEST)
+    entry = {"mediaType": OCI_MANIFEST, "digest": digest, "size": len(content)}
+    index = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [entry]}).encode()
+    send("PUT", f"{base}/manifests/{str(Digest.of(subject)).replace(':', '-')}", index, OCI_INDEX)
+    return digest
+
+
+def test_an_image_with_its_sbom(machine: Machine, open_registry: str) -> None:
+    """pull --referrers and push --referrers, from and to a registry that has only tags for them."""
+    name = f"{open_registry}/door/signed:1"
+    machine.run("ketch", "tag", "busybox", name)
+    machine.run("ketch", "push", name)
+    asked = Request(
+        f"http://{open_registry}/v2/door/signed/manifests/1", headers={"Accept": ", ".join(ACCEPTED)}
+    )
+    with urlopen(asked) as response:
+        manifest = response.read()
+    sbom = put_referrer(open_registry, "door/signed", manifest)
+
+    assert sbom in machine.run("ketch", "pull", "--referrers", name).stdout
+    assert machine.json("GET", f"/images/{open_registry}/door/signed@{sbom}/json")["Id"] == sbom
+    target = f"{open_registry}/door/carried"
+    machine.run("ketch", "tag", name, f"{target}:1")
+    said = machine.run("ketch", "push", "--referrers", f"{target}:1").stdout
+    tag = str(Digest.of(manifest)).replace(":", "-")
+    assert f"listed under the tag {tag}, the registry has no referrers API" in said
+    listed = manifest_at(open_registry, "door/carried", tag)["manifests"]
+    assert [(entry["digest"], entry["artifactType"]) for entry in listed] == [(sbom, "application/spdx+json")]
+    with urlopen(
+        Request(f"http://{open_registry}/v2/door/carried/manifests/{sbom}", headers={"Accept": OCI_MANIFEST})
+    ) as response:
+        assert str(Digest.of(response.read())) == sbom
+    machine.run("ketch", "rmi", f"{open_registry}/door/signed@{sbom}")
