@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from ketchd.kernel import heap
+from ketchd.kernel import memory
 
 _PAGE = 4096
 _STEP, _SMALL = 16, 512  # bytes: what sizes of blocks are multiples of; obmalloc's largest
@@ -28,7 +28,7 @@ def close() -> None:
         size = size * 7 // 8 // _STEP * _STEP
     for size in range(_STEP, _SMALL + 1, _STEP):
         _take(size)
-    heap.trim()
+    memory.give_back()
 
 
 def _take(size: int) -> None:

@@ -11,7 +11,7 @@ import os
 import time
 
 from ketch_wire.shim import PROTOCOL_VERSION
-from ketchd.kernel import heap, signals
+from ketchd.kernel import memory, signals
 from ketchd.kernel.namespaces import CLONE_NEWPID, CLONE_NEWUSER, unshare
 from ketchd.kernel.process import start_time
 from ketchd.sandbox import enter
@@ -293,7 +293,7 @@ class Shim:
         except OSError:
             self._start_time = 0  # it has ended already, and its end follows
         self._say({"event": "started", "pid": self._main.pid, "start_time": self._start_time})
-        heap.trim()
+        memory.give_back()
 
     def _fail(self, error: LaunchError) -> None:
         """Nothing of it may stay; ketchd sees by our end that this is so."""
