@@ -346,3 +346,40 @@ async def test_search_where_a_registry_offers_it(engine: Engine, hostile: Hostil
     assert [row["name"] for row in await search(
         engine.rooms, f"{hostile.host}/x", 25, {"stars": ["3"], "is-official": ["true"]}, Credentials()
     )] == ["a"]  # fmt: skip
+
+
+@pytest.mark.parametrize("most", [1, 3])
+async def test_so_many_blobs_at_once_and_no_more(tmp_path: Path, hostile: HostileRegistry, most: int) -> None:
+    """`max-concurrent-downloads` and `-uploads`: as many as there may be are under way together."""
+    under_way, full, seen = 0, asyncio.Event(), [0]
+
+    async def count(request: web.BaseRequest) -> web.StreamResponse | None:
+        nonlocal under_way
+        is_layer = request.method == "GET" and request.path.rpartition("/")[2] in layers
+        if not (is_layer or (request.method == "PUT" and "/uploads/" in request.path)):
+            return None
+        under_way += 1
+        seen.append(under_way)
+        if under_way == most:
+            full.set()
+        async with asyncio.timeout(20):
+            await full.wait()
+        await asyncio.sleep(0.02)  # time for one too many
+        under_way -= 1
+        return None
+
+    image = hostile.put_image("app", "1", [tar_of({"a": str(number).encode()}) for number in range(7)])
+    layers = set(image.layer_digests)
+    hostile.tricks.append(count)
+    settings = Settings(certificate_directories=(), downloads=most, uploads=most)
+    async with engine_below(tmp_path / "data", settings) as engine:
+        image_id = await engine.pull(f"{hostile.host}/app:1")
+        assert max(seen) == most
+        seen.clear()
+        full.clear()
+        for layer in image.layer_digests:
+            for name in engine.rooms.blobs.sources(Digest(layer)):
+                engine.rooms.blobs.drop_source(Digest(layer), name)
+        engine.tag(image_id, f"{hostile.host}/copy:1")
+        await engine.push(f"{hostile.host}/copy:1")
+        assert max(seen) == most
