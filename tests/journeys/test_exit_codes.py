@@ -67,6 +67,15 @@ def test_never_started(client: Client, odd: str, command: str, code: int, words:
     assert words in state["Error"]
 
 
+def test_a_mount_that_cannot_be(client: Client) -> None:
+    """A file on a directory: the code that the engine keeps is 127, and docker's hint is the end of the message."""
+    said = client.says("run", "--name", "it", "-v", "/etc/hostname:/tmp", "busybox", "true", code=125)
+    assert (
+        "not a directory: unknown: Are you trying to mount a directory onto a file (or vice-versa)?" in said
+    )
+    assert client.inspect("it")["State"]["ExitCode"] == 127
+
+
 @pytest.mark.parametrize(
     ("command", "words"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from ketch_wire.faults import Conflict, InvalidInput
 from ketch_wire.shim import ExecPlan
 from ketchd import tracepoint
 from ketchd.containers import fields, launching
+from ketchd.containers.detach import detach_keys
 from ketchd.containers.lifecycle import Happening
 from ketchd.containers.record import new_id
 from ketchd.containers.settings import check_texts
@@ -33,6 +35,10 @@ def create_exec(rooms: Rooms, box: Box, body: Mapping[str, Any]) -> ExecRecord:
     settings = fold(sent, SHAPE)
     if not settings["Cmd"]:
         raise InvalidInput("No exec command specified")
+    try:
+        detach_keys(settings["DetachKeys"])
+    except InvalidInput:
+        raise InvalidInput(f"Invalid escape keys ({settings['DetachKeys'][:60]}) provided") from None
     box.ask(Happening.ASK_EXEC)
     record = ExecRecord(new_id(), box.record.id, settings)
     box.execs[record.id] = rooms.supervisor.execs[record.id] = record
@@ -129,6 +135,8 @@ def render_exec(record: ExecRecord) -> dict[str, Any]:
         "OpenStdout": settings["AttachStdout"],
         "CanRemove": False,
         "ContainerID": record.container_id,
-        "DetachKeys": settings["DetachKeys"],
+        "DetachKeys": base64.b64encode(detach_keys(settings["DetachKeys"])).decode()
+        if settings["DetachKeys"]
+        else "",
         "Pid": record.pid,
     }

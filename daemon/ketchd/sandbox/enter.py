@@ -147,6 +147,7 @@ def _container(
         signals.block_all()
         child = os.fork()
         if child:
+            enterprocess.give_up_privileges(process, who)
             init.serve(child, process.argv)
         os.setpgid(0, 0)
         if process.tty:

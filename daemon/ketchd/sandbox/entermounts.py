@@ -239,10 +239,5 @@ def _not_ordinary(plan: MountPlan) -> LaunchError:
 def _failure(plan: MountPlan, error: OSError) -> LaunchError:
     text = f'error mounting "{plan.source or plan.type}" to rootfs at "{plan.target}": {reason(error)}'
     if error.errno == errno.ENOTDIR:
-        return LaunchError(
-            f"{text}: Are you trying to mount a directory onto a file (or vice-versa)? Check if the specified host path "
-            "exists and is the expected type",
-            code=127,
-            status=400,
-        )
+        return LaunchError(text, code=127, status=400)
     return LaunchError(text)

@@ -149,6 +149,24 @@ def _at_most(value: int, most: int) -> int:
     return most if value == limits.UNLIMITED else min(value, most)
 
 
+def give_up_privileges(process: ProcessPlan, who: Identity) -> None:
+    """The user and capabilities of the program, for our own PID 1 beside it (`--init`). Raises LaunchError.
+
+    Without the seccomp filter: it runs nothing of the image, and a profile made for the program need not suit it.
+    """
+    wanted = capabilities.mask(process.capabilities) & capabilities.permitted()
+    capabilities.drop_bounding(wanted)
+    _become_user(who, keep=False)
+    final = wanted if who.uid == 0 else 0
+    try:
+        capabilities.capset(final, final)
+        if process.no_new_privileges:
+            lockdown.no_new_privileges()
+    except OSError as error:
+        raise LaunchError(f"unable to apply caps: {reason(error)}") from error
+    die_with_parent()  # a change of user took it away
+
+
 def execute(root: int, process: ProcessPlan, who: Identity, report: Report) -> NoReturn:
     """Become the program. Raises LaunchError for what makes the start fail; if execve itself refuses, ends with 255.
 

@@ -45,8 +45,8 @@ def serve(child: int, argv: Sequence[str]) -> NoReturn:
 def _forward(child: int, number: int) -> None:
     try:
         os.kill(child, number)
-    except ProcessLookupError:
-        pass
+    except (ProcessLookupError, PermissionError):
+        pass  # it has ended, or has become another user: then we may not
 
 
 def _reap(child: int) -> int | None:

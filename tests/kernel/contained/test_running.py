@@ -33,6 +33,15 @@ async def test_the_exit_code_comes_home_and_is_recorded(box: Contained, code: in
     assert read_exit(Path(plan.state_dir)) == ended
 
 
+async def test_a_directory_is_no_program(box: Contained) -> None:
+    """The last words are those by which older clients know an exit code of 126."""
+    with pytest.raises(LaunchFailed) as caught:
+        await box.start(box.plan("/bin"))
+
+    assert caught.value.message == f'{INIT}exec: "/bin": is a directory: unknown: permission denied'
+    assert (caught.value.exit_code, caught.value.status) == (126, 400)
+
+
 @pytest.mark.parametrize(
     ("argv", "message", "exit_code", "status"),
     [
@@ -40,7 +49,6 @@ async def test_the_exit_code_comes_home_and_is_recorded(box: Contained, code: in
         (("/nope",), 'exec: "/nope": stat /nope: no such file or directory', 127, 400),
         (("./nope",), 'exec: "./nope": stat ./nope: no such file or directory', 127, 400),
         (("/etc/passwd",), 'exec: "/etc/passwd": permission denied', 126, 400),
-        (("/bin",), 'exec: "/bin": is a directory', 126, 400),
         (("",), 'exec: "": executable file not found in $PATH', 127, 400),
     ],
 )
@@ -272,6 +280,22 @@ async def test_init_reaps_and_forwards(box: Contained) -> None:
     assert ended is not None and ended.code == 9
     assert box.logged(plan).splitlines()[:2] == ["2", "docker-init"]
     assert box.logged(plan).splitlines()[2].startswith("/sbin/docker-init -- sh -c echo $$;")
+
+
+async def test_init_has_no_more_rights_than_the_program(box: Contained) -> None:
+    """PID 1 is the program's user, with the program's capabilities and privileges."""
+    for user in ("0", "1000:1000"):
+        plan = box.plan(
+            "sh", "-c", "of() { grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs)' /proc/$1/status; }; "
+            "of 1; test \"$(of 1)\" = \"$(of self)\" || of self",
+            init=True, user=user, no_new_privileges=True,
+        )  # fmt: skip
+        link = await box.start(plan)
+        ended = await box.end(link)
+        assert ended is not None and ended.code == 0, box.logged(plan)
+        uid, lines = user.partition(":")[0], box.logged(plan).splitlines()
+        assert len({line.partition(":")[0] for line in lines}) == len(lines), lines  # told once: the same
+        assert lines[0].split() == ["Uid:", uid, uid, uid, uid]
 
 
 async def test_init_says_the_programs_failure(box: Contained) -> None:
