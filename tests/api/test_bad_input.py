@@ -79,7 +79,7 @@ HOST_TABLE: list[tuple[dict[str, Any], str]] = [
     ({"CpuShares": -1}, "invalid CPU shares (-1): value must be a positive integer"),
     ({"CpusetCpus": "9000"}, "Invalid value 9000 for cpuset cpus"),
     ({"CpusetCpus": "999"}, "Requested CPUs are not available - requested 999, available: "),
-    ({"CpusetCpus": "a"}, "Invalid value a for cpuset cpus"),
+    ({"CpusetCpus": "a"}, "Invalid value a for cpuset cpus: invalid format: a"),
     ({"CpuRealtimeRuntime": 1000}, "Your kernel does not support CPU real-time scheduler"),
     ({"BlkioWeight": 5}, "Range of blkio weight is from 10 to 1000"),
     ({"ShmSize": -1}, "SHM size can not be less than 0"),
@@ -105,6 +105,9 @@ HOST_TABLE: list[tuple[dict[str, Any], str]] = [
     ({"SecurityOpt": ["no-new-privileges=perhaps"]}, 'invalid --security-opt 2: "no-new-privileges=perhaps"'),
     ({"SecurityOpt": ["seccomp={"]}, "decoding seccomp profile failed"),
     ({"SecurityOpt": ["seccomp=/no/such/file"]}, "opening seccomp profile (/no/such/file) failed"),
+    ({"SecurityOpt": ["systempaths=some"]}, 'invalid --security-opt 2: "systempaths=some"'),
+    ({"VolumesFrom": ["nobody"]}, "No such container: nobody"),
+    ({"VolumesFrom": [""]}, "volumes-from specification cannot be an empty string"),
     ({"Ulimits": [{"Name": "shoes", "Soft": 1, "Hard": 1}]}, "invalid ulimit type: shoes"),
     ({"Ulimits": [{"Name": "nofile", "Soft": 2, "Hard": 1}]}, "ulimit soft limit must be less than or equal to hard limit: 2 > 1"),
     ({"Sysctls": {"kernel.core_pattern": "x"}}, 'sysctl "kernel.core_pattern" is not in a separate kernel namespace'),
@@ -113,8 +116,14 @@ HOST_TABLE: list[tuple[dict[str, Any], str]] = [
     ({"DeviceCgroupRules": ["c 1"]}, "invalid device cgroup rule format"),
     ({"DeviceRequests": [{"Capabilities": [["gpu"]]}]}, 'could not select device driver "" with capabilities: [[gpu]]'),
     ({"StorageOpt": {"size": "1g"}}, "--storage-opt is supported only for overlay over xfs"),
-    ({"Binds": ["/no/where:relative"]}, "mount path must be absolute"),
-    ({"Binds": ["/x:/"]}, "destination can't be '/'"),
+    ({"Binds": ["/no/where:relative"]}, "invalid volume specification: '/no/where:relative': invalid mount config for type \"bind\": invalid mount path: 'relative' mount path must be absolute"),
+    ({"Binds": ["vol:relative"]}, "invalid volume specification: 'vol:relative': invalid mount config for type \"volume\": invalid mount path: 'relative' mount path must be absolute"),
+    ({"Binds": ["/x:/"]}, "invalid volume specification: '/x:/': invalid mount config for type \"bind\": invalid specification: destination can't be '/'"),
+    ({"Binds": ["vol:/x:rslave"]}, "invalid volume specification: 'vol:/x:rslave': invalid mount config for type \"volume\": field BindOptions must not be specified"),
+    ({"Binds": ["v:/x"]}, "create v: volume name is too short, names should be at least two alphanumeric characters"),
+    ({"Mounts": [{"Type": "volume", "Source": "v", "Target": "/y"}]}, "create v: volume name is too short, names should be at least two alphanumeric characters"),
+    ({"Mounts": [{"Type": "volume", "Source": "/tmp", "Target": "/y"}]}, 'create /tmp: "/tmp" includes invalid characters for a local volume name'),
+    ({"Mounts": [{"Type": "tmpfs", "Target": "y"}]}, "invalid mount config for type \"tmpfs\": invalid mount path: 'y' mount path must be absolute"),
     ({"Binds": ["/x:/proc/self"]}, '"/proc/self" cannot be mounted because it is inside /proc'),
     ({"Binds": ["/x:/y:fast"]}, "invalid mode: fast"),
     ({"Binds": [":/y"]}, "invalid spec: :/y: empty section between colons"),
@@ -126,7 +135,7 @@ HOST_TABLE: list[tuple[dict[str, Any], str]] = [
     ({"Mounts": [{"Type": "volume", "Target": "/y", "ReadOnly": True}]}, "must not set ReadOnly mode when using anonymous volumes"),
     ({"Mounts": [{"Type": "bind", "Source": "/tmp", "Target": "/y", "VolumeOptions": {"NoCopy": True}}]}, 'VolumeOptions must not be specified on mount type "bind"'),
     ({"Mounts": [{"Type": "bind", "Source": "/tmp", "Target": "/y", "BindOptions": {"Propagation": "up"}}]}, "invalid propagation mode: up"),
-    ({"Mounts": [{"Type": "wall", "Target": "/y"}]}, "mount type unknown"),
+    ({"Mounts": [{"Type": "wall", "Target": "/y"}]}, 'invalid mount config for type "wall": mount type unknown'),
     ({"Tmpfs": {"/y": "colour=red"}}, 'invalid tmpfs option ["colour=red"]'),
     ({"PortBindings": {"http": [{}]}}, 'invalid port specification: "http"'),
     ({"PortBindings": {"80-82/tcp": [{"HostPort": "90-91"}]}}, 'invalid port specification: "80-82/tcp"'),
@@ -167,7 +176,7 @@ CONFIG_TABLE: list[tuple[dict[str, Any], str]] = [
     ({"ExposedPorts": {"80/smoke": {}}}, 'invalid port specification: "80/smoke"'),
     ({"Healthcheck": {"Test": ["CMD", "true"], "Interval": 5}}, "Interval in Healthcheck cannot be less than 1ms"),
     ({"Healthcheck": {"Test": ["CMD", "true"], "Retries": -1}}, "Retries in Healthcheck cannot be negative"),
-    ({"Volumes": {"relative": {}}}, "mount path must be absolute"),
+    ({"User": "busybox", "ExposedPorts": {"80/tcp": {}}, "HostConfig": {"NetworkMode": "container:y"}}, "conflicting options: port exposing and the container type network mode"),
     ({"Image": "Not:A:Name"}, "invalid reference format"),
     ({"MacAddress": "zz"}, "invalid MAC address: zz"),
     ({"Hostname": "x", "HostConfig": {"UTSMode": "host"}}, "conflicting options: hostname and the UTS mode"),
@@ -224,9 +233,6 @@ def test_bodies(unchanged: Machine) -> None:
 def test_missing_things(unchanged: Machine) -> None:
     """404 for what is not there."""
     assert refused(unchanged, {"Image": "nope"}, 404) == "No such image: nope:latest"
-    assert "No such container: nobody" in refused(
-        unchanged, {**BASE, "HostConfig": {"VolumesFrom": ["nobody"]}}, 404
-    )
     for method, path in (
         ("GET", "/containers/nobody/json"), ("POST", "/containers/nobody/start"), ("POST", "/containers/nobody/kill"),
         ("DELETE", "/containers/nobody"), ("POST", "/containers/nobody/rename?name=x"), ("GET", "/exec/nobody/json"),
@@ -256,14 +262,14 @@ def test_of_a_running_container(warm: Machine) -> None:
         warm.json("POST", f"/containers/{made}/start")
         before = warm.json("GET", f"/containers/{made}/json")
         for path, status, words in (
-            ("kill?signal=SIGNOPE", 400, "invalid signal: SIGNOPE"),
+            ("kill?signal=SIGNOPE", 400, f"cannot kill container: {made}: invalid signal: SIGNOPE"),
             ("kill?signal=0", 400, "invalid signal: 0"),
             ("kill?signal=99", 400, "invalid signal: 99"),
             ("stop?signal=NOPE", 400, "invalid signal: NOPE"),
             ("stop?t=soon", 400, 'strconv.Atoi: parsing "soon": invalid syntax'),
             ("resize?h=a&w=b", 400, "invalid resize height or width"),
             ("wait?condition=dreaming", 400, 'invalid condition: "dreaming"'),
-            ("rename?name=a b", 400, "are allowed"),
+            ("rename?name=a b", 400, "Error when allocating new name: Invalid container name (a b), only"),
             ("rename", 400, "Neither old nor new names may be empty"),
             ("rename?name=stays", 400, "same name as its current name"),
             ("unpause", 409, "is not paused"),
@@ -274,6 +280,7 @@ def test_of_a_running_container(warm: Machine) -> None:
             ({}, "No exec command specified"),
             ({"Cmd": "ls"}, "cannot unmarshal string into field Cmd of type []string"),
             ({"Cmd": ["a\0"]}, "invalid Cmd: it contains a NUL byte"),
+            ({"Cmd": ["ls"], "DetachKeys": "ctrl-1"}, "Invalid escape keys (ctrl-1) provided"),
             ({"Cmd": ["ls"], "Env": 5}, "cannot unmarshal number into field Env"),
             ({"Cmd": ["ls"], "ConsoleSize": ["a"]}, "cannot unmarshal string into field ConsoleSize"),
         ):

@@ -39,6 +39,17 @@ def test_bind(client: Client, tmp_path: Path) -> None:
     assert mount_of(got, "/etc/motd")[0].startswith("ro,") and mount_of(got, "/data")[0].startswith("rw,")
 
 
+def test_an_images_relative_volume(client: Client) -> None:
+    """`VOLUME data` is /data, filled from the image."""
+    client("create", "--name", "it", "busybox")
+    client("commit", "-c", "VOLUME tmp/../data etc", "it", "volumes")
+    client("rm", "it")
+    got = client.inside(script="cat /proc/self/mountinfo; ls /etc/group", image="volumes")
+    assert mount_of(got, "/data")[0].startswith("rw,") and mount_of(got, "/etc")[0].startswith("rw,")
+    assert got.endswith("/etc/group")
+    client("rmi", "volumes")
+
+
 def test_mount(client: Client, tmp_path: Path) -> None:
     """--mount: bind, volume and tmpfs, read-only, with their options; a bind's source must exist."""
     got = client.inside(

@@ -12,14 +12,17 @@ from ketch_wire.faults import InvalidInput, NotFound
 from ketchd.api.routing import Call, Route, json_reply
 from ketchd.containers import show
 from ketchd.containers.lifecycle import State
+from ketchd.containers.record import ContainerRecord
 from ketchd.containers.supervisor import Box
 from ketchd.engine import remove as removing
+from ketchd.engine.imagelist import filter_bool, name_patterns
 from ketchd.engine.rooms import Rooms
-from ketchd.model.times import parse_timestamp
+from ketchd.model.times import go_quote, parse_timestamp
 
 _FILTERS = frozenset(
     "ancestor before exited expose health id isolation is-task label name network publish since status volume".split()
 )
+_HEALTH = frozenset(("none", "starting", "healthy", "unhealthy"))
 
 
 class ContainerListApi:
@@ -93,7 +96,7 @@ async def sizes(rooms: Rooms, box: Box) -> tuple[int, int]:
     """Bytes that the container wrote, and those with its image's."""
     upper = rooms.container_dir(box.record.id) / "upper"
     written = await asyncio.to_thread(removing.tree_size, upper)
-    below = sum(rooms.layers.record(diff_id).tar_size for diff_id in box.record.diff_ids)
+    below = sum(rooms.layers.record(diff_id).disk_size for diff_id in box.record.diff_ids)
     return written, written + below
 
 
@@ -109,6 +112,17 @@ class Selection:
     def __init__(self, rooms: Rooms, filters: dict[str, list[str]]) -> None:
         self._rooms = rooms
         self._filters = filters
+        self._names = name_patterns(filters)
+        self._ports = [
+            (key, _ports(key, value)) for key in ("publish", "expose") for value in filters.get(key, [])
+        ]
+        filter_bool(filters, "is-task")
+        for code in filters.get("exited", []):
+            if not re.fullmatch(r"[+-]?[0-9]+", code):
+                raise InvalidInput(f"strconv.Atoi: parsing {go_quote(code[:60])}: invalid syntax")
+        for status in filters.get("health", []):
+            if status not in _HEALTH:
+                raise InvalidInput(f"unrecognised filter value for health: {status[:60]}")
         allowed = {state.value for state in State if state is not State.STARTING}
         for status in filters.get("status", []):
             if status not in allowed:
@@ -129,18 +143,21 @@ class Selection:
         labels = record.config["Labels"] or {}
         tests = (
             ("id", lambda v: record.id.startswith(v)),
-            ("name", lambda v: re.search(v, record.name) is not None or re.search(v, "/" + record.name) is not None),
             ("status", lambda v: record.shown_state.value == v),
-            ("exited", lambda v: not record.is_running and record.finished_ns > 0 and str(box.exit_code()) == v),
+            ("exited", lambda v: not record.is_running and record.finished_ns > 0 and box.exit_code() == int(v)),
             ("network", lambda v: any(v in (key, self._rooms.networks.ids().get(key)) for key in record.networking)),
             ("volume", lambda v: any(v in (m.get("name"), m["destination"]) for m in record.mounts)),
-            ("expose", lambda v: _port(v) in (record.config["ExposedPorts"] or {})),
-            ("publish", lambda v: any(_port(v) == f"{p['host_port']}/{p['proto']}" for p in record.published)),
             ("health", lambda v: v == (record.health or {"Status": "none"})["Status"]),
             ("is-task", lambda v: v.lower() in ("false", "0")),
             ("isolation", lambda v: v in ("", "default")),
         )  # fmt: skip
         if any(filters.get(key) and not any(test(value) for value in filters[key]) for key, test in tests):
+            return False
+        if self._names and not any(
+            one.search(shown) for one in self._names for shown in (record.name, f"/{record.name}")
+        ):
+            return False
+        if self._ports and not self._has_port(record):
             return False
         if not all(has_label(labels, wanted) for wanted in filters.get("label", [])):
             return False
@@ -150,6 +167,37 @@ class Selection:
             return False
         return not any(record.created_ns <= border for border in self._borders["since"])
 
+    def _has_port(self, record: ContainerRecord) -> bool:
+        """Whether it runs and publishes or exposes one that is asked for; dockerd looks at the ports that a list shows."""
+        ports = show.port_map(record)
+        theirs = {
+            "expose": {_split(key) for key in ports},
+            "publish": {
+                (int(one["HostPort"]), _split(key)[1]) for key, many in ports.items() for one in many or ()
+            },
+        }
+        return any((port, proto) in theirs[key] for key, (span, proto) in self._ports for port in span)
 
-def _port(text: str) -> str:
-    return text if "/" in text else f"{text}/tcp"
+
+def _split(port: str) -> tuple[int, str]:
+    number, _, proto = port.partition("/")
+    return int(number), proto
+
+
+def _ports(key: str, text: str) -> tuple[range, str]:
+    """`80`, `80/udp`, `80-90/tcp`: its ports and protocol. Raises InvalidInput."""
+    if ":" in text:
+        raise InvalidInput(f"filter for '{key}' should not contain ':': {text[:60]}")
+    numbers, _, proto = text.partition("/")
+    first, _, last = numbers.partition("-")
+    for number in (first, last or first):
+        if not (number.isascii() and number.isdigit()):
+            raise InvalidInput(
+                f"error while looking up for {key} {text[:60]}: strconv.ParseUint: parsing {go_quote(number[:60])}: invalid syntax"
+            )
+    low, high = int(first), int(last or first)
+    if not low <= high < 65536:
+        raise InvalidInput(
+            f"error while looking up for {key} {text[:60]}: invalid range specified for port: {numbers[:60]}"
+        )
+    return range(low, high + 1), (proto or "tcp").lower()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from ketch_wire.faults import InvalidInput
 from ketchd.api.routing import Call, Route, json_reply, no_content
 from ketchd.containers.shapes import pick
 from ketchd.engine import networks as journeys
-from ketchd.engine.imagelist import check_keys, filter_bool, has_labels
+from ketchd.engine.imagelist import check_keys, filter_bool, has_labels, name_patterns
 from ketchd.engine.rooms import Rooms
 from ketchd.model.times import parse_timestamp, rfc3339
 from ketchd.network.definition import Network, show
@@ -52,7 +51,7 @@ class NetworkApi:
 
     def _selection(self, filters: Filters) -> Callable[[Network], bool]:
         dangling = filter_bool(filters, "dangling")
-        names = [_expression(text) for text in filters.get("name", ())]
+        names = name_patterns(filters)
         for kind in filters.get("type", ()):
             if kind not in ("custom", "builtin"):
                 raise InvalidInput(f"invalid filter: 'type'='{kind[:40]}'")
@@ -128,13 +127,6 @@ class NetworkApi:
 def _any(filters: Filters, key: str, matches: Callable[[str], bool]) -> bool:
     values = filters.get(key)
     return not values or any(matches(value) for value in values)
-
-
-def _expression(text: str) -> re.Pattern[str]:
-    try:
-        return re.compile(text)
-    except re.error:
-        raise InvalidInput(f"invalid filter 'name={text[:60]}'") from None
 
 
 def _shown(network: Network, containers: Mapping[str, Mapping[str, str]] | None = None) -> dict[str, Any]:

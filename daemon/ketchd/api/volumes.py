@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 from aiohttp import web
 
 from ketch_wire.faults import InvalidInput, Unavailable
 from ketchd.api.routing import Call, Route, json_reply, no_content
 from ketchd.containers.shapes import pick
-from ketchd.engine.imagelist import check_keys, filter_bool, has_labels
+from ketchd.engine.imagelist import check_keys, filter_bool, has_labels, name_patterns
 from ketchd.engine.rooms import Rooms
 from ketchd.engine.volumes import Volume
 
@@ -41,7 +39,7 @@ class VolumeApi:
         filters = call.filters()
         check_keys(filters, _LIST_FILTERS)
         dangling = filter_bool(filters, "dangling")
-        names = [_expression(text) for text in filters.get("name", [])]
+        names = name_patterns(filters)
         shown = [
             volume.show()
             for volume in self._rooms.volumes.list()
@@ -101,10 +99,3 @@ def _texts(sent: object, key: str) -> dict[str, str]:
     if not isinstance(sent, dict) or not all(isinstance(value, str) for value in sent.values()):
         raise InvalidInput(f"invalid JSON: {key} has to be a map of strings")
     return dict(sent)
-
-
-def _expression(text: str) -> re.Pattern[str]:
-    try:
-        return re.compile(text)
-    except re.error:
-        raise InvalidInput(f"invalid filter 'name={text[:60]}'") from None

@@ -34,6 +34,10 @@ class Place:
         """A parse error in dockerd's words, followed by the place."""
         return InvalidInput(f"dockerfile parse error line {self.number}: {why} ({self})")
 
+    def bare(self, message: str) -> str:
+        """A fault's message without the place, for one instruction that stands in no file."""
+        return message.removeprefix(f"dockerfile parse error line {self.number}: ").removesuffix(f" ({self})")
+
     def located(self, fault: Fault) -> Fault:
         """The fault again, of the same class where that takes a message alone, with the place behind its message."""
         kind = type(fault) if type(fault).__init__ is Fault.__init__ else EngineFailure

@@ -246,6 +246,15 @@ def plan(
     )
 
 
+def settle_paths(host: dict[str, Any]) -> None:
+    """Fill in the usual masked and read-only paths, as inspect shows them. A privileged container has none."""
+    if host["Privileged"]:
+        return
+    for key, usual in (("MaskedPaths", defaults.MASKED_PATHS), ("ReadonlyPaths", defaults.READONLY_PATHS)):
+        if host[key] is None:
+            host[key] = list(usual)
+
+
 def _paths(unconfined: bool, asked: Sequence[str] | None, usual: tuple[str, ...]) -> tuple[str, ...]:
     """An empty list is no path at all, as the CLI says `systempaths=unconfined`; null means the usual ones."""
     if unconfined:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -64,11 +64,13 @@ def parse_bind(text: str) -> MountPoint:
     if any(not part for part in parts):
         raise InvalidInput(f"invalid spec: {text[:200]}: empty section between colons")
     if len(parts) == 1:
-        return MountPoint("volume", _destination(parts[0], text), anonymous=True, driver="local")
-    source, target = parts[0], _destination(parts[1], text)
+        return MountPoint("volume", _destination(parts[0], _wrong_bind(text)), anonymous=True, driver="local")
+    source = parts[0]
+    wrong = _wrong_bind(text, "bind" if source.startswith("/") else "volume")
     options = parts[2].split(",") if len(parts) == 3 else []
     if any(option not in _MODES for option in options) or {"ro", "rw"} <= set(options):
         raise InvalidInput(f"invalid mode: {parts[2][:100]}")
+    target = _destination(parts[1], wrong)
     propagation = next((option for option in options if option in _PROPAGATION), "")
     rw = "ro" not in options
     mode = ",".join(option for option in options if option not in _PROPAGATION)
@@ -77,31 +79,51 @@ def parse_bind(text: str) -> MountPoint:
             "bind", target, source=posixpath.normpath(source), mode=mode, rw=rw,
             propagation=propagation or "rprivate", make_source=True,
         )  # fmt: skip
-    if not _VOLUME_NAME.fullmatch(source):
-        raise InvalidInput(
-            f'create {source[:100]}: "{source[:100]}" includes invalid characters for a local volume name, only '
-            '"[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, use absolute path'
-        )
     if propagation:
-        raise InvalidInput(f"invalid mode: {parts[2][:100]}")
+        raise wrong("field BindOptions must not be specified")
     return MountPoint(
-        "volume", target, name=source, mode=mode or "z", rw=rw, driver="local", no_copy="nocopy" in options
+        "volume",
+        target,
+        name=check_volume_name(source),
+        mode=mode or "z",
+        rw=rw,
+        driver="local",
+        no_copy="nocopy" in options,
     )
 
 
-def _destination(path: str, spec: str) -> str:
+def _wrong_bind(spec: str, kind: str = "volume") -> Callable[[str], InvalidInput]:
+    """dockerd's words around what is wrong with a `-v`."""
+    return lambda why: InvalidInput(
+        f"invalid volume specification: '{spec[:200]}': invalid mount config for type \"{kind}\": {why}"
+    )
+
+
+def _destination(path: str, wrong: Callable[[str], InvalidInput] = InvalidInput) -> str:
     if not path.startswith("/"):
-        raise InvalidInput(f"invalid mount path: '{path[:200]}' mount path must be absolute")
+        raise wrong(f"invalid mount path: '{path[:200]}' mount path must be absolute")
     cleaned = posixpath.normpath(path).replace("//", "/")
     if cleaned == "/":
-        raise InvalidInput(
-            f"invalid volume specification: '{spec[:200]}': invalid specification: destination can't be '/'"
-        )
+        raise wrong("invalid specification: destination can't be '/'")
     if cleaned == "/proc" or (cleaned.startswith("/proc/") and cleaned not in _PROC_ALLOWED):
         raise InvalidInput(f'"{cleaned[:200]}" cannot be mounted because it is inside /proc')
     if "\0" in cleaned:
         raise InvalidInput("invalid mount path: it contains a NUL byte")
     return cleaned
+
+
+def check_volume_name(name: str) -> str:
+    """`name`, if a local volume may be called that. Raises InvalidInput."""
+    if len(name) == 1:
+        raise InvalidInput(
+            f"create {name}: volume name is too short, names should be at least two alphanumeric characters"
+        )
+    if not _VOLUME_NAME.fullmatch(name) or len(name) > 255:
+        raise InvalidInput(
+            f'create {name[:260]}: "{name[:260]}" includes invalid characters for a local volume name, only '
+            '"[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, use absolute path'
+        )
+    return name
 
 
 def parse_mount(sent: Mapping[str, Any]) -> MountPoint:
@@ -128,18 +150,16 @@ def parse_mount(sent: Mapping[str, Any]) -> MountPoint:
         if propagation not in _PROPAGATION:
             raise wrong(f"invalid propagation mode: {propagation}")
         return MountPoint(
-            "bind", _destination(target, target), source=posixpath.normpath(source), rw=not readonly,
+            "bind", _destination(target, wrong), source=posixpath.normpath(source), rw=not readonly,
             propagation=propagation, make_source=bool(pick(options, "CreateMountpoint", False)),
         )  # fmt: skip
     if kind == "volume":
         options = pick(sent, "VolumeOptions", {})
         if not source and readonly:
             raise wrong("must not set ReadOnly mode when using anonymous volumes")
-        if source and not _VOLUME_NAME.fullmatch(source):
-            raise wrong(f'"{source[:100]}" includes invalid characters for a local volume name')
         driver = pick(options, "DriverConfig", {})
         return MountPoint(
-            "volume", _destination(target, target), name=source, mode="z", rw=not readonly,
+            "volume", _destination(target, wrong), name=source and check_volume_name(source), mode="z", rw=not readonly,
             driver=pick(driver, "Name", "") or "local", driver_options=dict(pick(driver, "Options", {})),
             labels=dict(pick(options, "Labels", {})), no_copy=bool(pick(options, "NoCopy", False)),
             anonymous=not source, subpath=str(pick(options, "Subpath", "")),
@@ -155,8 +175,8 @@ def parse_mount(sent: Mapping[str, Any]) -> MountPoint:
             flags.append(f"mode={int(mode):o}")
         if readonly:
             flags.append("ro")
-        return MountPoint("tmpfs", _destination(target, target), rw=not readonly, tmpfs_options=tuple(flags))
-    raise InvalidInput("mount type unknown")
+        return MountPoint("tmpfs", _destination(target, wrong), rw=not readonly, tmpfs_options=tuple(flags))
+    raise wrong("mount type unknown")
 
 
 def parse_tmpfs(target: str, options: str) -> MountPoint:
@@ -174,7 +194,7 @@ def parse_tmpfs(target: str, options: str) -> MountPoint:
             flags.remove(opposite)
         if option not in flags:
             flags.append(option)
-    return MountPoint("tmpfs", _destination(target, target), mode=options, tmpfs_options=tuple(flags))
+    return MountPoint("tmpfs", _destination(target), mode=options, tmpfs_options=tuple(flags))
 
 
 def gather(
@@ -194,7 +214,7 @@ def gather(
         named.add(point.destination)
         points[point.destination] = point
     for path in config["Volumes"] or {}:
-        destination = _destination(path, path)
+        destination = _destination(f"/{path}")  # `VOLUME data` is one of the root
         if destination not in points and destination not in (host["Tmpfs"] or {}):
             points[destination] = MountPoint("volume", destination, anonymous=True, driver="local")
     for target, options in (host["Tmpfs"] or {}).items():

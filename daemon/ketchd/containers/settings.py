@@ -23,6 +23,8 @@ _HOST_PORT = re.compile(r"(?:([0-9]{1,5})(?:-([0-9]{1,5}))?)?")
 # Free texts: they are kept and shown, never used.
 _MAY_HOLD_NUL = frozenset(("Labels", "Annotations"))
 NAME_LIMIT = 4096
+# All of them are ours; the first two are dockerd's names of its own.
+RUNTIMES = ("runc", "io.containerd.runc.v2", "ketch")
 
 
 def check_name(name: str) -> str:
@@ -216,7 +218,7 @@ def check_host(host: dict[str, Any], cpus: int) -> None:
         raise InvalidInput("SHM size can not be less than 0")
     if not -1000 <= host["OomScoreAdj"] <= 1000:
         raise InvalidInput(f"Invalid value {host['OomScoreAdj']}, range for oom score adj is [-1000, 1000]")
-    if host["Runtime"] not in ("runc", "ketch"):
+    if host["Runtime"] not in RUNTIMES:
         raise InvalidInput(f"unknown or invalid runtime name: {host['Runtime']}")
     if host["CpuRealtimePeriod"] or host["CpuRealtimeRuntime"]:
         raise InvalidInput("Your kernel does not support CPU real-time scheduler")
@@ -296,7 +298,9 @@ def _check_modes(host: dict[str, Any]) -> None:
             raise InvalidInput("conflicting options: custom host-to-IP mapping and the network mode")
     for option in host["SecurityOpt"] or []:
         if not re.match(
-            r"(no-new-privileges|seccomp|apparmor|label|systempaths)([=:].*)?$", option, re.DOTALL
+            r"(no-new-privileges|(seccomp|apparmor|label)([=:].*)?|no-new-privileges[=:].*|systempaths[=:]unconfined)$",
+            option,
+            re.DOTALL,
         ):
             number = 2 if "=" in option or ":" in option else 1
             raise InvalidInput(f'invalid --security-opt {number}: "{option[:200]}"')

@@ -148,7 +148,7 @@ def inspect(
             "Name": driver,
         },
         "Mounts": [render(p) for p in points if p.destination not in (record.host_config["Tmpfs"] or {})],
-        "Config": shown(record.config),
+        "Config": {**shown(record.config), "Env": record.config["Env"] or None},
         "NetworkSettings": network_settings(record, network_ids),
     }
 

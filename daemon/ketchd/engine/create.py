@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ketch_wire.faults import EngineFailure, InvalidInput
+from ketch_wire.faults import EngineFailure, InvalidInput, NotFound
 from ketchd import tracepoint
 from ketchd.containers import endpoints, fields, health, launching, logdrivers, mountpoints, settings
 from ketchd.containers.mountpoints import MountPoint
@@ -55,6 +55,7 @@ async def create(
     warnings = rooms.cgroups.discard(host)
     warnings += _oom_warnings(host)
     launching.check(host)
+    launching.settle_paths(host)
     if rooms.id_map is not None:
         launching.check_remap(host)
     image_name = str(pick(body, "Image", ""))
@@ -66,7 +67,7 @@ async def create(
     config = settings.merge(body, image.config.run)
     health.read_plan(config)
     container_id = new_id()
-    _fill_hostname(config, host, container_id)
+    _fill_hostname(config, host, container_id, bool(pick(body, "ExposedPorts", {})))
     points = mountpoints.gather(host, config, _inherited(rooms, host["VolumesFrom"] or []))
     _check_sources(points)
     argv = settings.command_line(config)
@@ -147,11 +148,13 @@ def _oom_warnings(host: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _fill_hostname(config: dict[str, Any], host: dict[str, Any], container_id: str) -> None:
+def _fill_hostname(config: dict[str, Any], host: dict[str, Any], container_id: str, exposed: bool) -> None:
     mode = host["NetworkMode"]
     if host["UTSMode"] == "host" and config["Hostname"]:
         raise InvalidInput("conflicting options: hostname and the UTS mode")
     if mode.startswith("container:"):
+        if exposed:
+            raise InvalidInput("conflicting options: port exposing and the container type network mode")
         if config["Hostname"]:
             raise InvalidInput("conflicting options: hostname and the network mode")
         return
@@ -170,10 +173,15 @@ def _free_name(rooms: Rooms) -> str:
 def _inherited(rooms: Rooms, volumes_from: list[str]) -> list[MountPoint]:
     points: dict[str, MountPoint] = {}
     for item in volumes_from:
+        if not item:
+            raise InvalidInput("volumes-from specification cannot be an empty string")
         reference, _, mode = item.partition(":")
         if mode not in ("", "ro", "rw", "z", "Z"):
             raise InvalidInput(f"invalid mode: {mode}")
-        donor = rooms.supervisor.find(reference).record
+        try:
+            donor = rooms.supervisor.find(reference).record
+        except NotFound as fault:
+            raise InvalidInput(fault.message) from None  # not a 404: clients take that for a missing image
         for stored in donor.mounts:
             point = MountPoint.from_record(stored)
             if point.type != "tmpfs":

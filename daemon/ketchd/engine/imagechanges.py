@@ -38,7 +38,10 @@ def apply_changes(config: Mapping[str, Any], changes: Sequence[str]) -> dict[str
             keyword = lexer.split_word(line.text)[0].upper()
             if keyword not in _ALLOWED:
                 raise InvalidInput(f"{keyword} is not a valid change command")
-            scope.apply(instructions.parse_line(line, source.escape), _no_source)
+            try:
+                scope.apply(instructions.parse_line(line, source.escape), _no_source)
+            except InvalidInput as fault:
+                raise InvalidInput(line.place.bare(fault.message)) from fault
     return scope.config
 
 

@@ -46,6 +46,17 @@ def filter_bool(filters: Filters, key: str) -> bool | None:
     return meanings.pop()
 
 
+def name_patterns(filters: Filters) -> list[re.Pattern[str]]:
+    """The `name` filter. As in dockerd, what is no expression matches nothing."""
+    found = []
+    for text in filters.get("name", ()):
+        try:
+            found.append(re.compile(text))
+        except re.error:
+            found.append(re.compile(r"(?!)"))
+    return found
+
+
 def has_labels(labels: Mapping[str, str], wanted: Iterable[str]) -> bool:
     """Whether every `k` or `k=v` holds."""
     for item in wanted:

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ketch_wire.defaults import API_VERSION, ENGINE_VERSION, KETCH_VERSION, MINIMUM_API_VERSION
+from ketchd.containers import logdrivers
 from ketchd.containers.lifecycle import State
+from ketchd.containers.settings import RUNTIMES
 from ketchd.engine.rooms import Rooms
 from ketchd.kernel.cgroups import Cgroups
 from ketchd.model.times import rfc3339
@@ -98,7 +100,7 @@ def information(rooms: Rooms, facts: Facts) -> dict[str, Any]:
             "Volume": ["local"],
             "Network": ["bridge", "host", "null"],
             "Authorization": None,
-            "Log": ["json-file", "none"],
+            "Log": [driver for driver in logdrivers.DRIVERS if driver != "none"],
         },
         "MemoryLimit": supports("memory limit"),
         "SwapLimit": supports("swap limit"),
@@ -143,7 +145,7 @@ def information(rooms: Rooms, facts: Facts) -> dict[str, Any]:
         "Labels": facts.labels,
         "ExperimentalBuild": False,
         "ServerVersion": ENGINE_VERSION,
-        "Runtimes": {"ketch": {"path": "ketch"}, "runc": {"path": "ketch"}},
+        "Runtimes": {name: {"path": "ketch"} for name in RUNTIMES},
         "DefaultRuntime": "runc",
         "Swarm": {
             "NodeID": "",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import secrets
 import shutil
 import time
@@ -23,13 +22,13 @@ from ketch_wire.faults import Conflict, EngineFailure, InvalidInput, NotFound, U
 from ketchd import tracepoint
 from ketchd.catalogue.database import Catalogue
 from ketchd.catalogue.events import EventJournal
+from ketchd.containers.mountpoints import check_volume_name
 from ketchd.layers.trash import Trash
 from ketchd.model.times import rfc3339
 
 tracepoint.declare("volume.placed", "volume.recorded", "volume.forgotten")
 
 ANONYMOUS_LABEL = "com.docker.volume.anonymous"
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _OPTIONS = ("type", "o", "device")
 
 
@@ -70,20 +69,6 @@ class Volume:
             "Options": self.options or None,
             "Scope": "local",
         }
-
-
-def check_name(name: str) -> str:
-    """`name`, if a local volume may be called that. Raises InvalidInput."""
-    if len(name) == 1:
-        raise InvalidInput(
-            f"create {name}: volume name is too short, names should be at least two alphanumeric characters"
-        )
-    if not _NAME.fullmatch(name) or len(name) > 255:
-        raise InvalidInput(
-            f'create {name[:260]}: "{name[:260]}" includes invalid characters for a local volume name, only '
-            '"[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, use absolute path'
-        )
-    return name
 
 
 def parse_mount(options: Mapping[str, str]) -> VolumeMount | None:
@@ -171,21 +156,22 @@ class Volumes:
     ) -> Volume:  # fmt: skip
         """The volume `name`, made unless it is there; without a name a new anonymous one.
 
-        Raises InvalidInput, NotFound (driver), Conflict (another driver or other options), Unsupported (type), EngineFailure.
+        One that is there is given as it is, whatever the options, as dockerd does. Raises InvalidInput, NotFound (driver),
+        Unsupported (type), EngineFailure.
         """
         anonymous = not name
-        name = check_name(name) if name else secrets.token_hex(32)
+        name = check_volume_name(name) if name else secrets.token_hex(32)
         if driver not in ("", "local"):
             raise NotFound(
                 f'create {name}: error looking up volume plugin {driver}: plugin "{driver}" not found'
             )
         wanted = dict(options or {})
-        parse_mount(wanted)
+        try:
+            parse_mount(wanted)
+        except (InvalidInput, Unsupported) as fault:
+            raise type(fault)(f"create {name}: {fault.message}") from None
         if self.exists(name):
-            found = self.get(name)
-            if wanted and wanted != found.options:
-                raise Conflict(f'create {name}: volume name "{name}" already exists with other options')
-            return found
+            return self.get(name)
         kept = dict(labels) if labels is not None else None
         if anonymous:
             kept = {**(kept or {}), ANONYMOUS_LABEL: ""}

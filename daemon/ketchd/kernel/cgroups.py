@@ -254,7 +254,9 @@ def _check_set(wanted: str, what: str, words: str, file: str) -> None:
     try:
         asked = cgrouplimits.cpu_list(wanted)
     except ValueError:
-        raise InvalidInput(f"Invalid value {wanted[:100]} for cpuset {what}") from None
+        raise InvalidInput(
+            f"Invalid value {wanted[:100]} for cpuset {what}: invalid format: {wanted[:100]}"
+        ) from None
     try:
         available = read(file).strip()
     except OSError:

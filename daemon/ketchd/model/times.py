@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import UTC, datetime
 
@@ -28,6 +29,11 @@ def rfc3339(time_ns: int) -> str:
     return f"{text}.{trimmed}Z" if trimmed else f"{text}Z"
 
 
+def go_quote(text: str) -> str:
+    """`text` in double quotes, as Go's %q writes it (but for letters outside ASCII, which stay)."""
+    return json.dumps(text, ensure_ascii=False)
+
+
 def parse_timestamp(text: str, now_ns: int) -> int:
     """`1700000000`, `1700000000.5`, RFC 3339, or a Go duration before now, as ns since the epoch. Raises InvalidInput."""
     if re.fullmatch(r"\d+(\.\d+)?", text):
@@ -39,5 +45,5 @@ def parse_timestamp(text: str, now_ns: int) -> int:
     try:
         moment = datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text))
     except ValueError:
-        raise InvalidInput(f"failed to parse value as time or duration: {text[:60]!r}") from None
+        raise InvalidInput(f"failed to parse value as time or duration: {go_quote(text[:60])}") from None
     return int(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() * 1_000_000) * 1000

@@ -39,6 +39,8 @@ def parse(body: Mapping[str, Any], *, network_id: str, created_ns: int, default_
     if name in PREDEFINED or name == "default":
         raise Forbidden(f"operation is not permitted on predefined {name} network ")
     _check_driver(driver)
+    if str(_pick(body, "Scope", "") or "local") != "local":
+        raise Forbidden("cannot create a swarm scoped network when swarm is not active")
     for key, what in (("ConfigOnly", "config-only networks"), ("EnableIPv6", "IPv6 networks")):
         if _pick(body, key, False):
             raise Unsupported(f"{what} are not supported")
@@ -63,7 +65,7 @@ def parse(body: Mapping[str, Any], *, network_id: str, created_ns: int, default_
         host_ip=_host_ip(options),
         options=options,
         labels=_texts(body, "Labels"),
-        ipam_options=_texts(ipam, "Options") or None,
+        ipam_options=_texts(ipam, "Options") if _pick(ipam, "Options", None) is not None else None,
     )
     mode = options.get(_BRIDGE + "gateway_mode_ipv4", "nat")
     if mode not in ("", "nat"):

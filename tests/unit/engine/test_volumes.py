@@ -77,9 +77,15 @@ async def test_names_that_cannot_be(volumes: Volumes, name: str) -> None:
 async def test_other_drivers_are_refused(volumes: Volumes) -> None:
     with pytest.raises(NotFound, match='error looking up volume plugin nfs: plugin "nfs" not found'):
         await volumes.create("v2", driver="nfs")
-    with pytest.raises(Conflict, match="already exists with other options"):
-        await volumes.create("v3")
-        await volumes.create("v3", options={"type": "tmpfs", "device": "tmpfs"})
+
+
+async def test_options_of_a_volume_that_is_there(volumes: Volumes) -> None:
+    """Wrong ones are refused by its name; others than its own change nothing, as in dockerd."""
+    made = await volumes.create("v3")
+    assert await volumes.create("v3", options={"type": "tmpfs", "device": "tmpfs"}) == made
+    assert volumes.get("v3").options == {}
+    with pytest.raises(InvalidInput, match='create v3: invalid option: "size"'):
+        await volumes.create("v3", options={"size": "1m"})
 
 
 async def test_user_data_without_a_record_is_not_overwritten(volumes: Volumes, tmp_path: Path) -> None:
