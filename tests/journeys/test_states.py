@@ -101,7 +101,9 @@ def test_state_and_request(state: State, happening: Happening, ask: Ask, machine
         if isinstance(outcome, Refuse):
             assert status == outcome.fault.status, answer
             if status != 304:
-                assert answer["message"] == outcome.text.format(id=made, name="/it")
+                said = outcome.text.format(id=made, name="/it", bare="it")
+                before = "cannot kill container: it: " if happening is Happening.ASK_KILL else ""
+                assert answer["message"] == before + said
             wanted = state.value
         else:
             assert status == success, answer

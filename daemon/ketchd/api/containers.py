@@ -7,13 +7,13 @@ import json
 
 from aiohttp import web
 
-from ketch_wire.faults import InvalidInput
+from ketch_wire.faults import Fault, InvalidInput
 from ketchd.api.containerlist import sizes
 from ketchd.api.routing import Call, Route, json_reply, no_content
 from ketchd.api.usage import answer_when_healthy
 from ketchd.containers import show
 from ketchd.containers.lifecycle import Happening
-from ketchd.containers.settings import check_name
+from ketchd.containers.signals import signal_number
 from ketchd.containers.supervisor import Box
 from ketchd.engine import networks as networking
 from ketchd.engine import remove as removing
@@ -80,7 +80,12 @@ class ContainerApi:
 
     async def kill(self, call: Call) -> web.StreamResponse:
         """POST /containers/{id}/kill"""
-        await stopping.kill(self._rooms, self._box(call), call.query("signal", ""))
+        signal_name = call.query("signal", "")
+        try:
+            signal_number(signal_name or "KILL")
+            await stopping.kill(self._rooms, self._box(call), signal_name)
+        except Fault as fault:
+            raise type(fault)(f"cannot kill container: {call.vars['name']}: {fault.message}") from fault
         return no_content()
 
     async def pause(self, call: Call) -> web.StreamResponse:
@@ -100,7 +105,7 @@ class ContainerApi:
         if not wanted:
             raise InvalidInput("Neither old nor new names may be empty")
         with self._rooms.catalogue.transaction():
-            old = self._rooms.supervisor.rename(box, check_name(wanted))
+            old = self._rooms.supervisor.rename(box, wanted)
             self._rooms.supervisor.announce(box, "rename", oldName="/" + old)
         networking.rename(self._rooms, box.record)
         return no_content()

@@ -64,7 +64,7 @@ Outcome = Then | Refuse
 
 _NOT_RUNNING = Refuse(Conflict, "container {id} is not running")
 _REMOVING = Refuse(Conflict, "container is marked for removal and cannot be started")
-_IN_PROGRESS = Refuse(Conflict, "removal of container {name} is already in progress")
+_IN_PROGRESS = Refuse(Conflict, "removal of container {bare} is already in progress")
 _SAME = Refuse(NotModified, "")
 _BUSY = Refuse(Conflict, "container {id} is starting, try again when it runs")
 _PAUSED_EXEC = Refuse(Conflict, "container {id} is paused, unpause the container before exec")
@@ -161,5 +161,5 @@ def follow(state: State, happening: Happening, *, container_id: str = "", name: 
     """The state after `happening`. Raises the table's fault when the request is refused."""
     outcome = TABLE[(state, happening)]
     if isinstance(outcome, Refuse):
-        raise outcome.fault(outcome.text.format(id=container_id, name=name))
+        raise outcome.fault(outcome.text.format(id=container_id, name=name, bare=name.removeprefix("/")))
     return outcome.state

@@ -268,7 +268,7 @@ def host_ps(job: dict[str, Any], port: Any) -> dict[str, Any]:
     lines = done.stdout.decode("utf-8", "replace").splitlines()
     if done.returncode or not lines:
         reason = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise EngineFailure(f"error running ps: {reason[0] if reason else f'exit status {done.returncode}'}")
+        raise EngineFailure(f"ps: {reason[0] if reason else f'exit status {done.returncode}'}")
     titles = lines[0].split()
     if "PID" not in titles:
         raise EngineFailure("Couldn't find PID field in ps output")

@@ -9,11 +9,12 @@ import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from ketch_wire.faults import Conflict, InvalidInput, NotFound
+from ketch_wire.faults import Conflict, Fault, InvalidInput, NotFound
 from ketchd.catalogue.database import Catalogue
 from ketchd.catalogue.events import EventJournal
 from ketchd.containers.lifecycle import Happening, State, follow
 from ketchd.containers.record import ContainerRecord
+from ketchd.containers.settings import check_name
 from ketchd.containers.shims import ClientStream, ShimLink
 
 UNKNOWN_EXIT = 255  # what Docker prints for an end that nobody saw
@@ -151,9 +152,13 @@ class Supervisor:
     def rename(self, box: Box, name: str) -> str:
         """Give `box` another name; returns the old one. Raises Conflict, InvalidInput."""
         old = box.record.name
-        if name == old:
+        if name.removeprefix("/") == old:
             raise InvalidInput("Renaming a container with the same name as its current name")
-        self.check_free(name)
+        try:
+            name = check_name(name)
+            self.check_free(name)
+        except Fault as fault:
+            raise type(fault)(f"Error when allocating new name: {fault.message}") from fault
         box.record.name = name
         self.save(box.record)
         del self._names[old]

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from ketch_wire.faults import Conflict
+from ketch_wire.faults import Conflict, InvalidInput
 from ketchd.containers import fields
 from ketchd.containers.settings import check_host
 from ketchd.containers.shapes import HOST_CONFIG, fold, pick
@@ -67,7 +67,10 @@ def _check_cpus(current: Mapping[str, Any], wanted: Mapping[str, Any], changed: 
 
 
 def _check_memory(current: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    if wanted["Memory"] and not wanted["MemorySwap"] and 0 < current["MemorySwap"] < wanted["Memory"]:
+    """A container without a limit of swap is as one whose limit is 0: dockerd wants both at once there too."""
+    if 0 < wanted["Memory"] < 6 * 1024 * 1024:
+        raise InvalidInput("Minimum memory limit allowed is 6MB")
+    if wanted["Memory"] and not wanted["MemorySwap"] and 0 <= current["MemorySwap"] < wanted["Memory"]:
         raise Conflict(
             "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time"
         )

@@ -28,7 +28,10 @@ async def update(rooms: Rooms, box: Box, body: Mapping[str, Any]) -> list[str]:
             raise Conflict(
                 f'Cannot update container {record.id}: container is marked for removal and cannot be "update".'
             )
-        host, live = merged(record.host_config, body, cpus=os.cpu_count() or 1)
+        try:
+            host, live = merged(record.host_config, body, cpus=os.cpu_count() or 1)
+        except Conflict as fault:
+            raise Conflict(f"Cannot update container {record.id}: {fault.message}") from fault
         rooms.cgroups.check(live)
         asked = dict(live)
         warnings = rooms.cgroups.discard(live)

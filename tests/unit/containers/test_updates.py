@@ -56,6 +56,7 @@ def test_restart_policy() -> None:
     ("before", "sent", "fault", "words"),
     [
         ({"Memory": 64 * MIB}, {"Memory": 300 * MIB}, Conflict, "smaller than already set memoryswap limit"),
+        ({}, {"Memory": 64 * MIB}, Conflict, "smaller than already set memoryswap limit"),
         ({"AutoRemove": True}, {"RestartPolicy": {"Name": "always"}}, Conflict, "because AutoRemove is enabled"),
         ({"CpuQuota": 5000}, {"NanoCpus": 10**9}, Conflict, "Nano CPUs cannot be updated as CPU Quota has already been set"),
         ({"NanoCpus": 10**9}, {"CpuPeriod": 5000}, Conflict, "CPU Period cannot be updated as NanoCPUs has already been set"),
