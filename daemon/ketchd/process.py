@@ -20,7 +20,7 @@ from ketch_wire.faults import EngineFailure
 from ketchd import journal
 from ketchd.config import Config
 from ketchd.ignored import ignored_because
-from ketchd.kernel import heap
+from ketchd.kernel import memory
 from ketchd.shim.launcher import Launcher, start_launcher
 
 # Memory is given back at a pause: so many seconds in which less than this share of a core was used, after so much work.
@@ -241,7 +241,7 @@ async def _give_memory_back() -> None:
         worked = time.process_time()
         rests = worked - worked_at_last < _RESTING * _PAUSE
         if given_back_at < 0 or (rests and worked - given_back_at > _WORTH_IT):
-            heap.trim()
+            memory.give_back()
             given_back_at = worked
         worked_at_last = worked
         await asyncio.sleep(_PAUSE)
