@@ -114,7 +114,8 @@ class LogPlan:
 class LaunchPlan:
     """One container to start.
 
-    namespaces: for each of mount, pid, network, uts, ipc, cgroup: `new`, `host` or `pid:N` (join that process's).
+    namespaces: for each of mount, pid, network, uts, ipc, cgroup: `new`, `host` or `pid:N` (join that process's); with a
+    uid_map `user: pid:N` as well, when that is another's, which the other joined ones belong to.
     netlink: raw rtnetlink messages that the child sends inside its own network namespace after the gate opened
     (loopback up, address, routes), in order.
     state_dir: durable, holds `exit` (msgpack: code, oom, finished_ns) when it has ended.

@@ -31,7 +31,8 @@ def subordinate() -> Iterator[None]:
     }
     try:
         for path, content in before.items():
-            path.write_bytes((content or b"") + f"\nroot:{FIRST}:{COUNT}\n".encode())
+            others = [line for line in (content or b"").splitlines() if not line.startswith(b"root:")]
+            path.write_bytes(b"\n".join([*others, f"root:{FIRST}:{COUNT}\n".encode()]))
         yield
     finally:
         for path, content in before.items():
@@ -194,9 +195,56 @@ def test_host_is_an_exception(ketch: Client) -> None:
         (("--pid", "host"), "cannot share the host PID namespace when user namespaces are enabled"),
     ):
         assert words in ketch.says("run", "--rm", *option, "busybox", "true", code=125)
-    ketch("create", "--name", "other", "busybox", "sleep", "3600")
-    said = ketch.says("run", "--rm", "--network", "container:other", "busybox", "true", code=125)
-    assert "each container has a user namespace of its own" in said
+
+
+SHARED = {"network": ("net", "uts"), "pid": ("pid",), "ipc": ("ipc",)}
+LOOK = "cd /proc/self/ns; for kind in user net uts pid ipc mnt cgroup; do echo $kind $(readlink $kind); done"
+
+
+def namespaces(printed: str) -> dict[str, str]:
+    return dict(line.split(" ", 1) for line in printed.splitlines())
+
+
+@pytest.mark.parametrize("kinds", [("network",), ("pid",), ("ipc",), ("network", "pid", "ipc")])
+def test_another_containers_namespaces(ketch: Client, kinds: tuple[str, ...]) -> None:
+    """Joined with the user namespace that owns them; the rest is its own, and root inside is still nobody outside."""
+    ketch("run", "-d", "--name", "donor", "--ipc", "shareable", "busybox", "sleep", "3600")
+    ketch("exec", "donor", "sh", "-c", "echo kept > /dev/shm/file")
+    donor = namespaces(ketch("exec", "donor", "sh", "-c", LOOK))
+    options = [word for kind in kinds for word in (f"--{kind}", "container:donor")]
+    ketch("run", "-d", "--name", "guest", *options, "busybox", "sleep", "3601")
+    pid = ketch.inspect("guest")["State"]["Pid"]
+    seen = {kind: os.readlink(f"/proc/{pid}/ns/{kind}") for kind in donor}
+    shared = {"user", *(name for kind in kinds for name in SHARED[kind])}
+    assert {kind for kind in donor if seen[kind] == donor[kind]} - {"cgroup"} == shared
+    assert Path(f"/proc/{pid}/status").read_text().split("Uid:\t")[1].split()[0] == str(FIRST)
+    # An exec goes where its container is, and files are shifted as everywhere.
+    assert {**namespaces(ketch("exec", "guest", "sh", "-c", LOOK)), "cgroup": ""} == {**seen, "cgroup": ""}
+    assert ketch("exec", "guest", "sh", "-c", "touch /mine && stat -c %u /mine /bin/busybox") == "0\n0\n"
+    processes = ketch("exec", "guest", "ps")
+    assert ("sleep 3600" in processes) == ("pid" in kinds) and "sleep 3601" in processes
+    if "network" in kinds:
+        address = "ip -4 addr show eth0 | grep inet"
+        assert ketch("exec", "guest", "sh", "-c", address) == ketch("exec", "donor", "sh", "-c", address)
+    if "ipc" in kinds:
+        assert ketch("exec", "guest", "cat", "/dev/shm/file") == "kept\n"
+    assert ketch.inside("--network", "container:guest", script="echo third") == "third"
+    ketch("rm", "-f", "guest")
+    assert ketch("exec", "donor", "echo", "unharmed") == "unharmed\n"
+
+
+def test_namespaces_that_cannot_be_shared(ketch: Client) -> None:
+    """Those of two user namespaces, and those of the host's: one line says why, and nothing stays."""
+    ketch("run", "-d", "--name", "one", "busybox", "sleep", "3600")
+    ketch("run", "-d", "--name", "two", "busybox", "sleep", "3600")
+    ketch("run", "-d", "--name", "plain", "--userns", "host", "busybox", "sleep", "3600")
+    said = ketch.says(
+        "run", "--rm", "--network", "container:one", "--pid", "container:two", "busybox", "true", code=125
+    )
+    assert "cannot share namespaces of several containers" in said
+    said = ketch.says("run", "--rm", "--network", "container:plain", "busybox", "true", code=125)
+    assert "another user namespace mapping" in said
+    assert ketch.inside("--userns", "host", "--network", "container:one", script="echo well") == "well"
 
 
 def test_builds_run_in_it(ketch: Client, tmp_path: Path) -> None:

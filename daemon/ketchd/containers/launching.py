@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ketch_wire.faults import InvalidInput, Unsupported
+from ketch_wire.faults import InvalidInput
 from ketch_wire.launch import (
     CgroupPlan,
     DevicePlan,
@@ -262,8 +262,11 @@ def _paths(unconfined: bool, asked: Sequence[str] | None, usual: tuple[str, ...]
     return usual if asked is None else tuple(asked)
 
 
-def remap(plan: LaunchPlan, ids: IdMap | None, data_root: Path) -> LaunchPlan:
-    """`plan` in a user namespace of its own: what belongs to the engine is shown with shifted ids, what is the host's is not."""
+def remap(plan: LaunchPlan, ids: IdMap | None, data_root: Path, donor_pid: int = 0) -> LaunchPlan:
+    """`plan` in a user namespace: what belongs to the engine is shown with shifted ids, what is the host's is not.
+
+    donor_pid: whose user namespace it is, 0 for one of its own. Namespaces can be joined only from the user namespace that owns them.
+    """
     if ids is None:
         return plan
     mounts = tuple(
@@ -274,11 +277,14 @@ def remap(plan: LaunchPlan, ids: IdMap | None, data_root: Path) -> LaunchPlan:
     )
     # The group range of ping is one of ids that the namespace may not have.
     sysctls = {key: value for key, value in plan.sysctls.items() if key != "net.ipv4.ping_group_range"}
-    return replace(plan, uid_map=ids.uids, gid_map=ids.gids, mounts=mounts, sysctls=sysctls)
+    user = {"user": f"pid:{donor_pid}"} if donor_pid else {}
+    return replace(
+        plan, uid_map=ids.uids, gid_map=ids.gids, mounts=mounts, sysctls=sysctls, namespaces=plan.namespaces | user
+    )  # fmt: skip
 
 
 def check_remap(host: Mapping[str, Any]) -> None:
-    """What a user namespace excludes. Raises InvalidInput, Unsupported. Source: moby daemon_unix.go."""
+    """What a user namespace excludes. Raises InvalidInput. Source: moby daemon_unix.go."""
     if host["UsernsMode"] == "host":
         return
     if host["Privileged"]:
@@ -290,12 +296,6 @@ def check_remap(host: Mapping[str, Any]) -> None:
         raise InvalidInput("cannot share the host's network namespace when user namespaces are enabled")
     if host["PidMode"] == "host":
         raise InvalidInput("cannot share the host PID namespace when user namespaces are enabled")
-    for key, what in (("NetworkMode", "network"), ("PidMode", "PID"), ("IpcMode", "IPC")):
-        if host[key].startswith("container:"):
-            raise Unsupported(
-                f"cannot share the {what} namespace of another container when user namespaces are enabled: each container "
-                "has a user namespace of its own; use --userns host for both"
-            )
 
 
 def _devices(host: Mapping[str, Any]) -> tuple[DevicePlan, ...]:

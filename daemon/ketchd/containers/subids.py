@@ -74,6 +74,8 @@ def extents(text: str, file: str, name: str, number: int) -> Extents:
             raise InvalidInput(
                 f"{file} gives {name} the range {first}:{count}: the host's root cannot be a subordinate id"
             )
+        if any(first < start + length and start < first + count for _, start, length in found):
+            raise InvalidInput(f"{file} gives {name} the same ids twice: {first}:{count}")
         found.append((inside, first, count))
         inside += count
     if not found:

@@ -10,6 +10,7 @@ import asyncio
 import os
 import socket
 import time
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from ketchd.containers.journald import has_journal
 from ketchd.containers.lifecycle import Happening, State
 from ketchd.containers.mountpoints import MountPoint
 from ketchd.containers.shims import LaunchFailed, ShimLink
+from ketchd.containers.subids import IdMap
 from ketchd.containers.supervisor import Box
 from ketchd.engine import announcing, ending, health
 from ketchd.engine import networks as networking
@@ -124,6 +126,7 @@ async def _launch(
         run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         rooms.container_dir(record.id).joinpath("exit").unlink(missing_ok=True)
         init = await rooms.layers.compose(record.diff_ids)
+        donors = _donors(rooms, box, donor_pid)
         plan = launching.plan(
             record,
             layers=rooms.layers.mounts(record.diff_ids),
@@ -134,14 +137,15 @@ async def _launch(
                 record.id, record.host_config["CgroupParent"] or rooms.cgroup_parent, record.host_config
             ),
             netlink=tuple(rooms.networks.netlink_messages(lease, *leases[1:])),
-            donor_pids=_donors(rooms, box, donor_pid),
+            donor_pids=donors,
             has_journal=has_journal(),
             cgroup_version=rooms.cgroups.version,
             daemon=rooms.defaults,
         )
         if rooms.id_map is not None and record.host_config["UsernsMode"] != "host":
             launching.check_remap(record.host_config)
-            plan = launching.remap(plan, rooms.id_map, rooms.data_root)
+            donor_of_user = _shared_user_namespace(rooms.id_map, donors)
+            plan = launching.remap(plan, rooms.id_map, rooms.data_root, donor_of_user)
         undo.callback(rooms.cgroups.remove, record.id)
 
         async def on_pid(pid: int, network_pid: int) -> None:
@@ -188,6 +192,33 @@ def _donors(rooms: Rooms, box: Box, network_pid: int) -> dict[str, int]:
             if kind == "ipc":
                 _check_shares(rooms, mode)
     return donors
+
+
+def _shared_user_namespace(ids: IdMap, donors: Mapping[str, int]) -> int:
+    """The pid of a donor, in whose user namespace a remapped container has to be; 0 without donors.
+
+    Raises Conflict when that cannot be: donors of several user namespaces, or of another mapping. Source: moby oci_linux.go,
+    WithNamespaces ("to share a net namespace, they must also share a user namespace"); user_namespaces(7).
+    """
+    try:
+        namespaces = {os.readlink(f"/proc/{pid}/ns/user") for pid in donors.values()}
+        maps = {
+            tuple(
+                tuple(map(int, line.split())) for line in Path(f"/proc/{pid}/{name}").read_text().splitlines()
+            )
+            == wanted
+            for pid in donors.values()
+            for name, wanted in (("uid_map", ids.uids), ("gid_map", ids.gids))
+        }
+    except OSError as error:
+        raise Conflict("cannot join the namespaces of a container that has just ended") from error
+    if False in maps:
+        raise Conflict(
+            "cannot share a namespace of a container with another user namespace mapping: use --userns host for both, or for none"
+        )
+    if len(namespaces) > 1:
+        raise Conflict("cannot share namespaces of several containers: each has a user namespace of its own")
+    return next(iter(donors.values()), 0)
 
 
 def _check_shares(rooms: Rooms, mode: str) -> None:

@@ -27,7 +27,7 @@ from ketchd.shim.loop import Loop
 from ketchd.shim.plans import outline, version_two_cgroup, whole_plan
 from ketchd.shim.spawn import spawn
 from ketchd.shim.streams import Streams
-from ketchd.shim.usernamespace import leave_chroot, owner_of, set_up
+from ketchd.shim.usernamespace import Beside, leave_chroot, owner_of, set_up
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -235,14 +235,20 @@ class Shim:
         else:
             self._choose_pid_namespace(plan.namespaces.get("pid", "host"), donors)
 
+        beside = Beside(donors) if "user" in donors else None
+
         def become(stdio: Stdio | None, report: Report) -> NoReturn:
+            if beside is not None:
+                beside.pass_through()
             self._become(whole, donors, loops, stdio, report)
 
         spawned = spawn(
             become, terminal=process.tty, stdin=process.open_stdin, stdout=True, stderr=True,
             cgroup=version_two_cgroup(plan.cgroup.join), owner=owner,
-            flags=CLONE_NEWUSER | CLONE_NEWPID if owner is not None else 0,
+            flags=CLONE_NEWUSER | CLONE_NEWPID if owner is not None and beside is None else 0,
         )  # fmt: skip
+        if beside is not None:
+            beside.follow(spawned)
         if owner is not None:
             try:
                 set_up(whole_plan(whole), spawned, loops)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 
 from ketchd.kernel import cgroupjoin
+from ketchd.kernel.clone import CLONE_PARENT, fork_into_cgroup
 from ketchd.kernel.mounts import MS_SLAVE
-from ketchd.kernel.namespaces import CLONE_NEWNS, CLONE_NEWPID, setns, unshare
+from ketchd.kernel.namespaces import CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWUSER, setns, unshare
 from ketchd.kernel.ownroot import in_chroot, take_root
 from ketchd.sandbox import remapped
 from ketchd.sandbox.failures import LaunchError, as_launch_error
@@ -31,6 +32,41 @@ def leave_chroot() -> None:
         raise as_launch_error(error, "error creating namespaces") from error
 
 
+class Beside:
+    """A child in the user namespace of another container. The shim keeps out of it: a process between the two goes there, makes the
+    child, which is the shim's by CLONE_PARENT, tells its pid, and ends. So its pid namespace belongs to that user namespace too."""
+
+    def __init__(self, donors: Mapping[str, int]) -> None:
+        self._donors = donors
+        self._reader, self._writer = os.pipe2(os.O_CLOEXEC)
+
+    def pass_through(self) -> None:
+        """In the process between: returns in the child alone."""
+        try:
+            setns(self._donors["user"], CLONE_NEWUSER)
+            if "pid" in self._donors:
+                setns(self._donors["pid"], CLONE_NEWPID)
+            pid = fork_into_cgroup(-1, CLONE_PARENT | (0 if "pid" in self._donors else CLONE_NEWPID))
+        except OSError as error:
+            os.write(self._writer, f"-{error.errno}".encode())
+            os._exit(1)
+        if pid:
+            os.write(self._writer, f"{pid}".encode())
+            os._exit(0)
+
+    def follow(self, spawned: Spawned) -> None:
+        """In the shim: `spawned` is the child from now on. Raises LaunchError."""
+        os.close(self._writer)
+        told = int(os.read(self._reader, 32) or b"0")
+        os.close(self._reader)
+        os.waitpid(spawned.pid, 0)
+        if told <= 0:
+            why = os.strerror(-told).lower() if told else "the process between was killed"
+            raise LaunchError(f"cannot join the user namespace of another container: {why}")
+        os.close(spawned.pidfd)
+        spawned.pid, spawned.pidfd = told, os.pidfd_open(told)
+
+
 def set_up(plan: LaunchPlan, spawned: Spawned, loops: Mapping[int, int]) -> None:
     """Everything that the child, without rights outside of its namespace, cannot do for itself. It waits for the last of it.
 
@@ -38,7 +74,8 @@ def set_up(plan: LaunchPlan, spawned: Spawned, loops: Mapping[int, int]) -> None
     """
     pid = spawned.pid
     try:
-        for name, extents in (("uid_map", plan.uid_map), ("gid_map", plan.gid_map)):
+        maps = () if "user" in plan.namespaces else (("uid_map", plan.uid_map), ("gid_map", plan.gid_map))
+        for name, extents in maps:
             _write(f"/proc/{pid}/{name}", "".join(f"{a} {b} {count}\n" for a, b, count in extents))
         cgroupjoin.add(tuple(one for one in plan.cgroup.join if os.path.exists(f"{one}/tasks")), pid)
         user = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)

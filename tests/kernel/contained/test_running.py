@@ -60,7 +60,8 @@ async def test_what_cannot_start_says_why_as_dockerd_does(
     with pytest.raises(LaunchFailed) as caught:
         await box.start(plan)
 
-    assert caught.value.message == f"{INIT}{message}: unknown"
+    hint = ": permission denied" if "directory" in message and exit_code == 126 else ""
+    assert caught.value.message == f"{INIT}{message}: unknown{hint}"
     assert (caught.value.exit_code, caught.value.status) == (exit_code, status)
     assert read_exit(Path(plan.state_dir)) is None
 

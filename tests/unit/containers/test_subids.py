@@ -27,6 +27,12 @@ def test_no_range(name: str) -> None:
         extents(TEXT, "/etc/subuid", name, 7)
 
 
+def test_the_same_ids_twice() -> None:
+    """The kernel takes no map that overlaps."""
+    with pytest.raises(InvalidInput, match="the same ids twice: 150000:10"):
+        extents("eve:100000:65536\neve:150000:10\n", "/etc/subuid", "eve", 7)
+
+
 def test_the_host_s_root_is_no_subordinate_id() -> None:
     with pytest.raises(InvalidInput, match="cannot be a subordinate id"):
         extents("eve:0:65536\n", "/etc/subuid", "eve", 7)
