@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import gzip
+import json
 import time
 
 import pytest
@@ -12,6 +13,10 @@ from aiohttp import web
 from registry.conftest import Engine, noise
 
 from ketch_testing.hostile import (
+    DOCKER_CONFIG,
+    DOCKER_LAYER,
+    DOCKER_MANIFEST,
+    OCI_INDEX,
     HostileRegistry,
     Seen,
     digest_of,
@@ -401,3 +406,40 @@ async def test_a_token_that_runs_out_in_the_middle_of_a_blob(
     assert given == 2
     assert [begin_of(seen) > 0 for seen in hostile.asked("GET", digest)] == [False, True, True]
     assert engine.rooms.blobs.path(Digest(digest)).read_bytes() == blob
+
+
+@pytest.mark.parametrize("depth", [3, 4])
+async def test_indexes_in_indexes_end(engine: Engine, hostile: HostileRegistry, depth: int) -> None:
+    """Three deep is followed, more is a trap; one that holds itself cannot be."""
+    image = hostile.put_image("app", "1", [BASE])
+    inner = {"mediaType": DOCKER_MANIFEST, "digest": image.digest, "size": len(image.manifest)}
+    for _ in range(depth):
+        content = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [inner]}).encode()
+        inner = {"mediaType": OCI_INDEX, "digest": digest_of(content), "size": len(content)}
+        hostile.put_manifest("app", "1", content, OCI_INDEX)
+    if depth == 3:
+        assert str(await engine.pull(f"{hostile.host}/app:1")) == digest_of(image.config)
+        return
+    with pytest.raises(InvalidInput, match="nested too deeply"):
+        await engine.pull(f"{hostile.host}/app:1")
+    nothing_stays(engine)
+
+
+async def test_a_bomb_is_told(engine: Engine, hostile: HostileRegistry) -> None:
+    """A frame that asks for a gigabyte of memory to be read is refused before it gets any, and nothing of it stays."""
+    header = (
+        b"\x28\xb5\x2f\xfd" + b"\x00" + b"\xa0"
+    )  # one frame, window 2^30, unknown size (RFC 8878, 3.1.1.1)
+    bomb = header + b"\x03\x00\x00\x00"
+    config = json.dumps(
+        {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [digest_of(b"")]}}
+    ).encode()
+    document = {
+        "schemaVersion": 2, "mediaType": DOCKER_MANIFEST,
+        "config": {"mediaType": DOCKER_CONFIG, "size": len(config), "digest": hostile.put_blob("app", config)},
+        "layers": [{"mediaType": DOCKER_LAYER, "size": len(bomb), "digest": hostile.put_blob("app", bomb)}],
+    }  # fmt: skip
+    hostile.put_manifest("app", "1", json.dumps(document).encode(), DOCKER_MANIFEST)
+    with pytest.raises(InvalidInput, match=r"zstd: invalid data: .*memory"):
+        await engine.pull(f"{hostile.host}/app:1")
+    nothing_stays(engine)

@@ -226,13 +226,13 @@ async def _find(fetching: Fetching, digest: Digest | None, wanted: Platform, boa
     top, document = fetched.digest, manifests.parse(fetched.content, fetched.media_type)
     _announce(board, fetching.reference)
     indexes: list[Index] = []
-    for _ in range(DEPTH):
-        if isinstance(document, Manifest):
-            tracepoint.reach("pull.manifest-fetched")
-            return Found(top, document, tuple(indexes))
+    while not isinstance(document, Manifest):
+        if len(indexes) == DEPTH:
+            raise InvalidInput("manifest lists are nested too deeply")
         indexes.append(document)
         document = await fetching.entry(_pick(document, wanted))
-    raise InvalidInput("manifest lists are nested too deeply")
+    tracepoint.reach("pull.manifest-fetched")
+    return Found(top, document, tuple(indexes))
 
 
 def _pick(index: Index, wanted: Platform) -> Descriptor:

@@ -238,6 +238,15 @@ def test_odd_records_never_crash(records: dict[bytes, bytes], kind: bytes, conte
         pass
 
 
+def test_entries_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tar of nothing but headers takes memory that its size does not show: there may be so many and no more."""
+    monkeypatch.setattr("ketchd.layers.tarheaders.ENTRY_LIMIT", 3)
+    members = [Member(f"file{number}") for number in range(4)]
+    assert len(read(make_tar(*members[:3]))) == 3
+    with pytest.raises(InvalidInput, match="more than 3 entries"):
+        read(make_tar(*members))
+
+
 def test_a_deep_tar_stays_small() -> None:
     """What a tar implies is bounded: paths that a system call takes, and not more of them than a layer could need."""
     deep = [Member("/".join([str(number)] + ["d"] * 1500), data=b"") for number in range(12)]

@@ -173,11 +173,19 @@ def test_any_document_is_read_or_refused(document: dict[str, Any]) -> None:
 
 
 def test_limits_hold() -> None:
-    """Size, and depth of nesting."""
+    """Size, depth of nesting, and how many there are of anything."""
     with pytest.raises(InvalidInput, match="larger"):
         manifests.parse(b" " * (manifests.SIZE_LIMIT + 1))
     with pytest.raises(InvalidInput):
         manifests.parse(b"[" * 200_000)
+    one = {"mediaType": manifests.DOCKER_LAYER, "digest": f"sha256:{'a' * 64}", "size": 1}
+    for key, most, media_type in (
+        ("layers", 1000, manifests.OCI_MANIFEST),
+        ("manifests", 2000, manifests.OCI_INDEX),
+    ):
+        document = {"schemaVersion": 2, "mediaType": media_type, key: [one] * (most + 1)}
+        with pytest.raises(InvalidInput, match=f"more than {most} "):
+            manifests.parse(json.dumps(document).encode())
 
 
 def test_a_manifest_is_written_as_dockerd_writes_it() -> None:
