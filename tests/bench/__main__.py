@@ -62,7 +62,7 @@ def main() -> int:
             *rows.build_rows(base / "contexts", given.rounds),
             *supervision.rows(base / "streams"),
         ]
-        if any(given.only in name for name in ("pull", "push", "save", "load", "rmi")):
+        if any(given.only in name for name in ("pull", "push", "save", "load", "rmi", "peak memory")):
             source = undo.enter_context(registry(base / "source", storage=content.debian_storage()))
             counter = iter(range(10_000))
             table += rows.image_rows(base, source, lambda: registry(base / f"empty{next(counter)}"))

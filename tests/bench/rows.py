@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -153,6 +154,10 @@ def image_rows(base: Path, source: str, empty: Callable[[], Any]) -> list[Row]:
             engine.docker("rmi", target)
         return figure
 
+    def pull_memory(engine: Any) -> float:
+        engine.docker("rmi", "-f", name, check=False)
+        return peak_mib(engine, lambda: engine.docker("pull", "-q", name))
+
     archive = base / "five.tar"
 
     def save(engine: Any) -> float:
@@ -171,6 +176,7 @@ def image_rows(base: Path, source: str, empty: Callable[[], Any]) -> list[Row]:
 
     return [
         Row("pull, 5 layers, loopback registry", pull, 3, 0.25),
+        Row("peak memory of all its processes in that pull, PSS", pull_memory, 3, 1.2, "MiB"),
         Row("push of it to an empty registry", push, 3, 0.10),
         Row("push of a freshly built image", push_built, 3, 0.5),
         Row("save", save, 3, 0.5),
@@ -187,6 +193,27 @@ def memory_row() -> Row:
         return proportional_kib(engine.pids()) / 1024
 
     return Row("memory of the idle daemon, PSS", idle, 1, 0.6, "MiB")
+
+
+def peak_mib(engine: Any, action: Callable[[], object], every_seconds: float = 0.02) -> float:
+    """The most that the engine's processes together took while `action` ran: PSS, MiB, looked at every few milliseconds."""
+    ended, peak = threading.Event(), 0
+
+    def watch() -> None:
+        nonlocal peak
+        while True:
+            peak = max(peak, proportional_kib(engine.pids()))
+            if ended.wait(every_seconds):
+                return
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        action()
+    finally:
+        ended.set()
+        watcher.join()
+    return peak / 1024
 
 
 def listing_row(base: Path, count: int = 5000) -> Row:

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from ketch_wire.faults import InvalidInput
 
-PIECE = 1 << 20
+PIECE = 1 << 18
 RATIO_LIMIT, RATIO_FREE = 1100, 1 << 30  # deflate cannot do more than 1032:1; zstd can, and nobody needs it
 _WINDOW_LIMIT = 128 << 20  # what `zstd --long=27` writes; a hostile frame may not ask for more
 _MAGIC_LENGTH = 6

@@ -9,25 +9,30 @@ Nothing here names the layer: the store does, with what `seal` returns, and last
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import mmap
 import os
 import queue
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from ketch_wire.faults import EngineFailure
 from ketchd.kernel.files import SYNC_FILE_RANGE_WRITE, sync_file_range
+from ketchd.kernel.heap import trim
 from ketchd.layers import erofs
 from ketchd.layers.erofs import HEAD
 from ketchd.layers.placing import remove_staged
-from ketchd.layers.tarheaders import entries
+from ketchd.layers.tarheaders import Entry, entries
 from ketchd.layers.tree import Tree, build
 
-PIECE = 1 << 20
+PIECE = 1 << 18  # a few of them wait at each end of a layer on its way, in each worker
 _WRITEBACK = (
     8 << 20
 )  # begin to write to the disk while more comes, or the sync at the end waits for all of it
+_MANY = 1000  # entries
+_TRIM = 32 << 20  # how often free memory is given back
 Buffer = bytes | bytearray | memoryview
 
 
@@ -87,6 +92,7 @@ class LayerFile:
         self._waiting = bytearray()
         self._written = HEAD
         self._behind = 0
+        self._trimmed = 0
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._hasher = Hasher()
 
@@ -126,6 +132,9 @@ class LayerFile:
         self._hasher.feed(data)
         write_all(self._fd, data, self._written)
         self._written += len(data)
+        if self._written - self._trimmed >= _TRIM:
+            self._trimmed = self._written
+            trim()
         if self.kind == "erofs" and self._written - self._behind >= _WRITEBACK:
             sync_file_range(
                 self._fd, self._behind, self._written - self._behind, SYNC_FILE_RANGE_WRITE, self.path
@@ -148,7 +157,7 @@ class LayerFile:
 
             disk_size = unpack(self._fd, self.tar_size, tree, self.path)
         self._sealed = True
-        return {
+        facts = {
             "path": self.path,
             "kind": self.kind,
             "diff_id": self._hasher.digest(),
@@ -157,13 +166,20 @@ class LayerFile:
             "entries": tree.entries,
             "implied": tree.implied,
         }
+        if tree.entries > _MANY:  # a tree is full of cycles, and the worker is kept for other jobs
+            del tree, index
+            gc.collect()
+            trim()
+        return facts
 
     def _read(self) -> tuple[Tree, erofs.Index]:
         os.ftruncate(self._fd, max(self._written, HEAD))
         # The mapping goes with the last view of it: a fault about the tar, on its way, still holds some.
-        tar = memoryview(mmap.mmap(self._fd, 0, prot=mmap.PROT_READ))[HEAD : HEAD + self.tar_size]
-        tree = build(entries(tar, self.tar_size))
-        del tar
+        mapped = mmap.mmap(self._fd, 0, prot=mmap.PROT_READ)
+        tree = build(
+            _released(mapped, entries(memoryview(mapped)[HEAD : HEAD + self.tar_size], self.tar_size))
+        )
+        del mapped
         return tree, erofs.index(tree.root, self.tar_size) if self.kind == "erofs" else erofs.Index()
 
     def _write_index(self, index: erofs.Index) -> None:
@@ -181,6 +197,18 @@ class LayerFile:
             self._fd = -1
         if not self._sealed:
             remove_staged(self.path)
+
+
+def _released(mapped: mmap.mmap, found: Iterator[Entry]) -> Iterator[Entry]:
+    """The entries of the mapped tar. What lies behind them is let go of now and then: the kernel maps sixteen pages around each header,
+    so that a whole layer would be counted as this process's memory."""
+    behind = 0
+    for entry in found:
+        yield entry
+        here = (HEAD + entry.offset) // _WRITEBACK * _WRITEBACK
+        if here > behind:
+            mapped.madvise(mmap.MADV_DONTNEED, behind, here - behind)
+            behind = here
 
 
 def copy_within(fd: int, source: int, target: int, length: int) -> None:

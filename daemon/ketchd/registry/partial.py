@@ -17,7 +17,7 @@ from ketchd.kernel.files import SYNC_FILE_RANGE_WRITE, sync_file_range
 from ketchd.model.digest import Digest
 from ketchd.registry import ranges
 
-PIECE = 1024 * 1024
+PIECE = 512 * 1024
 _WRITEBACK = 8 * PIECE  # begin to write to the disk early, or the sync at the end waits for all of it
 _RECORD_LIMIT = 16 * 1024 * 1024
 _VECTORS = 256

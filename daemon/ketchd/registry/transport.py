@@ -24,7 +24,7 @@ IDLE_SECONDS = 60.0
 STORING_SECONDS = (
     600.0  # of silence after a body: registries on object storage copy a large blob before they answer
 )
-READ_BUFFER = 512 * 1024
+READ_BUFFER = 128 * 1024
 _LINE_LIMIT = 64 * 1024
 
 
