@@ -99,7 +99,7 @@ class Engine:
         self._closing.append(catalogue.close)
         unclean = mark.begin()
         self._closing.append(mark.end)
-        report = sweep_store(root, catalogue)
+        report = sweep_store(root, catalogue, partial_hours=policy.partial_hours)
         for line in (*report.missing, *report.unowned):
             log.warning("store", finding=line)
         if report.removed:

@@ -97,7 +97,9 @@ async def engine_below(root: Path, settings: Settings | None = None) -> AsyncIte
     """An engine whose data root is `root`, closed afterwards."""
     async with rooms_below(root) as rooms:
         rooms.registry = RegistryClient(settings or Settings(certificate_directories=()), policy=QUICK)
-        rooms.transfers = Transfers(root, rooms.blobs, rooms.layers, rooms.registry.settings.downloads)
+        rooms.transfers = Transfers(
+            root, rooms.blobs, rooms.layers, rooms.registry.settings.downloads, rooms.trash
+        )
         try:
             yield Engine(rooms)
         finally:

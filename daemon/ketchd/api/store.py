@@ -28,6 +28,7 @@ class StoreApi:
     async def gc(self, call: Call) -> web.StreamResponse:
         """POST /ketch/gc?dryRun=1: what the policy deletes now, each thing with its reason; with dryRun nothing is deleted."""
         dry_run = call.query_bool("dryRun")
+        await self._rooms.trash.emptied()  # what is thrown away already still takes room
         disk = gc.disk_of(self._rooms)
         deleted = await gc.collect(self._rooms, self._rooms.gc_policy, dry_run=dry_run, disk=disk)
         return json_reply(gc.show(deleted, disk, dry_run=dry_run))

@@ -1,7 +1,7 @@
 """What to delete when the disk fills: which things, in which order, why. Pure.
 
-The cheapest loss goes first: what nobody needs, then compressed forms of layers that are unpacked here, then results of
-builds that nobody has used for long. Images, containers and volumes are never among it.
+The cheapest loss goes first: what nobody needs, then what has arrived of downloads that ended early, then compressed forms of
+layers that are unpacked here, then results of builds that nobody has used for long. Images, containers and volumes are never among it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from ketch_wire.faults import InvalidInput
 
-Class = Literal["garbage", "blob", "cache"]
-ORDER: tuple[Class, ...] = ("garbage", "blob", "cache")
+Class = Literal["garbage", "partial", "blob", "cache"]
+ORDER: tuple[Class, ...] = ("garbage", "partial", "blob", "cache")
 _HOUR_NS = 3600 * 1_000_000_000
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -22,13 +22,16 @@ _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 class Policy:
     """low, high: free space of the data root's file system in percent: below low deleting begins, at high it ends.
 
-    blob_bytes, cache_bytes: budgets, bytes that compressed layers and the build cache may take at any time; 0: as much as
-    there is. cache_hours: a build's result younger than that stays, short of space or not. garbage_hours: how long what nobody
-    needs stays. interval_seconds: between two looks at the disk; 0: none.
+    partial_bytes, blob_bytes, cache_bytes: budgets, bytes that downloads that ended early, compressed layers and the build cache
+    may take at any time; 0: as much as there is. cache_hours: a build's result younger than that stays, short of space or not.
+    partial_hours: how long a download that ended early waits for who goes on with it. garbage_hours: how long what nobody needs
+    stays. interval_seconds: between two looks at the disk; 0: none.
     """
 
     low: float = 10.0
     high: float = 15.0
+    partial_bytes: int = 10 << 30
+    partial_hours: float = 7 * 24.0
     blob_bytes: int = 0
     cache_bytes: int = 0
     cache_hours: float = 48.0
@@ -73,15 +76,20 @@ def read_policy(sent: Mapping[str, Any]) -> Policy:
 
     Sizes are bytes, or texts with a unit (`20G`).
     """
-    known = {"low", "high", "blob-budget", "cache-budget", "cache-hours", "garbage-hours", "interval"}
+    known = {
+        "low", "high", "partial-budget", "partial-hours", "blob-budget", "cache-budget", "cache-hours", "garbage-hours",
+        "interval",
+    }  # fmt: skip
     if unknown := sorted(set(sent) - known):
         raise InvalidInput(f"ketch.gc has no setting {', '.join(unknown)}")
     plain = Policy()
     policy = Policy(
         low=_number(sent, "low", plain.low),
         high=_number(sent, "high", max(plain.high, _number(sent, "low", plain.low))),
-        blob_bytes=_bytes(sent, "blob-budget"),
-        cache_bytes=_bytes(sent, "cache-budget"),
+        partial_bytes=_bytes(sent, "partial-budget", plain.partial_bytes),
+        partial_hours=_number(sent, "partial-hours", plain.partial_hours),
+        blob_bytes=_bytes(sent, "blob-budget", plain.blob_bytes),
+        cache_bytes=_bytes(sent, "cache-budget", plain.cache_bytes),
         cache_hours=_number(sent, "cache-hours", plain.cache_hours),
         garbage_hours=_number(sent, "garbage-hours", plain.garbage_hours),
         interval_seconds=_number(sent, "interval", plain.interval_seconds),
@@ -108,13 +116,17 @@ def decide(
     free, wanted = disk.free, disk.total * policy.high / 100
     for name in ORDER:
         left = used.get(name, 0)
-        budget = {"garbage": 0, "blob": policy.blob_bytes, "cache": policy.cache_bytes}[name]
+        budget = {
+            "garbage": 0, "partial": policy.partial_bytes, "blob": policy.blob_bytes, "cache": policy.cache_bytes
+        }[name]  # fmt: skip
         for one in sorted(candidates.get(name, ()), key=lambda one: (one.rank, one.last_used_ns, one.key)):
             unused_hours = max(0, now_ns - one.last_used_ns) / _HOUR_NS
             reason = ""
             if name == "garbage":
                 if unused_hours >= policy.garbage_hours and (asked or is_short):
                     reason = f"nothing needs it, and nobody used it for {_age(unused_hours)}"
+            elif name == "partial" and unused_hours >= policy.partial_hours:
+                reason = f"the download ended early, and nobody went on with it for {_age(unused_hours)}"
             elif budget and left > budget:
                 reason = f"{_TITLES[name]} takes {_shown(left)}, its budget is {_shown(budget)}"
             elif is_short and free < wanted and (name != "cache" or unused_hours >= policy.cache_hours):
@@ -129,8 +141,16 @@ def decide(
     return found
 
 
-_TITLES = {"blob": "the compressed form of unpacked layers", "cache": "the build cache"}
-_WHY = {"blob": "its layer is unpacked here", "cache": "a build makes it again"}
+_TITLES = {
+    "partial": "what has arrived of downloads that ended early",
+    "blob": "the compressed form of unpacked layers",
+    "cache": "the build cache",
+}
+_WHY = {
+    "partial": "the download can begin anew",
+    "blob": "its layer is unpacked here",
+    "cache": "a build makes it again",
+}
 
 
 def _age(hours: float) -> str:
@@ -150,8 +170,8 @@ def _number(sent: Mapping[str, Any], key: str, default: float) -> float:
     return float(value)
 
 
-def _bytes(sent: Mapping[str, Any], key: str) -> int:
-    value = sent.get(key, 0)
+def _bytes(sent: Mapping[str, Any], key: str, default: int) -> int:
+    value = sent.get(key, default)
     text = str(value).strip().lower().removesuffix("b").removesuffix("i")
     unit = text[-1:] if text[-1:] in _UNITS else ""
     digits = text.removesuffix(unit)

@@ -17,8 +17,6 @@ from ketchd.catalogue.database import Catalogue
 from ketchd.content.documents import release
 from ketchd.model.digest import Digest, chain_id
 
-PARTIAL_LIFE_SECONDS = 7 * 24 * 3600
-
 
 @dataclass(slots=True)
 class Report:
@@ -29,8 +27,8 @@ class Report:
     unowned: list[str] = field(default_factory=list)
 
 
-def sweep_store(data_root: Path, catalogue: Catalogue) -> Report:
-    """Bring disk and catalogue together.
+def sweep_store(data_root: Path, catalogue: Catalogue, *, partial_hours: float = 7 * 24) -> Report:
+    """Bring disk and catalogue together. partial_hours: how long a download that ended early stays.
 
     User data (a volume with something in it) is reported, never removed.
     """
@@ -40,7 +38,7 @@ def sweep_store(data_root: Path, catalogue: Catalogue) -> Report:
         release(connection)
     for path in _entries(data_root / "stage"):
         _remove(path, data_root, report)
-    _sweep_partials(data_root, catalogue, report)
+    _sweep_partials(data_root, catalogue, report, time.time() - partial_hours * 3600)
     _sweep_blobs(data_root, catalogue, report)
     _sweep_layers(data_root, catalogue, report)
     _sweep_init(data_root, catalogue, report)
@@ -49,10 +47,9 @@ def sweep_store(data_root: Path, catalogue: Catalogue) -> Report:
     return report
 
 
-def _sweep_partials(data_root: Path, catalogue: Catalogue, report: Report) -> None:
-    """Downloads that ended early stay, since a pull goes on from there, unless nobody came back for them."""
+def _sweep_partials(data_root: Path, catalogue: Catalogue, report: Report, oldest: float) -> None:
+    """Downloads that ended early stay, since a pull goes on from there, unless nobody came back for them since `oldest`."""
     whole = {row["digest"] for row in catalogue.query("SELECT digest FROM blobs")}
-    oldest = time.time() - PARTIAL_LIFE_SECONDS
     entries = {path.name: path for path in _entries(data_root / "partial")}
     for name, path in entries.items():
         digits = name.removesuffix(".map")

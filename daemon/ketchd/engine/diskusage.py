@@ -1,8 +1,8 @@
 """What everything takes on the disk: `system df`.
 
 Content is summed from the catalogue, which knows each file's size; what containers, volumes and cache mounts write is walked.
-LayersSize is every layer and blob but those that the build cache alone keeps, which are its rows': the two together are
-what `layers/` and `blobs/` hold. Source: Engine API 1.50, SystemDataUsage.
+LayersSize is every layer, blob and partial download but what the build cache alone keeps, which are its rows': the two together
+are what `layers/`, `blobs/` and `partial/` hold. Source: Engine API 1.50, SystemDataUsage.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ketchd.engine.buildcache import cache_usage
 from ketchd.engine.imagelist import fill_shared_sizes, list_images
 from ketchd.engine.remove import tree_size
 from ketchd.engine.rooms import Rooms
+from ketchd.registry.partial import leftovers
 
 NEWEST = (1, 50)
 
@@ -35,7 +36,8 @@ async def disk_usage(rooms: Rooms, version: tuple[int, int] = NEWEST) -> dict[st
 
 
 def content_size(rooms: Rooms) -> int:
-    """Bytes of layers and blobs, without the layers (and their blobs) that only the build cache keeps."""
+    """Bytes of layers, blobs and what has arrived of downloads, without the layers (and their blobs) that only the build cache
+    keeps."""
     query = rooms.catalogue.query
     stored = query(
         "SELECT (SELECT coalesce(sum(disk_size), 0) FROM layers) + (SELECT coalesce(sum(size), 0) FROM blobs)"
@@ -49,7 +51,8 @@ def content_size(rooms: Rooms) -> int:
         )
         if row["diff_id"] not in used
     ]
-    return int(stored[0][0]) - sum(int(row["disk_size"]) for row in private)
+    partial = sum(one.size for one in leftovers(rooms.data_root / "partial"))
+    return int(stored[0][0]) + partial - sum(int(row["disk_size"]) for row in private)
 
 
 def _images(rooms: Rooms, version: tuple[int, int]) -> list[dict[str, Any]]:

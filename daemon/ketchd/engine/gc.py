@@ -89,6 +89,10 @@ def _candidates(rooms: Rooms, cache: BuildCache, policy: Policy, now_ns: int) ->
     held = {key for kind, key in rooms.leases.held() if kind == "layer"}
     return {
         "garbage": [Candidate(item.kind, item.key, item.size, ages.get(item.key, 0)) for item in garbage],
+        "partial": [
+            Candidate("partial", one.digest.text, one.size, one.last_used_ns)
+            for one in rooms.transfers.left_over()
+        ],
         # What a registry is known to have goes first: it can come again as it was.
         "blob": [
             Candidate("blob", row[0], row[1], row[2], rank=0 if row["sourced"] else 1)
@@ -110,7 +114,11 @@ def _used(rooms: Rooms, cache: BuildCache) -> dict[Class, int]:
     blobs = rooms.catalogue.query(
         "SELECT coalesce(sum(size), 0) FROM blobs WHERE digest IN (SELECT digest FROM layer_blobs JOIN layers USING (diff_id))"
     )
-    return {"blob": int(blobs[0][0]), "cache": sum(row.size for row in cache.rows() if not row.is_shared)}
+    return {
+        "partial": sum(one.size for one in rooms.transfers.left_over()),
+        "blob": int(blobs[0][0]),
+        "cache": sum(row.size for row in cache.rows() if not row.is_shared),
+    }
 
 
 async def _delete(rooms: Rooms, cache: BuildCache, one: Candidate) -> bool:
@@ -123,6 +131,8 @@ async def _delete(rooms: Rooms, cache: BuildCache, one: Candidate) -> bool:
                 rooms.trash.take(cache.mount_path(row.key))
         await rooms.garbage.sweep([("layer", row.diff_id) for row in gone if row.diff_id is not None])
         return bool(gone)
+    if one.kind == "partial":
+        return rooms.transfers.forget(Digest(one.key))
     if one.kind == "blob" and not rooms.garbage.find([("blob", one.key)]):
         # Still its layer's form: the bytes go, what is known of it stays.
         if ("blob", one.key) in rooms.leases.held() or not rooms.blobs.has(Digest(one.key)):

@@ -327,7 +327,11 @@ async def prune_images(rooms: Rooms, filters: Filters) -> tuple[Report, int]:
                 report += await delete_image(rooms, name)
             except Fault:
                 continue
-    await rooms.garbage.sweep(unused_since_ns=time.time_ns() - GARBAGE_AGE_NS)
+    since = time.time_ns() - GARBAGE_AGE_NS
+    await rooms.garbage.sweep(unused_since_ns=since)
+    for one in rooms.transfers.left_over():
+        if one.last_used_ns < since:
+            rooms.transfers.forget(one.digest)
     await rooms.trash.settle()
     reclaimed = max(0, before - _stored_bytes(rooms))
     rooms.events.append("image", "prune", "", {"reclaimed": str(reclaimed)})
@@ -353,4 +357,5 @@ def _prunable(
 def _stored_bytes(rooms: Rooms) -> int:
     query = rooms.catalogue.query
     layers = query("SELECT coalesce(sum(disk_size), 0) FROM layers")[0][0]
-    return int(layers) + int(query("SELECT coalesce(sum(size), 0) FROM blobs")[0][0])
+    partial = sum(one.size for one in rooms.transfers.left_over())
+    return int(layers) + int(query("SELECT coalesce(sum(size), 0) FROM blobs")[0][0]) + partial

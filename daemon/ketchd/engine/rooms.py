@@ -70,7 +70,9 @@ class Rooms:
 
     def __post_init__(self) -> None:
         self.documents = Documents(self.catalogue)
-        self.transfers = Transfers(self.data_root, self.blobs, self.layers, self.registry.settings.downloads)
+        self.transfers = Transfers(
+            self.data_root, self.blobs, self.layers, self.registry.settings.downloads, self.trash
+        )
 
     def container_dir(self, container_id: str) -> Path:
         """The container's durable directory."""

@@ -18,10 +18,11 @@ from ketchd.content.blobs import BlobStore
 from ketchd.engine.bodies import to_the_end
 from ketchd.layers.ingestion import Ingestion, IngestResult, LayerMismatch
 from ketchd.layers.store import LayerStore
+from ketchd.layers.trash import Trash
 from ketchd.model.digest import Digest
 from ketchd.model.manifest import Descriptor
 from ketchd.registry.download import Download
-from ketchd.registry.partial import Partial
+from ketchd.registry.partial import Leftover, Partial, leftovers
 from ketchd.registry.repository import Repository
 from ketchd.registry.together import together
 
@@ -68,10 +69,13 @@ class _Shared:
 class Transfers:
     """The daemon's downloads of layers. `data_root` holds `partial/`; `limit`: downloads at once."""
 
-    def __init__(self, data_root: Path, blobs: BlobStore, layers: LayerStore, limit: int) -> None:
+    def __init__(
+        self, data_root: Path, blobs: BlobStore, layers: LayerStore, limit: int, trash: Trash
+    ) -> None:
         self._directory = data_root / "partial"
         self._blobs = blobs
         self._layers = layers
+        self._trash = trash
         self._slots = asyncio.Semaphore(limit)
         self._shared: dict[Digest, _Shared] = {}
 
@@ -126,6 +130,18 @@ class Transfers:
             return False
         partial.release()
         return True
+
+    def left_over(self) -> list[Leftover]:
+        """What lies in `partial/` and is not under way: downloads that ended early."""
+        return [one for one in leftovers(self._directory) if one.digest not in self._shared]
+
+    def forget(self, digest: Digest) -> bool:
+        """Remove what has arrived of a blob; says whether something did, and nobody is going on with it."""
+        if digest in self._shared:
+            return False
+        path = self._directory / digest.hex
+        self._trash.take(path.with_name(f"{digest.hex}.map"))
+        return self._trash.take(path)
 
     def _begin(self, repository: Repository, descriptor: Descriptor, unpacks: bool) -> _Shared:
         shared = self._shared[descriptor.digest] = _Shared(unpacks)

@@ -7,8 +7,11 @@ bytes, piece by piece: a killed daemon loses the piece under way. What a power c
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ PIECE = 512 * 1024
 _WRITEBACK = 8 * PIECE  # begin to write to the disk early, or the sync at the end waits for all of it
 _RECORD_LIMIT = 16 * 1024 * 1024
 _VECTORS = 256
+_HEX = re.compile("[0-9a-f]{64}")
 
 
 class Partial:
@@ -104,6 +108,32 @@ class Partial:
         if at - self._behind >= _WRITEBACK:
             sync_file_range(self.fd, self._behind, at - self._behind, SYNC_FILE_RANGE_WRITE, str(self.path))
             self._behind = at
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """What has arrived of a blob: its digest, bytes on the disk, and when somebody last went on with it, ns since the epoch."""
+
+    digest: Digest
+    size: int
+    last_used_ns: int
+
+
+def leftovers(directory: Path) -> list[Leftover]:
+    """Everything in the directory of partial files, downloads under way too."""
+    found: dict[str, list[os.stat_result]] = {}
+    with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
+        for entry in entries:
+            name = entry.name.removesuffix(".map")
+            if _HEX.fullmatch(name):
+                with contextlib.suppress(FileNotFoundError):
+                    found.setdefault(name, []).append(entry.stat(follow_symlinks=False))
+    return [
+        Leftover(
+            Digest(f"sha256:{name}"), sum(one.st_blocks for one in files) * 512, max(one.st_mtime_ns for one in files)
+        )
+        for name, files in sorted(found.items())
+    ]  # fmt: skip
 
 
 def _open(directory: Path, digest: Digest, size: int) -> Partial:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -15,10 +16,14 @@ from ketchd import config
 from ketchd.build.cache import BuildCache, Cached
 from ketchd.content.cleanmark import CleanMark
 from ketchd.content.pressure import Candidate, Class, Disk, Policy, decide, read_policy
+from ketchd.engine.diskusage import content_size
 from ketchd.engine.gc import collect, show
+from ketchd.engine.images import prune_images
 from ketchd.engine.lastcommitted import Recorded, check_last_committed, choose
 from ketchd.engine.rooms import Rooms
+from ketchd.engine.transfers import _Shared
 from ketchd.model.digest import Digest
+from ketchd.registry.partial import leftovers
 
 HOUR = 3600 * 1_000_000_000
 NOW = 1000 * HOUR
@@ -67,6 +72,22 @@ def test_the_cheapest_loss_first_and_no_more_than_needed() -> None:
         == "8.0 % of the disk was free, less than 10 %: its layer is unpacked here, not used for 70 hours"
     )
     assert reasons[4].endswith("less than 10 %: a build makes it again, not used for 4 days")
+
+
+def test_downloads_that_ended_early_go_by_age_and_budget_and_before_compressed_layers() -> None:
+    """With a reason each; what is younger stays as long as there is room for it."""
+    partials = {"partial": [one("p-old", 1, 200), one("p-mid", 3, 50), one("p-new", 3, 1)], **EVERYTHING}
+    used = {"partial": 7 * GB, **USED}
+
+    (aged,) = decide(Policy(), ROOMY, partials, used, NOW)
+    assert aged.candidate.key == "p-old"
+    assert aged.reason == "the download ended early, and nobody went on with it for 8 days"
+    over = decide(Policy(partial_bytes=4 * GB, partial_hours=1000), ROOMY, partials, used, NOW)
+    assert [found.candidate.key for found in over] == ["p-old", "p-mid"]
+    assert (
+        over[1].reason == "what has arrived of downloads that ended early takes 6.0 GB, its budget is 4.0 GB"
+    )
+    assert keys(Policy(), FULL, partials, used)[:4] == ["dead", "p-old", "p-mid", "p-new"]
 
 
 def test_budgets_hold_at_any_time() -> None:
@@ -184,6 +205,38 @@ async def test_old_results_of_builds_go_and_young_ones_stay(rooms: Rooms) -> Non
 
     assert [one.candidate.key for one in gone] == ["k0"]
     assert [rooms.layers.has(layer) for layer in layers] == [False, True, True]
+
+
+async def test_what_has_arrived_of_a_download_is_counted_and_goes(rooms: Rooms) -> None:
+    """As the policy says, or by a prune when it is not of these minutes; not while somebody goes on with it."""
+    directory, now = rooms.data_root / "partial", time.time()
+    digests = [Digest.of(bytes([number])) for number in range(3)]
+    before = content_size(rooms)
+
+    def arrive() -> None:
+        for hours, digest in zip((200, 2, 0), digests, strict=True):
+            partial = directory / digest.hex
+            partial.parent.mkdir(exist_ok=True)
+            partial.write_bytes(bytes(40960))
+            partial.with_name(f"{digest.hex}.map").write_bytes(b"0 40960\n")
+            for path in (partial, partial.with_name(f"{digest.hex}.map")):
+                os.utime(path, (now - hours * 3600, now - hours * 3600))
+
+    arrive()
+    assert content_size(rooms) - before >= 3 * 40960
+    gone = await collect(rooms, Policy(), disk=ROOMY, asked=False)
+    assert [(deletion.candidate.kind, deletion.candidate.key) for deletion in gone] == [
+        ("partial", str(digests[0]))
+    ]
+    assert sorted(os.listdir(directory)) == sorted(
+        name for digest in digests[1:] for name in (digest.hex, f"{digest.hex}.map")
+    )
+    arrive()
+    rooms.transfers._shared[digests[0]] = _Shared(True)
+    report, reclaimed = await prune_images(rooms, {})
+    assert report == [] and reclaimed >= 40960
+    assert {one.digest for one in leftovers(directory)} == {digests[0], digests[2]}
+    assert not rooms.transfers.forget(digests[0])
 
 
 async def test_garbage_goes_when_asked(rooms: Rooms) -> None:
