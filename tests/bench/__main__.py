@@ -12,8 +12,10 @@ import shutil
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +64,16 @@ def main() -> int:
             *rows.build_rows(base / "contexts", given.rounds),
             *supervision.rows(base / "streams"),
         ]
-        if any(given.only in name for name in ("pull", "push", "save", "load", "rmi", "peak memory")):
+        if any(
+            given.only in name
+            for name in ("pull", "push", "save", "load", "rmi", "peak memory", "directory layers")
+        ):
             source = undo.enter_context(registry(base / "source", storage=content.debian_storage()))
             counter = iter(range(10_000))
-            table += rows.image_rows(base, source, lambda: registry(base / f"empty{next(counter)}"))
-        if given.long or (given.only and given.only in "list of 5000 images"):
-            table.append(rows.listing_row(base))
+            table += rows.image_rows(
+                base, source, lambda: registry(base / f"empty{next(counter)}"), directories(base, undo)
+            )
+        table.append(rows.listing_row(base))
         chosen = [row for row in table if given.only in row.name]
         for row in chosen:
             measure(row, engines)
@@ -94,6 +100,18 @@ def engine_makers(base: Path, layers: str) -> list[Any]:
     if layers:
         makers.append(lambda: Ketch(base / "ketch-layers", layers))
     return makers
+
+
+def directories(base: Path, undo: ExitStack) -> Callable[[], Ketch]:
+    """A ketchd with directory layers, started when a row first wants it."""
+
+    @cache
+    def started() -> Ketch:
+        engine = Ketch(base / "ketch-directories", "directory")
+        undo.callback(engine.close)
+        return engine
+
+    return started
 
 
 def measure(row: rows.Row, engines: list[Any]) -> None:
