@@ -20,7 +20,7 @@ from typing import Any
 
 from ketch_wire.faults import EngineFailure
 from ketchd.kernel.files import SYNC_FILE_RANGE_WRITE, sync_file_range
-from ketchd.kernel.heap import trim
+from ketchd.kernel.memory import give_back
 from ketchd.layers import erofs
 from ketchd.layers.erofs import HEAD
 from ketchd.layers.placing import remove_staged
@@ -134,7 +134,7 @@ class LayerFile:
         self._written += len(data)
         if self._written - self._trimmed >= _TRIM:
             self._trimmed = self._written
-            trim()
+            give_back()
         if self.kind == "erofs" and self._written - self._behind >= _WRITEBACK:
             sync_file_range(
                 self._fd, self._behind, self._written - self._behind, SYNC_FILE_RANGE_WRITE, self.path
@@ -169,7 +169,7 @@ class LayerFile:
         if tree.entries > _MANY:  # a tree is full of cycles, and the worker is kept for other jobs
             del tree, index
             gc.collect()
-            trim()
+            give_back()
         return facts
 
     def _read(self) -> tuple[Tree, erofs.Index]:
