@@ -1,12 +1,14 @@
 """From stored log entries to what the logs endpoint sends: chosen, stamped and framed, a block at a time. Pure.
 
-An entry is one line: {"log":TEXT,"stream":"stdout"|"stderr"[,"attrs":{…}],"time":T}, written by `ketchd.shim.jsonlog` alone.
+An entry is one line: {"log":TEXT[,"encoding":"base64"],"stream":"stdout"|"stderr"[,"attrs":{…}],"time":T}, written by
+`ketchd.shim.jsonlog` alone.
 T has always 30 characters, so what stands behind TEXT has a fixed length and a block is cut by slices: a log of 100 MB has a
 million entries, and decoding each as JSON took five times as long. Source: Engine API, ContainerLogs.
 """
 
 from __future__ import annotations
 
+import binascii
 import json
 import re
 import struct
@@ -21,6 +23,7 @@ _LAST = 253402300799 * 1_000_000_000  # of the year 9999
 _TAIL = len(b'","stream":"stdout","time":"') + _TIME
 _STREAM_AT = -(_TAIL - len(b'","stream":"std'))
 _OUT, _ERR = b'","stream":"stdout","time":"', b'","stream":"stderr","time":"'
+_ENCODED = b'","encoding":"'
 _FRAME = struct.Struct(">B3xI").pack
 _ESCAPE = re.compile(rb'\\(?:u00..|["trbf])', re.DOTALL)
 _LETTERS = {b'\\"': b'"', b"\\t": b"\t", b"\\r": b"\r", b"\\b": b"\b", b"\\f": b"\f"}
@@ -54,7 +57,10 @@ def parse_line(line: bytes) -> LogLine | None:
     """One line of the file, or None for one that a crash cut short."""
     try:
         entry = json.loads(line)
-        text = entry["log"].encode("utf-8", "surrogateescape")
+        if "encoding" in entry:
+            text = binascii.a2b_base64(entry["log"])
+        else:
+            text = entry["log"].encode("utf-8", "surrogateescape")
         return LogLine(entry["stream"], text, entry["time"], entry.get("attrs") or {})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
@@ -116,6 +122,8 @@ def _cut(block: bytes) -> list[bytes] | None:
     entries = block.count(b"\n")
     if block.count(_OUT) + block.count(_ERR) != entries or not block.startswith(_HEAD):
         return None  # attributes, or an entry that a crash cut short
+    if _ENCODED in block:
+        return None  # what is no text; in a text, the quotes would have backslashes
     if b"\\" in block:
         if b"\\udc" in block:
             return None  # bytes that are no text

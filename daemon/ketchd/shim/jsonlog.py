@@ -1,12 +1,15 @@
 """The json-file log: lines in, entries out, rotated by size. Written by the shim alone, so ketchd may be away.
 
-On disk: PATH (newest), PATH.1 … older, compressed PATH.1.gz … if asked; one JSON object a line: {"log", "stream", ["attrs",]
-"time"}, in that order (`ketchd.containers.logformat` relies on it). A line longer than 16 KiB becomes several entries, of which the last alone ends with a newline. Bytes that are no UTF-8 are written as lone
-surrogates (\\udc80 … \\udcff), from which a reader gets the very bytes back. Source: Docker's json-file driver.
+On disk: PATH (newest), PATH.1 … older, compressed PATH.1.gz … if asked; one JSON object a line: {"log", ["encoding",] "stream",
+["attrs",] "time"}, in that order (`ketchd.containers.logformat` relies on it). A line longer than 16 KiB becomes several entries, of
+which the last alone ends with a newline. In text, bytes that are no UTF-8 are written as lone surrogates (\\udc80 … \\udcff), from
+which a reader gets the very bytes back; what is no text at all is written as base64, with "encoding": escapes would be four times as
+long as it. Source: Docker's json-file driver.
 """
 
 from __future__ import annotations
 
+import binascii
 import os
 import time
 
@@ -22,7 +25,9 @@ _PLAIN = bytes(byte for byte in range(0x20, 0x80) if byte not in b'"\\') + b"\n"
 _ESCAPES = {0x5C: b"\\\\"} | {byte: b"\\u%04x" % byte for byte in range(0x20) if byte != 0x0A}
 _ESCAPES |= {0x08: b"\\b", 0x09: b"\\t", 0x0C: b"\\f", 0x0D: b"\\r", 0x22: b'\\"'}
 _HEAD = b'{"log":"'
-_RUN = 64
+# What text does not hold, but for one here and there: control characters without tab, line ends and colours' escape.
+_TEXT = bytes(byte for byte in range(256) if byte >= 0x20 or byte in b"\t\n\r\f\b\x1b")
+_FEW, _SAMPLE, _BINARY_FROM = 16, 2048, 512
 _SCRATCH = ".gz.new"
 
 
@@ -31,9 +36,6 @@ def escape(text: bytes) -> bytes:
     special = text.translate(None, _PLAIN)
     if not special:
         return text
-    if 0x5C not in special and special.count(b"\0") > _RUN:
-        # disk images, and what `dd if=/dev/zero` makes: not byte by byte
-        text = text.replace(b"\0" * _RUN, _ESCAPES[0] * _RUN)
     for kind, escaped in _ESCAPES.items():
         if kind in special:
             text = text.replace(bytes((kind,)), escaped)
@@ -67,18 +69,55 @@ def has_long_line(lines: bytes) -> bool:
     return False
 
 
+def is_binary(chunk: bytes) -> bool:
+    """Whether `chunk` is no text in any language or encoding: more than one byte of sixteen is a control character.
+
+    Its beginning is looked at. A few lines are text, whatever they hold.
+    """
+    sample = chunk[:_SAMPLE]
+    return len(chunk) >= _BINARY_FROM and len(sample.translate(None, _TEXT)) * _FEW > len(sample)
+
+
+def encode_binary(pieces: list[bytes], stream: bytes, stamp: bytes, attrs: bytes = b"") -> bytes:
+    """An entry for each of `pieces`, which are not empty."""
+    tail = b'","encoding":"base64","stream":"' + stream + b'",' + attrs + b'"time":"' + stamp + b'"}\n'
+    encoded = [binascii.b2a_base64(piece, newline=False) for piece in pieces]
+    return _HEAD + (tail + _HEAD).join(encoded) + tail
+
+
 def cut_lines(lines: bytes, stream: bytes, stamp: bytes, attrs: bytes = b"") -> bytes:
-    """`encode_lines` for lines of any length."""
-    if not has_long_line(lines):
+    """`encode_lines` for lines of any length and content."""
+    binary = is_binary(lines)
+    if not binary and not has_long_line(lines):
         return encode_lines(lines, stream, stamp, attrs)
-    entries = []
+    pieces = []
     for line in lines[:-1].split(b"\n"):
         start = 0
         while len(line) - start >= LINE_LIMIT:
-            entries.append(encode_piece(line[start : start + LINE_LIMIT], stream, stamp, attrs))
+            pieces.append(line[start : start + LINE_LIMIT])
             start += LINE_LIMIT
-        entries.append(encode_lines(line[start:] + b"\n", stream, stamp, attrs))
-    return b"".join(entries)
+        pieces.append(line[start:] + b"\n")
+    if binary:
+        return encode_binary(pieces, stream, stamp, attrs)
+    return b"".join(
+        [
+            encode_lines(piece, stream, stamp, attrs)
+            if piece.endswith(b"\n")
+            else encode_piece(piece, stream, stamp, attrs)
+            for piece in pieces
+        ]
+    )
+
+
+def cut_pieces(chunk: bytes, stream: bytes, stamp: bytes, attrs: bytes = b"") -> tuple[bytes, bytes]:
+    """(entries, what is left) of a chunk without a newline, in pieces of LINE_LIMIT."""
+    whole = len(chunk) - len(chunk) % LINE_LIMIT
+    pieces = [chunk[start : start + LINE_LIMIT] for start in range(0, whole, LINE_LIMIT)]
+    if not pieces:
+        return b"", chunk
+    if is_binary(chunk):
+        return encode_binary(pieces, stream, stamp, attrs), chunk[whole:]
+    return b"".join([encode_piece(piece, stream, stamp, attrs) for piece in pieces]), chunk[whole:]
 
 
 class JsonLog:
@@ -130,15 +169,17 @@ class JsonLog:
         if cut:
             self._append(cut_lines(chunk[:cut] if cut < len(chunk) else chunk, stream, stamp, self._attrs))
             chunk = chunk[cut:]
-        while len(chunk) >= LINE_LIMIT:
-            self._append(encode_piece(chunk[:LINE_LIMIT], stream, stamp, self._attrs))
-            chunk = chunk[LINE_LIMIT:]
+        if len(chunk) >= LINE_LIMIT:
+            entries, chunk = cut_pieces(chunk, stream, stamp, self._attrs)
+            self._append(entries)
         self._rest[stream] = chunk
 
     def finish(self, stream: bytes) -> None:
         """The stream has ended: its last line has no newline."""
         rest = self._rest.pop(stream, b"")
-        if rest:
+        if rest and is_binary(rest):
+            self._append(encode_binary([rest], stream, self.now(), self._attrs))
+        elif rest:
             self._append(encode_piece(rest, stream, self.now(), self._attrs))
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ketch_testing.contained import Contained
+from ketch_testing.contained import Contained, until
 
 # CPython 3.11 needs 1.25 MiB of its own for a shim; 1.9 before the launcher rehearsed and closed its gaps.
 PRIVATE_KIB = 1600
@@ -36,5 +36,5 @@ async def test_the_rehearsal_leaves_the_launcher_nothing(box: Contained) -> None
     pid = box.launcher.pid
 
     assert len(os.listdir(f"/proc/{pid}/fd")) == 4
-    assert Path(f"/proc/{pid}/task/{pid}/children").read_text() == ""
+    await until(lambda: Path(f"/proc/{pid}/task/{pid}/children").read_text() == "")
     assert "rehearsal" not in Path(f"/proc/{pid}/mounts").read_text()

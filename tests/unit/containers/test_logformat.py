@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ketch_wire.stdcopy import StreamReader
 from ketchd.containers import logformat
 from ketchd.containers.logformat import LogFormat, details, parse_line, render, stamp, time_of
-from ketchd.shim.jsonlog import encode_lines, encode_piece
+from ketchd.shim.jsonlog import encode_binary, encode_lines, encode_piece
 
 CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 SECOND = 1_000_000_000
@@ -80,6 +80,25 @@ def test_usual_entries_take_the_fast_way(entries: list[tuple[bytes, bool, bool, 
     except UnicodeDecodeError:
         return
     assert b"\\udc" in stored(plain) or logformat._cut(stored(plain)) is not None
+
+
+@pytest.mark.parametrize(
+    "wanted", [LogFormat(framed=False), LogFormat(), LogFormat(timestamps=True), LogFormat(stderr=False)]
+)
+def test_what_is_no_text_comes_back_too(wanted: LogFormat) -> None:
+    """Before it, behind it and within a text there is what looks like it."""
+    pieces = [bytes(range(256)), b"\0" * 600 + b"\n"]
+    texts = [b'","encoding":"base64"\n', b"text\n"]
+    block = (
+        encode_lines(texts[0], b"stdout", stamp(SECOND))
+        + encode_binary(pieces, b"stderr", stamp(2 * SECOND), b'"attrs":{"tag":"t"},')
+        + encode_lines(texts[1], b"stdout", stamp(3 * SECOND))
+    )
+    entries = [(texts[0][:-1], True, False, 1, False)]
+    entries += [(one.removesuffix(b"\n"), one.endswith(b"\n"), True, 2, True) for one in pieces]
+    entries += [(texts[1][:-1], True, False, 3, False)]
+
+    assert render(block, wanted) == expected(entries, wanted)
 
 
 def test_what_a_crash_cut_short_is_left_out() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64decode
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,9 @@ def read(path: Path) -> list[dict[str, str]]:
 def text_of(entries: list[dict[str, str]], stream: str) -> bytes:
     """What the stream said."""
     return b"".join(
-        one["log"].encode("utf-8", "surrogateescape") for one in entries if one["stream"] == stream
+        b64decode(one["log"]) if "encoding" in one else one["log"].encode("utf-8", "surrogateescape")
+        for one in entries
+        if one["stream"] == stream
     )
 
 
@@ -76,6 +79,61 @@ def test_any_cut_of_two_streams_comes_back_whole(
         said = b"".join(chunk for one, chunk in chunks if one == stream)
         assert text_of(entries, stream.decode()) == said
     assert all("\n" not in one["log"][:-1] for one in entries)
+
+
+BLOCKS = st.sampled_from(
+    [
+        b"\0" * 5000,
+        bytes(range(256)) * 4,
+        bytes(range(256)) * 70,
+        b"text\n" * 200,
+        "é水".encode() * 300,
+        b"\xe9\n" * 400,
+        b"\n",
+    ]
+)
+
+
+@CALM
+@given(st.lists(st.tuples(st.sampled_from([b"stdout", b"stderr"]), BLOCKS), max_size=12))
+def test_text_and_what_is_none_come_back_in_their_order(
+    tmp_path_factory: pytest.TempPathFactory, chunks: list[tuple[bytes, bytes]]
+) -> None:
+    path = tmp_path_factory.mktemp("log") / "json.log"
+    log = JsonLog(str(path), 0, 1)
+    for stream, chunk in chunks:
+        log.write(stream, chunk)
+    log.close()
+
+    entries = read(path)
+    for stream in (b"stdout", b"stderr"):
+        assert text_of(entries, stream.decode()) == b"".join(chunk for one, chunk in chunks if one == stream)
+    assert all(len(text_of([one], one["stream"])) <= LINE_LIMIT for one in entries)
+
+
+@pytest.mark.parametrize("data", [bytes(range(256)) * 4096, b"\0" * (1 << 20)], ids=["every byte", "zeros"])
+def test_what_is_no_text_takes_little_more_than_itself(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "json.log"
+    log = JsonLog(str(path), 0, 1)
+    for start in range(0, len(data), 65536):
+        log.write(b"stdout", data[start : start + 65536])
+    log.close()
+
+    assert text_of(read(path), "stdout") == data
+    assert path.stat().st_size < 1.8 * len(data)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Grüße, 世界, привет\n" * 100, "\x1b[31mred\x1b[0m\r\n" * 100, "a\tb\f\b\n" * 100, "\x07\x00\x01\n",
+        "the bell \x07 rings in every line of this\n" * 100,
+    ],
+)  # fmt: skip
+def test_text_is_not_taken_for_something_else(text: str) -> None:
+    entries = [json.loads(entry) for entry in cut_lines(text.encode(), b"stdout", STAMP).splitlines()]
+
+    assert "".join(one["log"] for one in entries) == text
 
 
 @pytest.mark.parametrize(
