@@ -13,6 +13,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from ketch_testing.consistency import differences
 from ketch_testing.machine import Machine
 from ketch_testing.tars import Member, make_tar
 from ketchd.model.digest import Digest
@@ -156,6 +157,7 @@ def test_compression_is_chosen(machine: Machine, open_registry: str) -> None:
         assert [layer["mediaType"] for layer in document["layers"]] == [media_type]
         digests.add(document["layers"][0]["digest"])
     assert len(digests) == 4
+    assert " 0 bad, " in machine.run("ketch", "system", "fsck").stdout and differences(machine) == []
     machine.run("ketch", "rmi", f"{name}:1")
     machine.run("ketch", "pull", f"{name}:1")
     assert machine.json("GET", f"/images/{name}:1/json")["Id"] == image_id
@@ -263,4 +265,5 @@ def test_an_image_with_its_sbom(machine: Machine, open_registry: str) -> None:
         Request(f"http://{open_registry}/v2/door/carried/manifests/{sbom}", headers={"Accept": OCI_MANIFEST})
     ) as response:
         assert str(Digest.of(response.read())) == sbom
+    assert " 0 bad, " in machine.run("ketch", "system", "fsck").stdout and differences(machine) == []
     machine.run("ketch", "rmi", f"{open_registry}/door/signed@{sbom}")
