@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from registry.conftest import Engine, engine_below, need
+from registry.conftest import Engine, engine_below, need, noise, until
 
 from ketch_testing.hostile import DOCKER_MANIFEST, HostileRegistry, hostile_registry
 from ketch_testing.rooms import image_of, layer_of, tar_of
@@ -116,6 +116,8 @@ async def test_force_makes_every_layer_anew(
 
     await engine.push(name, compression=Compression("gzip", 1, strict=True, anew=True))
 
+    shown = Digest.of(tar_of(BASE)).short
+    assert engine.statuses(shown) == ["Preparing", "Compressing", "Pushing", "Pushed"]
     document = document_of(target, "copy")
     assert document["mediaType"] == DOCKER_MANIFEST and document["config"]["digest"] == str(image_id)
     (layer,) = document["layers"]
@@ -188,3 +190,21 @@ async def _skopeo(*words: str) -> str:
     output, _ = await process.communicate()
     assert process.returncode == 0, output.decode()
     return output.decode()
+
+
+async def test_a_push_that_is_cancelled_while_it_compresses(
+    engine: Engine, target: HostileRegistry, tmp_path: Path
+) -> None:
+    """Ctrl-C ends the compression as well: nothing stays of it, and the next push is right."""
+    layer = await layer_of(engine.rooms, {"big": noise(20_000_000)})
+    name = f"{target.host}/app:1"
+    image_id = await image_of(engine.rooms, [layer], name)
+    pushing = asyncio.create_task(engine.push(name, compression=Compression("zstd", 20, strict=True)))
+    await until(lambda: "Compressing" in engine.statuses(layer.short))
+    pushing.cancel()
+    await asyncio.wait([pushing])
+
+    assert pushing.cancelled() and engine.staged() == [] and engine.rooms.leases.held() == set()
+    assert engine.rooms.blobs.of_layer(layer) == [] and target.manifests == {}
+    await engine.push(name)
+    assert document_of(target, "app")["config"]["digest"] == str(image_id)

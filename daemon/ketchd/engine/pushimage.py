@@ -207,6 +207,8 @@ class ImagePush:
     async def _compress(self, diff_id: Digest) -> Descriptor:
         """The layer compressed, stored so that the next push sends the same bytes without making them again."""
         rooms = self.rooms
+        if self.how.is_slow:
+            self.board.say("Compressing", diff_id.short)
         staged = rooms.blobs.stage_path()
         digest, size = await rooms.layers.compress(diff_id, staged, self.how)
         try:

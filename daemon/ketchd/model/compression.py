@@ -49,6 +49,11 @@ class Compression:
         """As media types say it: `gzip`, `zstd` or nothing."""
         return "" if self.format == UNCOMPRESSED else self.format
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether it may take minutes, which a user wants to know of. gzip's own level takes less time than sending."""
+        return self.level is not None
+
     def asked(self, format: str, level: int | None, force: bool | None) -> Compression:
         """This default with what one push asks for. A format that is asked for is meant for every layer, as podman has it,
         unless force is False. Raises InvalidInput."""
