@@ -443,3 +443,18 @@ async def test_a_bomb_is_told(engine: Engine, hostile: HostileRegistry) -> None:
     with pytest.raises(InvalidInput, match=r"zstd: invalid data: .*memory"):
         await engine.pull(f"{hostile.host}/app:1")
     nothing_stays(engine)
+
+
+@pytest.mark.parametrize("what", ["manifest", "config"])
+async def test_a_small_body_that_always_breaks_off(
+    engine: Engine, hostile: HostileRegistry, what: str
+) -> None:
+    """A half document is none: tried again, then told."""
+    image = hostile.put_image("app", "1", [BASE])
+    content = image.manifest if what == "manifest" else image.config
+    part = f"/manifests/{image.digest}" if what == "manifest" else f"/blobs/{digest_of(image.config)}"
+    hostile.tricks.append(torn(part, content, len(content) - 5))
+    with pytest.raises(EngineFailure, match="unexpected EOF"):
+        await engine.pull(f"{hostile.host}/app:1")
+    assert len(hostile.asked("GET", part)) == 4
+    nothing_stays(engine)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import json
 from collections.abc import AsyncIterator
 
 import pytest
 from aiohttp import web
-from registry.conftest import Engine, noise
+from registry.conftest import Engine, noise, until
 
 from ketch_testing.hostile import DOCKER_MANIFEST, HostileRegistry, hostile_registry, on, refuse, times
 from ketch_testing.rooms import image_of, layer_of, tar_of
@@ -368,3 +369,75 @@ async def test_a_registry_may_take_its_time_to_store(
     target.tricks.append(slow)
     await engine.push(name)
     assert len(target.asked("PUT", "/uploads/")) == 2  # the layer and the config, each once
+
+
+async def test_a_registry_that_never_confirms_an_upload_ends(
+    engine: Engine, target: HostileRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a bounded number of attempts; nothing is said to be pushed."""
+    monkeypatch.setattr("ketchd.registry.transport.STORING_SECONDS", 0.1)
+    layer = await layer_of(engine.rooms, BASE)
+    name = f"{target.host}/app:1"
+    await image_of(engine.rooms, [layer], name)
+
+    async def silent(request: web.BaseRequest) -> web.StreamResponse | None:
+        if request.method == "PUT" and "/uploads/" in request.path:
+            await asyncio.sleep(3600)
+        return None
+
+    target.tricks.append(silent)
+    with pytest.raises(EngineFailure, match="while the registry was silent"):
+        await engine.push(name)
+    assert len(target.asked("PUT", "/uploads/")) == 4
+    assert target.manifests == {} and "Pushed" not in engine.statuses()
+
+
+async def test_an_error_without_an_end_is_read_so_far_and_no_further(
+    engine: Engine, target: HostileRegistry
+) -> None:
+    """The status alone is told."""
+    layer = await layer_of(engine.rooms, BASE)
+    name = f"{target.host}/app:1"
+    await image_of(engine.rooms, [layer], name)
+
+    async def talks(request: web.BaseRequest) -> web.StreamResponse | None:
+        if request.method != "PUT" or "/manifests/" not in request.path:
+            return None
+        response = web.StreamResponse(status=400)
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await response.write(bytes(65536))
+        return response
+
+    target.tricks.append(talks)
+    with pytest.raises(EngineFailure, match="400"):
+        await engine.push(name)
+
+
+async def test_a_cancelled_push_is_given_up_at_the_registry(engine: Engine, target: HostileRegistry) -> None:
+    """Ctrl-C: the upload under way is taken back, what had arrived whole is used by the next push."""
+    small, big = await layer_of(engine.rooms, BASE), await layer_of(engine.rooms, {"big": noise(400_000)})
+    name = f"{target.host}/app:1"
+    await image_of(engine.rooms, [small, big], name)
+    halted = asyncio.Event()
+
+    async def halt(request: web.BaseRequest) -> web.StreamResponse | None:
+        if request.method == "PUT" and (request.content_length or 0) > 300_000:
+            halted.set()
+            await asyncio.sleep(3600)
+        return None
+
+    target.tricks.append(halt)
+    pushing = asyncio.create_task(engine.push(name))
+    await halted.wait()
+    await until(lambda: "Pushed" in engine.statuses(small.short))
+    pushing.cancel()
+    await asyncio.wait([pushing])
+
+    assert pushing.cancelled() and len(target.asked("DELETE", "/uploads/")) == 1 and target.uploads == {}
+    assert engine.rooms.leases.held() == set() and engine.staged() == []
+    target.tricks.clear()
+    await engine.push(name)
+    assert engine.statuses(small.short)[-1] == "Layer already exists"
+    assert engine.statuses(big.short)[-1] == "Pushed" and "1" in target.manifests["app"]
