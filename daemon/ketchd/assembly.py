@@ -121,7 +121,7 @@ class Engine:
         blobs = BlobStore(root, catalogue, trash)
         layers = LayerStore(root, catalogue, workers, kind, trash)
         self._closing.append(layers.close)
-        cgroups = Cgroups.detect(log)
+        cgroups = Cgroups.detect(log, pid=self._launcher.pid, ready=self._launcher.revive)
         self._closing.append(cgroups.close)
         supervisor = Supervisor(catalogue, events)
         networks = Networks(

@@ -21,7 +21,10 @@ from ketchd import journal
 from ketchd.config import Config
 from ketchd.ignored import ignored_because
 from ketchd.kernel import memory
+from ketchd.kernel.cgrouphost import own_path, read_mountinfo
+from ketchd.kernel.cgrouptree import read
 from ketchd.shim.launcher import Launcher, start_launcher
+from ketchd.shim.scope import scope_beside
 
 # Memory is given back at a pause: so many seconds in which less than this share of a core was used, after so much work.
 _PAUSE, _RESTING, _WORTH_IT = 30.0, 0.05, 0.5
@@ -44,7 +47,7 @@ class Process:
         self._write_pidfile()
         self._use_proxies()
         try:
-            launcher = start_launcher(self._exec_root)
+            launcher = start_launcher(self._exec_root, house)
             try:
                 return asyncio.run(self._serve(launcher))
             finally:
@@ -220,6 +223,21 @@ def _inherited() -> list[socket.socket]:
     for one in found:
         os.set_inheritable(one.fileno(), False)
     return found
+
+
+def house(launcher: int) -> None:
+    """Give the launcher process, and with it all shims, a unit of their own where ketchd is a service of systemd.
+
+    Where that fails they stay with ketchd, and are ended by what ends every process of its service.
+    """
+    mounted = read_mountinfo(read("/proc/self/mountinfo"))
+    scope = scope_beside(os.environ, os.getpid(), mounted, own_path(read("/proc/self/cgroup")))
+    if scope is None:
+        return
+    try:
+        scope.house(launcher)
+    except OSError as error:
+        print(f"ketchd: containers stay in the cgroup of {scope.service}: {error}", file=sys.stderr)
 
 
 def notify(state: str) -> None:

@@ -69,9 +69,10 @@ def is_delegated(directory: str) -> bool:
 def choose_base(unified: str, own: str) -> str:
     """The version 2 directory below which cgroups may be made.
 
-    Our own unit's, when systemd has delegated it and starts us in the leaf `supervisor` of it (DelegateSubgroup=, from 254
-    on); else the top, as dockerd's cgroupfs driver does. An older systemd attaches a restarted service to the top of its
-    delegated cgroup, which the kernel refuses (EBUSY) while containers below it have controllers: seen with 252.
+    own: where the launcher is. That is the leaf `supervisor` of a delegated unit: of the scope beside our service, or of the
+    service itself (DelegateSubgroup=, from systemd 254 on) when the scope could not be made. Else the top, as dockerd's
+    cgroupfs driver does: an older systemd attaches a restarted service to the top of its delegated cgroup, which the kernel
+    refuses (EBUSY) while containers below it have controllers: seen with 252.
     """
     above, _, leaf = own.rpartition("/")
     if leaf == LEAF and above and ".." not in own and is_delegated(unified + above):

@@ -12,7 +12,7 @@ import posixpath
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ketch_wire.faults import EngineFailure, InvalidInput
@@ -31,31 +31,44 @@ DEFAULT_PARENT = "docker"
 
 
 class Cgroups:
-    """version: 1 (also on a hybrid host) or 2. tree: None where no cgroup can be made."""
+    """version: 1 (also on a hybrid host) or 2. tree: None where no cgroup can be made.
 
-    def __init__(self, version: int, tree: CgroupTree | None, log: Any = None) -> None:
+    ready: sees that the base is there, before something is made below it; it may raise OSError.
+    """
+
+    def __init__(
+        self, version: int, tree: CgroupTree | None, log: Any = None, ready: Callable[[], None] | None = None
+    ) -> None:
         self.version = version
         self._tree = tree
         self._log = log
+        self._ready = ready
         self._places: dict[str, str] = {}  # id -> path, of those that do not lie below the default parent
         self._parents: set[str] = set()
         self._removals: dict[str, object] = {}  # id -> the token of the thread that still tries
         self._lock = threading.Lock()
 
     @staticmethod
-    def detect(log: Any, mountinfo: str | None = None) -> Cgroups:
-        """What this host offers. On version 2 our own processes may move into a leaf of our delegated subtree."""
+    def detect(
+        log: Any,
+        mountinfo: str | None = None,
+        *,
+        pid: int | str = "self",
+        ready: Callable[[], None] | None = None,
+    ) -> Cgroups:
+        """What this host offers. On version 2 our own processes may move into a leaf of the delegated subtree, which is
+        that of process `pid`."""
         mounted = read_mountinfo(read("/proc/self/mountinfo") if mountinfo is None else mountinfo)
         tree: CgroupTree | None = None
         if mounted.version == 1:
             tree = _version1(mounted, log)
         elif mounted.version == 2:
-            tree = _version2(mounted, log)
+            tree = _version2(mounted, log, pid)
         if tree is None:
             log.warning(
                 "no cgroups can be made: containers get no limits, no device policy, no pause, no stats"
             )
-        return Cgroups(2 if mounted.version == 2 else 1, tree, log)
+        return Cgroups(2 if mounted.version == 2 else 1, tree, log, ready)
 
     @property
     def driver(self) -> str:
@@ -87,6 +100,8 @@ class Cgroups:
         above = posixpath.dirname(path)
         rules = device_rules(host_config)
         try:
+            if self._ready is not None:
+                self._ready()
             self._tree.prepare(above)
             writes, device_program = self._tree.writes(path, host_config, rules)
         except OSError as error:
@@ -282,8 +297,8 @@ def _version1(mounted: Mounted, log: Any) -> CgroupTree | None:
     return tree
 
 
-def _version2(mounted: Mounted, log: Any) -> CgroupTree | None:
-    base = choose_base(mounted.unified, own_path(read("/proc/self/cgroup")))
+def _version2(mounted: Mounted, log: Any, pid: int | str) -> CgroupTree | None:
+    base = choose_base(mounted.unified, own_path(read(f"/proc/{pid}/cgroup")))
     if not os.access(base, os.W_OK | os.X_OK):
         return None
     tree = CgroupsV2(base)

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgpack
@@ -28,10 +28,14 @@ _PROGRAM = (
 
 
 class Launcher:
-    """Hands sockets to the launcher process. `close` ends it; its shims run on."""
+    """Hands sockets to the launcher process. `close` ends it; its shims run on.
 
-    def __init__(self, exec_root: Path) -> None:
+    house: called with the pid of each launcher process before it starts anything; its shims stay where it moves that.
+    """
+
+    def __init__(self, exec_root: Path, house: Callable[[int], None] | None = None) -> None:
         self._exec_root = exec_root
+        self._house = house
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -59,6 +63,15 @@ class Launcher:
                 env={"LANG": "C.UTF-8"},
             )  # fmt: skip
         self._control = ours
+        if self._house is not None:
+            self._house(self._process.pid)
+
+    def revive(self) -> None:
+        """Start the launcher process again if it has died. Raises OSError. Thread-safe."""
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                self.close()
+                self._start()
 
     def launch(self) -> socket.socket:
         """A new shim: our end of its connection. Respawns a launcher that has died. Raises OSError. Thread-safe."""
@@ -122,9 +135,9 @@ def _interpreter() -> Iterator[tuple[str, list[int]]]:
         os.close(tree)
 
 
-def start_launcher(exec_root: Path) -> Launcher:
+def start_launcher(exec_root: Path, house: Callable[[int], None] | None = None) -> Launcher:
     """Start the launcher process. Call it while this process has one thread."""
-    return Launcher(exec_root)
+    return Launcher(exec_root, house)
 
 
 def _import_path() -> list[str]:
