@@ -8,7 +8,10 @@ from collections.abc import Iterable
 SIGHUP, SIGINT, SIGKILL, SIGPIPE, SIGTERM, SIGCHLD, SIGSTOP = 1, 2, 9, 13, 15, 17, 19
 SIGTTIN, SIGTTOU = 21, 22
 # What the launcher ignores; all else it has by default.
-IGNORED_BY_US = (SIGHUP, SIGINT, SIGPIPE)
+IGNORED_BY_LAUNCHER = (SIGHUP, SIGINT, SIGPIPE)
+# And a shim. SIGTERM goes to every process of a unit that systemd stops: the container is to have its own grace then, and
+# somebody who notes how it ended.
+IGNORED_BY_US = (*IGNORED_BY_LAUNCHER, SIGTERM)
 _SIG_SETMASK = 2
 # 32 and 33 belong to the C library
 _ALL = (*range(1, 32), *range(34, 65))

@@ -28,7 +28,7 @@ def main(control: int) -> None:
     signals.reset_all()
     rehearse()
     lockdown.close_all_but({0, 1, 2, control})
-    signals.ignore(signals.SIGCHLD, *signals.IGNORED_BY_US)  # shims are not waited for
+    signals.ignore(signals.SIGCHLD, *signals.IGNORED_BY_LAUNCHER)  # shims are not waited for
     os.setsid()
     os.chdir("/")
     in_chroot()  # looked once, known in every fork
@@ -68,6 +68,7 @@ def _receive(channel: _socket.socket) -> int | None:
 def _shim(fd: int) -> None:
     """Be a shim; never returns."""
     try:
+        signals.ignore(*signals.IGNORED_BY_US)
         os.setsid()
         set_name("ketch-shim")
         signals.default(signals.SIGCHLD)

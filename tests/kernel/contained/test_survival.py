@@ -14,6 +14,7 @@ import pytest
 from ketch_testing.contained import Contained, attached, read_all, split_frames, until
 from ketch_wire.frames import pack
 from ketchd.containers.shims import ShimLink, read_exit
+from ketchd.shim.launcher import Launcher
 
 
 def shim_of(link: ShimLink) -> int:
@@ -120,6 +121,22 @@ async def test_the_launcher_is_started_again(box: Contained) -> None:
     assert ended is not None and ended.code == 137
 
 
+async def test_each_launcher_is_housed_before_it_starts_a_shim(tmp_path: Path) -> None:
+    """In the unit that its shims are to outlive the daemon in."""
+    housed: list[int] = []
+    launcher = Launcher(tmp_path, housed.append)
+    try:
+        first = launcher.pid
+        launcher.revive()
+        assert housed == [first]
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: not is_alive(first))
+        launcher.revive()
+        assert housed == [first, launcher.pid] and is_alive(launcher.pid)
+    finally:
+        launcher.close()
+
+
 async def test_a_container_dies_with_its_shim_and_its_exit_stays_unknown(box: Contained) -> None:
     plan = box.plan("sh", "-c", "sleep 4321 & sleep 4321")
     link = await box.start(plan)
@@ -132,6 +149,21 @@ async def test_a_container_dies_with_its_shim_and_its_exit_stays_unknown(box: Co
     assert read_exit(Path(plan.state_dir)) is None
     assert await box.new_shims().adopt(plan.id) is None
     (Path(plan.run_dir) / "shim.sock").unlink()
+
+
+async def test_a_unit_that_is_stopped_gives_its_containers_their_grace(box: Contained) -> None:
+    """systemd sends SIGTERM to every process of it, shim and launcher among them; the container's own end counts."""
+    plan = box.plan("sh", "-c", "trap 'echo flushed; exit 5' TERM; echo up; while :; do sleep 0.01; done")
+    link = await box.start(plan)
+    await until(lambda: box.logged(plan) == "up\n")
+    for pid in (box.launcher.pid, shim_of(link), link.pid):
+        os.kill(pid, signal.SIGTERM)
+
+    ended = await box.end(link)
+
+    assert ended is not None and ended.code == 5
+    assert box.logged(plan) == "up\nflushed\n"
+    assert await box.run("echo", "again") == (0, "again\n")
 
 
 async def test_a_start_that_its_daemon_does_not_finish_is_undone(box: Contained) -> None:
