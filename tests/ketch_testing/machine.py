@@ -34,7 +34,9 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 class Machine:
-    """One private ketchd. Starts and stops it; everything lives below `base`."""
+    """One private ketchd. Starts and stops it; everything lives below `base`. patience: seconds for one request."""
+
+    patience = 60.0
 
     def __init__(self, base: Path, *, bridge: str = "", flags: tuple[str, ...] = ()) -> None:
         self.base = base
@@ -127,7 +129,7 @@ class Machine:
         raw: bytes | None = None,
     ) -> tuple[int, bytes]:
         """One HTTP request: (status, body)."""
-        connection = UnixConnection(str(self.socket))
+        connection = UnixConnection(str(self.socket), self.patience)
         try:
             sent = raw if raw is not None else None if body is None else json.dumps(body).encode()
             merged = {**({"Content-Type": "application/json"} if body is not None else {}), **(headers or {})}
