@@ -35,6 +35,13 @@ class FrameReader:
     def __init__(self) -> None:
         self._rest = bytearray()
 
+    def take(self, received: bytes) -> list[dict[str, Any]] | None:
+        """`feed` for what a socket gave: None when the connection is over, since the peer closed it or sent what is no frame."""
+        try:
+            return self.feed(received) if received else None
+        except BadFrame:
+            return None
+
     def feed(self, received: bytes) -> list[dict[str, Any]]:
         """Messages completed by `received`. Raises BadFrame; never waits."""
         self._rest += received

@@ -19,7 +19,7 @@ from typing import Any
 
 from ketch_wire.faults import Conflict, EngineFailure
 from ketch_wire.launch import LayerMount
-from ketchd.kernel import detached
+from ketchd.kernel import detached, rights
 from ketchd.kernel.namespaces import CLONE_NEWNS, CLONE_NEWUSER, setns
 from ketchd.kernel.openat import make_directories, open_in_root
 from ketchd.kernel.process import start_time
@@ -28,7 +28,7 @@ from ketchd.layers.worker import JobPort
 from ketchd.sandbox import remapped
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-_FD = struct.Struct("i")
+_ERROR = struct.Struct("i")
 
 
 @contextmanager
@@ -87,13 +87,12 @@ def _fetch(namespace: int, bare: bool) -> int:
             _send_root(namespace, theirs, bare)
         theirs.close()
         try:
-            message, ancillary, _, _ = ours.recvmsg(4, socket.CMSG_SPACE(_FD.size), socket.MSG_CMSG_CLOEXEC)
+            message, ancillary, _, _ = ours.recvmsg(4, rights.room_for(1), socket.MSG_CMSG_CLOEXEC)
         finally:
             os.waitpid(child, 0)
-    fds = [_FD.unpack(data[: _FD.size])[0] for level, kind, data in ancillary if kind == socket.SCM_RIGHTS]
-    if fds:
-        return int(fds[0])
-    number = _FD.unpack(message)[0] if len(message) == _FD.size else errno.EIO
+    if fds := rights.taken(ancillary):
+        return fds[0]
+    number = _ERROR.unpack(message)[0] if len(message) == _ERROR.size else errno.EIO
     raise EngineFailure(f"cannot enter the container's mount namespace: {os.strerror(number).lower()}")
 
 
@@ -104,9 +103,9 @@ def _send_root(namespace: int, channel: socket.socket, bare: bool) -> None:
         root = os.open("/", _DIRECTORY)
         if bare:
             root = detached.clone_tree_of(root, False, "/")
-        channel.sendmsg([b"root"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _FD.pack(root))])
+        channel.sendmsg([b"root"], rights.packed([root]))
     except OSError as error:
-        channel.send(_FD.pack(error.errno or errno.EIO))
+        channel.send(_ERROR.pack(error.errno or errno.EIO))
     finally:
         os._exit(0)
 

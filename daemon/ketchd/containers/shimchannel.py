@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import asyncio
 import os
 import socket
@@ -11,8 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ketch_wire.faults import Conflict, EngineFailure, Fault
-from ketch_wire.frames import BadFrame, FrameReader, pack
+from ketch_wire.frames import FrameReader, pack
 from ketch_wire.shim import FDS_PER_MESSAGE
+from ketchd.kernel import rights
 
 _CHUNK = 262144
 _START = (
@@ -116,9 +116,8 @@ class Channel:
     def _flush(self) -> None:
         while self._unsent:
             data, fds = self._unsent[0]
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
             try:
-                sent = self._channel.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+                sent = self._channel.sendmsg([data], rights.packed(fds), socket.MSG_NOSIGNAL)
             except BlockingIOError:
                 self._loop.add_writer(self._channel.fileno(), self._flush)
                 return
@@ -139,12 +138,8 @@ class Channel:
             return
         except OSError:
             data = b""
-        if not data:
-            self._lost()
-            return
-        try:
-            messages = self._reader.feed(data)
-        except BadFrame:
+        messages = self._reader.take(data)
+        if messages is None:
             self._lost()
             return
         for message in messages:

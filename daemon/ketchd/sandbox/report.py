@@ -9,6 +9,7 @@ import _socket
 import os
 
 from ketch_wire.frames import FrameReader, pack
+from ketchd.kernel import rights
 from ketchd.sandbox.failures import LaunchError
 
 TYPE_CHECKING = False
@@ -35,8 +36,7 @@ class Report:
 
     def say(self, message: dict[str, Any], fd: int = -1) -> None:
         """Tell the shim."""
-        rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fd.to_bytes(4, "little"))] if fd >= 0 else []
-        self._channel.sendmsg([pack(message)], rights)
+        self._channel.sendmsg([pack(message)], rights.packed([fd] if fd >= 0 else []))
 
     def warn(self, text: str) -> None:
         """Something is not quite as asked, and the start goes on."""
@@ -57,9 +57,5 @@ class Report:
 
 def read_packet(channel: _socket.socket) -> tuple[list[dict[str, Any]], int]:
     """The shim's end: the messages of one packet (none at its end) and the descriptor that came along, or -1."""
-    data, ancillary, _, _ = channel.recvmsg(_PACKET, _socket.CMSG_SPACE(4), _socket.MSG_CMSG_CLOEXEC)
-    fd = -1
-    for level, kind, payload in ancillary:
-        if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
-            fd = int.from_bytes(payload[:4], "little")
-    return FrameReader().feed(data), fd
+    data, ancillary, _, _ = channel.recvmsg(_PACKET, rights.room_for(1), _socket.MSG_CMSG_CLOEXEC)
+    return FrameReader().feed(data), next(iter(rights.taken(ancillary)), -1)

@@ -10,6 +10,8 @@ import os
 import struct
 import time
 
+from ketchd.kernel import rights
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ketchd.shim.jsonlog import JsonLog
@@ -123,15 +125,13 @@ class JournalLog:
 
     def _send_file(self, data: bytes) -> None:
         """Too much for a datagram: in a sealed file."""
-        import array
         import fcntl
 
         fd = os.memfd_create("ketch-journal", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.write(fd, data)
             fcntl.fcntl(fd, _ADD_SEALS, _ALL_SEALS)
-            rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", [fd]))]
-            self._channel.sendmsg([b""], rights, _socket.MSG_NOSIGNAL, self._target)
+            self._channel.sendmsg([b""], rights.packed([fd]), _socket.MSG_NOSIGNAL, self._target)
         finally:
             os.close(fd)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import contextlib
 import os
 import socket
@@ -16,7 +15,7 @@ import msgpack
 
 import ketch_wire
 import ketchd
-from ketchd.kernel import detached
+from ketchd.kernel import detached, rights
 
 # No site module, no environment, no bytecode written: what the interpreter needs is told in full. The path stands in the
 # argument list last, so that `ps` shows whose launcher it is.
@@ -86,13 +85,12 @@ class Launcher:
         return ours
 
     def _hand_over(self, fd: int) -> None:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
         for last in (False, True):
             try:
                 if self._control is None:
                     self._start()
                 assert self._control is not None
-                self._control.sendmsg([b"s"], rights)
+                self._control.sendmsg([b"s"], rights.packed([fd]))
                 return
             except (BrokenPipeError, ConnectionError):
                 self.close()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import _socket
 import os
 
-from ketch_wire.frames import BadFrame, FrameReader, pack
+from ketch_wire.frames import FrameReader, pack
+from ketchd.kernel import rights
 from ketchd.shim.loop import GONE, READ, WRITE, Loop
 
 TYPE_CHECKING = False
@@ -79,23 +80,15 @@ class Link:
     def _receive(self) -> None:
         try:
             data, ancillary, _, _ = self._channel.recvmsg(
-                _CHUNK, _socket.CMSG_SPACE(4 * _RIGHTS), _socket.MSG_CMSG_CLOEXEC
+                _CHUNK, rights.room_for(_RIGHTS), _socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
             return
         except OSError:
             data, ancillary = b"", []
-        for level, kind, payload in ancillary:
-            if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
-                self._fds += [
-                    int.from_bytes(payload[at : at + 4], "little") for at in range(0, len(payload) - 3, 4)
-                ]
-        if not data:
-            self._lost()
-            return
-        try:
-            messages = self._reader.feed(data)
-        except BadFrame:
+        self._fds += rights.taken(ancillary)
+        messages = self._reader.take(data)
+        if messages is None:
             self._lost()
             return
         for message in messages:

@@ -10,7 +10,7 @@ import _socket
 import gc
 import os
 
-from ketchd.kernel import limits, lockdown, signals
+from ketchd.kernel import limits, lockdown, rights, signals
 from ketchd.kernel.ownroot import in_chroot
 from ketchd.kernel.process import PR_SET_DUMPABLE, command_line_area, prctl, set_name
 from ketchd.sandbox import enter, enterprocess, init  # noqa: F401  (enter: imported before the fork, for all shims at once)
@@ -58,11 +58,8 @@ def _allow_many_files() -> None:
 
 def _receive(channel: _socket.socket) -> int | None:
     """The next shim's socket, -1 for a packet without one, None at the end."""
-    data, ancillary, _, _ = channel.recvmsg(16, _socket.CMSG_SPACE(4), _socket.MSG_CMSG_CLOEXEC)
-    for level, kind, payload in ancillary:
-        if (level, kind) == (_socket.SOL_SOCKET, _socket.SCM_RIGHTS):
-            return int.from_bytes(payload[:4], "little")
-    return -1 if data else None
+    data, ancillary, _, _ = channel.recvmsg(16, rights.room_for(1), _socket.MSG_CMSG_CLOEXEC)
+    return next(iter(rights.taken(ancillary)), -1 if data else None)
 
 
 def _shim(fd: int) -> None:

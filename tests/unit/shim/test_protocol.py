@@ -182,3 +182,12 @@ def test_syncing_what_somebody_removed_is_no_failure(tmp_path: Path) -> None:
     sync_exit(directory)
 
     os.close(directory)
+
+
+def test_the_end_of_a_connection_is_told_from_messages() -> None:
+    """Closed, and what is no frame: the same end for both sides. Half a frame is neither."""
+    whole = pack({"op": "go"})
+    assert FrameReader().take(whole[:3]) == []
+    assert FrameReader().take(whole) == [{"op": "go"}]
+    assert FrameReader().take(b"") is None
+    assert FrameReader().take(b"\xff\xff\xff\xff") is None
