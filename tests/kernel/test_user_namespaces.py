@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -9,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import import_busybox, needs_root
@@ -16,7 +18,11 @@ from conftest import import_busybox, needs_root
 from ketch_testing.clients import Client
 from ketch_testing.consistency import differences
 from ketch_testing.machine import BIN, Machine
+from ketchd.containers import idmapjob
 from ketchd.engine import remapping
+from ketchd.kernel import detached
+from ketchd.kernel.mounts import MS_PRIVATE, MS_REC, mount
+from ketchd.kernel.namespaces import CLONE_NEWNS, unshare
 
 pytestmark = [needs_root, pytest.mark.root]
 FIRST, COUNT = 231072, 65536
@@ -320,6 +326,48 @@ def as_user(uid: int, action: Callable[[], object]) -> str:
         said = told.read()
     os.waitpid(child, 0)
     return said
+
+
+class _Port:
+    """As much of a layer worker's port as the trial asks for. scratch: a place to mount at."""
+
+    def __init__(self, place: Path) -> None:
+        place.mkdir()
+        self.scratch = lambda: str(place)
+
+
+def test_layers_are_shown_shifted_by_kernels_before_6_5_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have no `lowerdir+` and no overlay without a place (Debian 12's 6.1): the trial of the start takes the old way."""
+    newer = detached.fsmount
+
+    def older(fstype: str, *more: Any) -> int:
+        if fstype == "overlay":
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), fstype)
+        return newer(fstype, *more)
+
+    monkeypatch.setattr(detached, "fsmount", older)
+    ids = [[0, FIRST, COUNT]]
+    reader, writer = os.pipe()
+    child = os.fork()  # for a mount namespace of its own
+    if child == 0:
+        try:
+            unshare(CLONE_NEWNS)
+            mount("none", "/", None, MS_REC | MS_PRIVATE)
+            arguments = {"stage": str(tmp_path), "uids": ids, "gids": ids}
+            idmapjob.probe(arguments, _Port(tmp_path / "place"))  # type: ignore[arg-type]
+        except BaseException as error:
+            os.write(writer, repr(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader) as told:
+        said = told.read()
+    os.waitpid(child, 0)
+    if REFUSED in said and "idmap" in said:
+        pytest.skip(said)  # the file system of the test's directory has no idmapped mounts
+    assert said == ""
 
 
 @pytest.mark.parametrize(

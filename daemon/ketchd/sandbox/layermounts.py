@@ -100,10 +100,10 @@ def mount_chain(
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOSYS):
             raise
-        _mount_old_way(lowers, target, upper, work, readonly)
+        mount_old_way(lowers, target, upper, work, readonly)
 
 
-def _mount_old_way(
+def mount_old_way(
     lowers: list[str], target: str, upper: str | None, work: str | None, readonly: bool
 ) -> None:
     """mount(2) for kernels before 6.5, whose `lowerdir` is one option of at most a page: short names relative to the target."""

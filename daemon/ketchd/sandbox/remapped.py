@@ -8,6 +8,7 @@ directory. Source: user_namespaces(7); overlayfs.rst, "idmapped layers".
 
 from __future__ import annotations
 
+import errno
 import os
 
 from ketchd.kernel import capabilities, detached
@@ -15,6 +16,7 @@ from ketchd.kernel.mounts import MS_NODEV, MS_NOSUID, mount
 from ketchd.kernel.namespaces import CLONE_NEWNS, unshare
 from ketchd.sandbox.entermounts import cut_propagation, open_sources
 from ketchd.sandbox.failures import LaunchError, as_launch_error
+from ketchd.sandbox.layermounts import mount_old_way
 from ketchd.sandbox.report import Report, read_packet
 
 TYPE_CHECKING = False
@@ -91,23 +93,29 @@ def overlay(
 ) -> int:
     """A detached overlay of idmapped layers (TOP FIRST). Mounts below `target`; leaves the caller with `owner` as fsuid. Raises OSError."""
     mount("layers", target, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m")
-    options: list[tuple[str, str | None]] = [("source", "overlay")]
-    for index, layer in enumerate(layers):
-        options.append(
-            (
-                "lowerdir+",
-                _attach(_layer(layer, loops.get(index, -1)), user, f"{target}/l{index}", layer.path),
-            )
-        )
+    lowers = [
+        _attach(_layer(layer, loops.get(index, -1)), user, f"{target}/l{index}", layer.path)
+        for index, layer in enumerate(layers)
+    ]
     base = os.path.commonpath((upper, work))
     above = _attach(detached.clone_tree(base, recursive=False), user, f"{target}/w", base)
-    options += [("upperdir", above + upper.removeprefix(base)), ("workdir", above + work.removeprefix(base))]
+    upper, work = above + upper.removeprefix(base), above + work.removeprefix(base)
+    options: list[tuple[str, str | None]] = [("source", "overlay")]
+    options += [("lowerdir+", lower) for lower in lowers]
+    options += [("upperdir", upper), ("workdir", work)]
     options += [("index", "off"), ("metacopy", "off"), ("redirect_dir", "off")]
     mine = capabilities.permitted()
     os.setegid(owner[1])
     os.seteuid(owner[0])
     capabilities.capset(mine, mine)  # the change of user took them out of force
-    return detached.fsmount("overlay", options)
+    try:
+        return detached.fsmount("overlay", options)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS):
+            raise
+    # A kernel before 6.5 knows neither the option nor overlays without a place.
+    mount_old_way(lowers, target, upper, work, readonly=False)
+    return detached.clone_tree(target, recursive=False)
 
 
 def _layer(layer: LayerMount, mounted: int) -> int:
