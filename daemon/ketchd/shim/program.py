@@ -26,12 +26,13 @@ def main(control: int) -> None:
     set_name("ketch-launcher")
     init.COMMAND_LINE.append(command_line_area())
     signals.reset_all()
-    rehearse()
-    lockdown.close_all_but({0, 1, 2, control})
-    signals.ignore(signals.SIGCHLD, *signals.IGNORED_BY_LAUNCHER)  # shims are not waited for
+    signals.ignore(*signals.IGNORED_BY_LAUNCHER)
     os.setsid()
     os.chdir("/")
     in_chroot()  # looked once, known in every fork
+    rehearse()
+    signals.ignore(signals.SIGCHLD)  # shims are not waited for
+    lockdown.close_all_but({0, 1, 2, control})
     _allow_many_files()
     gc.collect()
     gaps.close()
