@@ -15,6 +15,7 @@ import ssl
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from ketch_wire.faults import EngineFailure
 from ketchd import journal
@@ -115,6 +116,7 @@ class Process:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, ending.set)
+        loop.add_signal_handler(signal.SIGHUP, _no_reload, log)
         engine = Engine(self._config, self._data_root, self._exec_root, launcher, log)
         sockets: list[socket.socket] = []
         try:
@@ -197,6 +199,13 @@ class Process:
         except (OSError, ssl.SSLError) as error:
             raise EngineFailure(f"cannot set up TLS: {error}") from error
         return context
+
+
+def _no_reload(log: Any) -> None:
+    """dockerd reads some of its settings again; we say what to do instead, and live on."""
+    log.warning(
+        "settings are read at the start alone: restart ketchd, containers run on meanwhile", signal="SIGHUP"
+    )
 
 
 def _listen_tcp(place: str) -> socket.socket:
