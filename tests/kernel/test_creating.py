@@ -23,7 +23,7 @@ async def test_an_image_removed_meanwhile_leaves_its_layers(
 ) -> None:
     """While create composes, rmi takes the image: the layers stay, for the container has them afterwards; then they are free."""
     async with rooms_below(tmp_path / "data", "directory") as rooms:
-        nothing: Any = SimpleNamespace(version=1, check=lambda host: None, unsupported=lambda host: [])
+        nothing: Any = SimpleNamespace(version=1, check=lambda host: None, discard=lambda host: [])
         rooms.cgroups = nothing
         layers = [await layer_of(rooms, {"etc": None, "a": b"1"}), await layer_of(rooms, {"b": b"2"})]
         image_id = await image_of(rooms, layers, "x:1")
