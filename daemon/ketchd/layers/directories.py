@@ -26,7 +26,7 @@ from ketch_wire.faults import EngineFailure
 from ketchd.kernel.files import syncfs
 from ketchd.kernel.openat import RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, open_in_root
 from ketchd.layers.erofs import HEAD
-from ketchd.layers.layerfile import PIECE, Hasher, write_all
+from ketchd.layers.layerfile import PIECE, Hasher, copy_range, write_all
 from ketchd.layers.tarheaders import entries
 from ketchd.layers.tree import S_IFLNK, S_IFREG, Node, Tree, build
 from ketchd.layers.worker import JobPort
@@ -43,20 +43,16 @@ _RESOLVE = RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 def unpack(spool: int, tar_size: int, tree: Tree, path: str) -> int:
     """Turn the spooled tar at `path` (open as `spool`, behind HEAD) into the directory layer `path`; its bytes on disk.
 
-    Synced. Raises OSError; then part of the directory may be there, for the caller to remove.
+    Synced; the spool is empty afterwards. Raises OSError; then part of the directory may be there, for the caller to remove.
     """
     os.unlink(path)
     os.mkdir(path, 0o710)
     os.mkdir(os.path.join(path, "root"), 0o755)
     root = os.open(os.path.join(path, "root"), _OPEN_DIRECTORY)
     try:
-        with (
-            mmap.mmap(spool, 0, prot=mmap.PROT_READ) as mapped,
-            memoryview(mapped) as whole,
-            whole[HEAD : HEAD + tar_size] as tar,
-        ):
-            pieces = _Unpacking(tar, root).run(tree)
-            _write_record(os.path.join(path, "record"), tar, pieces)
+        pieces = _Unpacking(spool, root).run(tree)
+        _write_record(os.path.join(path, "record"), spool, tar_size, pieces)
+        os.ftruncate(spool, 0)  # it is open still, and syncfs would write it to the disk
         syncfs(root, path)
     finally:
         os.close(root)
@@ -64,10 +60,13 @@ def unpack(spool: int, tar_size: int, tree: Tree, path: str) -> int:
 
 
 class _Unpacking:
-    """One tree on its way to the disk: directories here, leaves on threads, then links, then the directories' own metadata."""
+    """One tree on its way to the disk: directories here, leaves on threads, then links, then the directories' own metadata.
 
-    def __init__(self, tar: memoryview, root: int) -> None:
-        self._tar = tar
+    The spool is never mapped: all of it would be counted as this process's memory.
+    """
+
+    def __init__(self, spool: int, root: int) -> None:
+        self._spool = spool
         self._root = root
 
     def run(self, tree: Tree) -> list[tuple[int, int, int, bytes]]:
@@ -132,10 +131,10 @@ class _Unpacking:
                 os.ftruncate(opened, node.size)
                 at = node.offset
                 for offset, length in node.sparse:
-                    write_all(opened, self._tar[at : at + length], offset)
+                    copy_range(self._spool, opened, HEAD + at, offset, length)
                     at += length
             elif node.size:
-                write_all(opened, self._tar[node.offset : node.offset + node.size], 0)
+                copy_range(self._spool, opened, HEAD + node.offset, 0, node.size)
             _set_metadata(opened, node)
         finally:
             os.close(opened)
@@ -197,13 +196,18 @@ def _open_record(path: str, mode: str) -> IO[bytes]:
     return io.BufferedWriter(opened, PIECE) if mode == "wb" else io.BufferedReader(opened, PIECE)
 
 
-def _write_record(path: str, tar: memoryview, pieces: list[tuple[int, int, int, bytes]]) -> None:
+def _write_record(path: str, spool: int, tar_size: int, pieces: list[tuple[int, int, int, bytes]]) -> None:
     with _open_record(path, "wb") as record:
         position = 0
-        for offset, length, in_file, name in [*pieces, (len(tar), 0, 0, b"")]:
+        for offset, length, in_file, name in [*pieces, (tar_size, 0, 0, b"")]:
             if offset > position:
                 record.write(_PIECE_HEAD.pack(_RAW, offset - position, 0, 0))
-                record.write(tar[position:offset])
+            while position < offset:
+                raw = os.pread(spool, min(PIECE, offset - position), HEAD + position)
+                if not raw:
+                    raise EngineFailure("a layer's tar ended too early")
+                record.write(raw)
+                position += len(raw)
             if length:
                 record.write(_PIECE_HEAD.pack(_FILE, length, in_file, len(name)) + name)
             position = offset + length

@@ -185,7 +185,7 @@ class LayerFile:
     def _write_index(self, index: erofs.Index) -> None:
         os.ftruncate(self._fd, index.size)
         for source, length, target in index.copies:
-            copy_within(self._fd, HEAD + source, target, length)
+            copy_range(self._fd, self._fd, HEAD + source, target, length)
         for offset, part in index.parts:
             write_all(self._fd, part, offset)
 
@@ -211,15 +211,15 @@ def _released(mapped: mmap.mmap, found: Iterator[Entry]) -> Iterator[Entry]:
             behind = here
 
 
-def copy_within(fd: int, source: int, target: int, length: int) -> None:
-    """Copy a range of a file to another place in it; the two do not overlap."""
+def copy_range(source_fd: int, target_fd: int, source: int, target: int, length: int) -> None:
+    """Copy a range of a file to a place in another, or in the same where the two do not overlap."""
     while length:
         try:
-            copied = os.copy_file_range(fd, fd, length, source, target)
+            copied = os.copy_file_range(source_fd, target_fd, length, source, target)
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
-            copied = os.pwrite(fd, os.pread(fd, min(PIECE, length), source), target)
+            copied = os.pwrite(target_fd, os.pread(source_fd, min(PIECE, length), source), target)
         if not copied:
             raise EngineFailure("a layer file ended too early")
         source, target, length = source + copied, target + copied, length - copied
