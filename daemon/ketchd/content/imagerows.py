@@ -34,13 +34,14 @@ def image_rows(catalogue: Catalogue) -> list[ImageRow]:
         "SELECT image_id, repository || '@' || digest FROM repo_digests ORDER BY repository, digest"
     ):
         digests.setdefault(image_id, []).append(name)
-    known: dict[str, Labels] = {"null": None}
-    rows = []
-    for image_id, created, size, parent, text in catalogue.query(
+    found = catalogue.query(
         "SELECT id, created, size, coalesce(parent, ''), labels FROM images ORDER BY created DESC, id"
-    ):
-        if text not in known:
-            known[text] = json.loads(text)
+    )
+    texts = list({row[4] for row in found})
+    # All at once: a call for each costs three times as much as reading it.
+    known: dict[str, Labels] = dict(zip(texts, json.loads(f"[{','.join(texts)}]"), strict=True))
+    rows = []
+    for image_id, created, size, parent, text in found:
         rows.append(
             ImageRow(
                 image_id,
