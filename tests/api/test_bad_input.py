@@ -24,12 +24,12 @@ BASE: dict[str, Any] = {"Image": "busybox", "Cmd": ["true"]}
 
 
 def _tree(root: Path) -> list[str]:
-    """Every path of the data root but the database's own files."""
+    """Every path of the data root but the database's own files and what is being unlinked behind an answer."""
     return sorted(
         os.path.join(top, name)
         for top, directories, files in os.walk(root)
         for name in [*directories, *files]
-        if not name.startswith("catalogue.sqlite")
+        if not name.startswith("catalogue.sqlite") and "trash" not in Path(top, name).relative_to(root).parts
     )
 
 
@@ -239,6 +239,15 @@ def test_missing_things(unchanged: Machine) -> None:
     ):  # fmt: skip
         status, answer = unchanged.request(method, path)
         assert status == 404 and "nobody" in json.loads(answer)["message"]
+
+
+def test_logs_of_no_stream(unchanged: Machine) -> None:
+    """Said before the container is looked for."""
+    status, answer = unchanged.request("GET", "/containers/nobody/logs")
+    assert (status, json.loads(answer)["message"]) == (
+        400,
+        "Bad parameters: you must choose at least one stream",
+    )
 
 
 def test_duplicate_keys(warm: Machine) -> None:

@@ -120,6 +120,11 @@ def test_connect_and_disconnect(machine: Machine) -> None:
         networks = inspect(machine, "container", "web")["NetworkSettings"]["Networks"]
         assert networks.keys() == {"back"} and networks["back"]["IPAddress"] == "10.213.7.77"
         assert networks["back"]["Aliases"] == ["www"]
+        old = machine.json("GET", "/v1.44/containers/web/json")  # before 1.45 they end in the short id
+        assert old["NetworkSettings"]["Networks"]["back"]["Aliases"] == ["www", old["Id"][:12]]
+        assert inspect(machine, "container", "web")["NetworkSettings"]["Networks"]["back"]["Aliases"] == [
+            "www"
+        ]
         docker(machine, "rename", "web", "front")
         lookup[lookup.index("www")] = "front"
         assert "10.213.7.77" in docker(machine, *lookup)

@@ -160,6 +160,8 @@ class ContainerApi:
             network_ids=rooms.networks.ids(),
             exec_ids=[key for key, one in box.execs.items() if one.running],
         )
+        if call.version < (1, 45):
+            show.add_short_id_to_aliases(shown)
         if call.query_bool("size"):
             shown["SizeRw"], shown["SizeRootFs"] = await sizes(self._rooms, box)
         return json_reply(shown)

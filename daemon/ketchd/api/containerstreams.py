@@ -42,10 +42,10 @@ class ContainerStreamApi:
 
     async def logs(self, call: Call) -> web.StreamResponse:
         """GET /containers/{id}/logs"""
-        box = self._box(call)
         stdout, stderr = call.query_bool("stdout"), call.query_bool("stderr")
         if not stdout and not stderr:
             raise InvalidInput("Bad parameters: you must choose at least one stream")
+        box = self._box(call)
         self._check_readable(box)
         tail, now = call.query("tail", "all"), time.time_ns()
         tty = bool(box.record.config["Tty"])

@@ -153,6 +153,14 @@ def inspect(
     }
 
 
+def add_short_id_to_aliases(shown: dict[str, Any]) -> None:
+    """Before API 1.45 the aliases on user-defined networks end in the short id and the host name. Source: the API's history."""
+    for name, endpoint in shown["NetworkSettings"]["Networks"].items():
+        if name not in ("bridge", "host", "none"):
+            names = [*(endpoint["Aliases"] or ()), shown["Id"][:12], shown["Config"]["Hostname"]]
+            endpoint["Aliases"] = list(dict.fromkeys(names))
+
+
 def summary(
     record: ContainerRecord, *, now_ns: int, network_ids: dict[str, str], image_shown: str
 ) -> dict[str, Any]:
