@@ -95,7 +95,7 @@ HOST_TABLE: list[tuple[dict[str, Any], str]] = [
     ({"CgroupnsMode": "container:x"}, "invalid cgroup namespace mode: container:x"),
     ({"Runtime": "crun"}, "unknown or invalid runtime name: crun"),
     ({"Isolation": "hyperv"}, "invalid isolation 'hyperv' on linux"),
-    ({"LogConfig": {"Type": "abacus"}}, "logger: no log driver named 'abacus' is registered"),
+    ({"LogConfig": {"Type": "abacus"}}, 'error looking up logging plugin abacus: plugin "abacus" not found'),
     ({"LogConfig": {"Type": "json-file", "Config": {"max-size": "big"}}}, "big"),
     ({"LogConfig": {"Type": "json-file", "Config": {"max-file": "0"}}}, "max-file cannot be less than 1"),
     ({"CapAdd": ["FLY"]}, 'invalid CapAdd: unknown capability: "CAP_FLY"'),

@@ -133,7 +133,7 @@ def test_journald_is_refused_where_no_journal_runs(machine: Machine, api: Api) -
 
 
 REFUSED = [
-    ("nope", {}, "logger: no log driver named 'nope' is registered"),
+    ("nope", {}, 'error looking up logging plugin nope: plugin "nope" not found'),
     ("json-file", {"foo": "1"}, "unknown log opt 'foo' for json-file log driver"),
     ("local", {"labels": "a"}, "unknown log opt 'labels' for log driver local"),
     ("journald", {"max-size": "1m"}, "unknown log opt 'max-size' for journald log driver"),

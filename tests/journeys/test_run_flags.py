@@ -214,7 +214,7 @@ def test_log_driver(client: Client) -> None:
     path = Path(client.inspect("turning")["LogPath"])
     assert sorted(file.name for file in path.parent.glob("*.log*")) == [path.name, path.name + ".1"]
     assert client("logs", "--tail", "1", "turning") == "line 99\n"
-    assert "no log driver named 'abacus'" in client.says(
+    assert 'error looking up logging plugin abacus: plugin "abacus" not found' in client.says(
         "create", "--log-driver", "abacus", "busybox", code=1
     )
 

@@ -69,7 +69,8 @@ def check_values(record: ContainerRecord) -> None:
 def check_names(driver: str, options: Mapping[str, str]) -> None:
     """Raises InvalidInput for a driver that there is not, and for an option that it does not take."""
     if driver not in DRIVERS:
-        raise InvalidInput(f"logger: no log driver named '{driver[:80]}' is registered")
+        name = driver[:80]
+        raise InvalidInput(f'error looking up logging plugin {name}: plugin "{name}" not found')
     if driver == "none":
         return
     mode = options.get("mode", "")
