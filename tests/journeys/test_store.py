@@ -8,13 +8,16 @@ import json
 import re
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from conftest import import_busybox, needs_root
 
+from ketch_testing.consistency import differences
 from ketch_testing.machine import Machine
 
 pytestmark = [pytest.mark.root, needs_root]
@@ -141,3 +144,38 @@ def test_an_artifact_through_the_clients(own: Machine, open_registry: str) -> No
     assert "chart" not in own.run("ketch", "images", "-a").stdout
     _, answer = own.request("POST", "/ketch/fsck")
     assert json.loads(answer.splitlines()[-1])["aux"]["Bad"] == 0
+
+
+def test_pulls_and_removals_of_one_image_at_once(own: Machine, open_registry: str) -> None:
+    """The removed one's files are unlinked while the next one's come: a pull never fails, nothing is half there, nothing stays."""
+    name = f"{open_registry}/race:1"
+    own.run("ketch", "tag", "busybox", name)
+    own.run("ketch", "push", name)
+    own.run("ketch", "rmi", "busybox", name)
+
+    def pulls() -> list[str]:
+        return [own.run("ketch", "pull", "-q", name, check=False).stderr for _ in range(15)]
+
+    def removals(over: threading.Event) -> list[str]:
+        said = []
+        while not over.is_set():
+            said.append(own.run("ketch", "rmi", "-f", name, check=False).stderr)
+        return said
+
+    over = threading.Event()
+    with ThreadPoolExecutor(3) as threads:
+        removing = threads.submit(removals, over)
+        try:
+            pulling = [threads.submit(pulls) for _ in range(2)]
+            assert {fault for one in pulling for fault in one.result()} == {""}
+        finally:
+            over.set()
+        assert "" in removing.result()
+
+    own.run("ketch", "pull", "-q", name)
+    assert "0 bad" in own.run("ketch", "system", "fsck").stdout
+    assert own.run("ketch", "run", "--rm", name, "echo", "whole").stdout == "whole\n"
+    own.run("ketch", "rmi", name)
+    assert differences(own) == []
+    for place in ("blobs/sha256", "layers/sha256", "trash"):
+        assert list((own.data_root / place).iterdir()) == [], place
