@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,6 +78,13 @@ class Ketch(_Driven):
         self.machine = Machine(base, flags=("--log-level", "warn", *flags))
         self.base, self.socket = base, self.machine.socket
         self.machine.start()
+
+    def ketch(self, *words: str) -> str:
+        """What our own client prints."""
+        program = Path(sys.executable).with_name("ketch")
+        return subprocess.run(
+            [program, *words], env=self._env, capture_output=True, text=True, check=True
+        ).stdout
 
     def pids(self) -> list[int]:
         assert self.machine.process is not None

@@ -67,7 +67,11 @@ def run_rows(rounds: int) -> list[Row]:
             ).strip()
         return timed(lambda: engine.docker("exec", "bench-exec", "true"))
 
+    def version(engine: Any) -> float:
+        return timed(lambda: engine.ketch("version"))
+
     return [
+        Row("ketch version, whole process", version, rounds, limit=60, alone=True),
         Row("run --rm busybox true, bridge", run(), rounds, 0.25),
         Row("run --rm --net none busybox true", run("--net", "none"), rounds, 0.25),
         Row("exec C true", execute, rounds, 0.6),
