@@ -7,6 +7,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -143,6 +144,39 @@ def test_readiness_is_told_when_the_socket_answers(base: Path) -> None:
         finally:
             del os.environ["NOTIFY_SOCKET"]
             daemon.close()
+
+
+# As systemd starts a service with a socket, sd_listen_fds(3): argv is the socket's number and the command.
+ACTIVATE = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid())); "
+    "os.execv(sys.argv[2], sys.argv[2:])"
+)
+
+
+def test_a_socket_that_was_given_stays_when_the_daemon_ends(base: Path) -> None:
+    """It is systemd's, its file too, which asyncio would delete from Python 3.13 on: the next request starts the next daemon."""
+    daemon = Machine(base / "m")
+    daemon.socket = base / "given.sock"
+    with socket.socket(socket.AF_UNIX) as given:
+        given.bind(str(daemon.socket))
+        given.listen()
+        command = [
+            sys.executable, "-c", ACTIVATE, str(given.fileno()), str(BIN / "ketchd"), "-H", "fd://", "--data-root",
+            str(daemon.data_root), "--exec-root", str(daemon.exec_root), "--pidfile", str(base / "p"),
+            "--bridge", daemon.bridge, "--config-file", str(daemon.base / "daemon.json"),
+        ]  # fmt: skip
+        try:
+            for _ in range(2):
+                with daemon.log.open("ab") as log:
+                    daemon.process = subprocess.Popen(
+                        command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[given.fileno()]
+                    )
+                assert daemon.request("GET", "/_ping") == (200, b"OK"), daemon.log.read_text()
+                assert daemon.stop() == 0
+                assert daemon.socket.is_socket()
+        finally:
+            daemon.close()
+    assert daemon.leftovers() == []
 
 
 def test_a_dead_daemons_socket_is_replaced(daemon: Machine) -> None:

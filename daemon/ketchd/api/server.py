@@ -70,14 +70,12 @@ class ApiServer:
             auto_decompress=False,
         )
         for listener in sockets:
-            if listener.family == socket.AF_UNIX:
-                self._listeners.append(
-                    await loop.create_unix_server(self._server, sock=listener, backlog=1024)
-                )
-            else:
-                self._listeners.append(
-                    await loop.create_server(self._server, sock=listener, ssl=tls, backlog=1024)
-                )
+            # Not create_unix_server: from Python 3.13 on that deletes the file of a socket that it is given, and systemd's is
+            # to outlive us.
+            encrypted = None if listener.family == socket.AF_UNIX else tls
+            self._listeners.append(
+                await loop.create_server(self._server, sock=listener, ssl=encrypted, backlog=1024)
+            )
 
     async def close(self) -> None:
         """Stop listening, let changes under way come to their end (at most 10 s), cancel the rest."""
