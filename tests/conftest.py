@@ -11,9 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from ketch_testing.clients import ask, client, ketch  # noqa: F401  (fixtures)
 from ketch_testing.machine import Machine, registry
+
+settings.register_profile("ketch", deadline=None)  # no test of ours is about time: a loaded machine is slow
+settings.load_profile("ketch")
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="root is needed for namespaces and mounts")
 
