@@ -20,13 +20,15 @@ from ketch_testing.machine import Machine, registry
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "/var/cache")) / "ketch-bench"
 DEBIAN = "bench/debian:five"
-_DEBIAN_DOCKERFILE = """\
-FROM debian:bookworm
-RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends python3 python3-pip
-RUN apt-get install -y -qq --no-install-recommends perl git
-RUN apt-get install -y -qq --no-install-recommends gcc libc6-dev make
-RUN apt-get install -y -qq --no-install-recommends vim curl && rm -rf /var/lib/apt/lists/*
-"""
+# About 145 MB of gzip in five layers, 17,000 files: neither apt's lists nor its archives stay.
+_INSTALL = (
+    "RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends {} "
+    "&& rm -rf /var/lib/apt/lists/* /var/cache/apt/*\n"
+)
+_DEBIAN_DOCKERFILE = "FROM debian:bookworm\n" + "".join(
+    _INSTALL.format(packages)
+    for packages in ("python3 python3-venv", "perl git", "libc6-dev make", "vim curl")
+)
 
 _TWELVE = """\
 FROM busybox
@@ -73,7 +75,8 @@ def big_context(base: Path, files: int = 10_000) -> Path:
 def debian_storage() -> Path:
     """The storage directory of a registry that holds DEBIAN; made when it is not there yet (minutes, needs a Debian mirror)."""
     storage = CACHE / "registry"
-    if (CACHE / "complete").exists():
+    made = CACHE / "made-by"
+    if made.exists() and made.read_text() == _DEBIAN_DOCKERFILE:
         return storage
     shutil.rmtree(CACHE, ignore_errors=True)
     CACHE.mkdir(parents=True)
@@ -90,7 +93,7 @@ def debian_storage() -> Path:
             machine.run("ketch", "push", f"{host}/{DEBIAN}", timeout=900)
     finally:
         machine.close()
-    (CACHE / "complete").touch()
+    made.write_text(_DEBIAN_DOCKERFILE)
     return storage
 
 
