@@ -28,7 +28,7 @@ from ketchd.shim.launcher import Launcher, start_launcher
 from ketchd.shim.scope import scope_beside
 
 # Memory is given back at a pause: so many seconds in which less than this share of a core was used, after so much work.
-_PAUSE, _RESTING, _WORTH_IT = 30.0, 0.05, 0.5
+_PAUSE, _RESTING, _WORTH_IT = 5.0, 0.05, 0.2
 
 
 class Process:
@@ -127,7 +127,7 @@ class Process:
             log.info("ready", hosts=self._config.hosts, pid=os.getpid())
             await engine.start_by_policy()
             gc.collect()
-            gc.freeze()  # what the start has made stays to the end: no collection need look at it
+            gc.freeze()  # what the start has made stays to the end: no collection need look at it again
             thrift = asyncio.ensure_future(_give_memory_back())
             await ending.wait()
             thrift.cancel()
@@ -268,6 +268,7 @@ async def _give_memory_back() -> None:
         worked = time.process_time()
         rests = worked - worked_at_last < _RESTING * _PAUSE
         if given_back_at < 0 or (rests and worked - given_back_at > _WORTH_IT):
+            gc.collect()
             memory.give_back()
             given_back_at = worked
         worked_at_last = worked
