@@ -60,7 +60,7 @@ def main() -> int:
             engines.append(engine)
         table = [
             rows.memory_row(),
-            *rows.run_rows(given.rounds),
+            *rows.run_rows(base / "installed", given.rounds),
             *rows.build_rows(base / "contexts", given.rounds),
             *supervision.rows(base / "streams"),
         ]

@@ -41,7 +41,7 @@ class _Driven:
     socket: Path
 
     @property
-    def _env(self) -> dict[str, str]:
+    def env(self) -> dict[str, str]:
         return {
             **os.environ,
             "DOCKER_HOST": f"unix://{self.socket}",
@@ -54,7 +54,7 @@ class _Driven:
     ) -> str:
         """One docker command; raises AssertionError with its output when it fails."""
         done = subprocess.run(
-            ["docker", *words], env=self._env, input=stdin, capture_output=True, cwd=cwd, check=False
+            ["docker", *words], env=self.env, input=stdin, capture_output=True, cwd=cwd, check=False
         )
         if check and done.returncode != 0:
             raise AssertionError(
@@ -65,7 +65,7 @@ class _Driven:
     def spawn(self, *words: str) -> subprocess.Popen[bytes]:
         """One docker command, not waited for."""
         return subprocess.Popen(
-            ["docker", *words], env=self._env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            ["docker", *words], env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
 
 
@@ -78,13 +78,6 @@ class Ketch(_Driven):
         self.machine = Machine(base, flags=("--log-level", "warn", *flags))
         self.base, self.socket = base, self.machine.socket
         self.machine.start()
-
-    def ketch(self, *words: str) -> str:
-        """What our own client prints."""
-        program = Path(sys.executable).with_name("ketch")
-        return subprocess.run(
-            [program, *words], env=self._env, capture_output=True, text=True, check=True
-        ).stdout
 
     def pids(self) -> list[int]:
         assert self.machine.process is not None
@@ -203,6 +196,23 @@ def proportional_kib(pids: Sequence[int]) -> int:
                 if line.startswith("Pss:"):
                     total += int(line.split()[1])
     return total
+
+
+def installed_ketch(base: Path) -> Path:
+    """The client as `pip install .` puts it, in a virtual environment in `base`: a developer's one looks for the checkout at every start."""
+    program = base / "bin/ketch"
+    if not program.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", base], check=True)
+        source = base / "source"  # a copy: installing leaves its traces there
+        shutil.copytree(
+            Path(__file__).parents[2], source, ignore=shutil.ignore_patterns(".*", "tests", "*.egg-info")
+        )
+        subprocess.run(
+            [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "--python", base / "bin/python",
+             "install", "--no-deps", source],
+            check=True, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+    return program
 
 
 def has_dockerd() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import content
-from bench.engines import proportional_kib
+from bench.engines import installed_ketch, proportional_kib
 
 from ketch_testing.machine import UnixConnection
 
@@ -52,8 +53,8 @@ def container(engine: Any, *words: str) -> Iterator[str]:
         engine.docker("rm", "-f", name)
 
 
-def run_rows(rounds: int) -> list[Row]:
-    """Containers: one start, one exec, fifty at once, and whether cost stays flat."""
+def run_rows(base: Path, rounds: int) -> list[Row]:
+    """Containers: one start, one exec, fifty at once. base: for the client, installed as users have it."""
 
     def run(*words: str) -> Callable[[Any], float]:
         return lambda engine: timed(lambda: engine.docker("run", "--rm", *words, "busybox", "true"))
@@ -68,7 +69,10 @@ def run_rows(rounds: int) -> list[Row]:
         return timed(lambda: engine.docker("exec", "bench-exec", "true"))
 
     def version(engine: Any) -> float:
-        return timed(lambda: engine.ketch("version"))
+        program = installed_ketch(base)
+        return timed(
+            lambda: subprocess.run([program, "version"], env=engine.env, capture_output=True, check=True)
+        )
 
     return [
         Row("ketch version, whole process", version, rounds, limit=60, alone=True),
