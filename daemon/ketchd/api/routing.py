@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import orjson
 from aiohttp import web
 
 from ketch_wire.defaults import API_VERSION, MINIMUM_API_VERSION
@@ -238,10 +239,11 @@ def split_version(path: str) -> tuple[tuple[int, int], str]:
 
 def json_reply(value: Any, status: int = 200) -> web.Response:
     """`value` as JSON, its media type without a charset: clients compare the whole header."""
-    body = (
-        json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogateescape")
-        + b"\n"
-    )
+    try:
+        body = orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
+    except orjson.JSONEncodeError:  # bytes in a name that are no text, or a number beyond 64 bits
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        body = text.encode("utf-8", "surrogateescape") + b"\n"
     return web.Response(status=status, body=body, headers={"Content-Type": JSON_TYPE})
 
 
