@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument(
         "--rounds", type=int, default=10, help="rounds of the quick rows (pulls and the like take 3)"
     )
-    parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--only", default="", help="rows whose name contains this; --write leaves the others")
     parser.add_argument(
         "--layers", default="", help="also measure ketchd with this kind of layers (directory)"
     )
@@ -141,9 +141,7 @@ def line(row: rows.Row, engines: list[Any]) -> str:
         cells.append(
             ""
             if figure is None
-            else f"{figure:.1f} {row.unit}"
-            if figure < 100
-            else f"{figure:.0f} {row.unit}"
+            else f"{figure:.{2 if figure < 10 else 1 if figure < 100 else 0}f} {row.unit}"
         )
     cells.append("" if not ours or not theirs else f"{ours / theirs:.2f}")
     cells.append(aim(row))
@@ -184,11 +182,24 @@ def render(chosen: list[rows.Row], engines: list[Any]) -> str:
 
 
 def write(text: str) -> None:
-    """Replace what stands between the markers."""
+    """Replace what stands between the markers, but for the rows that were not measured this time."""
     path = PROJECT / "docs" / "benchmarks.md"
     before, _, rest = path.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    old, _, after = rest.partition(END)
+    path.write_text(f"{before}{BEGIN}\n{merged(old, text)}\n{END}{after}")
+
+
+def merged(old: str, new: str) -> str:
+    """`new` with the rows that only `old` has, in `old`'s order. Both are tables as `render` makes them."""
+    head, rule, measured = new.partition("|---")
+    known = {_name(row): row for row in old.splitlines() if row.startswith("| ")}
+    fresh = {_name(row): row for row in measured.splitlines()[1:]}
+    known.pop("operation", None)
+    return "\n".join([head + rule + measured.splitlines()[0], *({**known, **fresh}).values()])
+
+
+def _name(row: str) -> str:
+    return row.split("|")[1].strip()
 
 
 if __name__ == "__main__":

@@ -208,7 +208,7 @@ def memory_row() -> Row:
         time.sleep(15)  # what a daemon keeps warm for the next request is no idle daemon's
         return proportional_kib(engine.pids()) / 1024
 
-    return Row("memory of the idle daemon, PSS", idle, 1, 0.6, "MiB")
+    return Row("memory of the idle daemon, PSS", idle, 3, 0.6, "MiB")
 
 
 def peak_mib(engine: Any, action: Callable[[], object], every_seconds: float = 0.02) -> float:
