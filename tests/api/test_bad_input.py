@@ -161,6 +161,12 @@ def test_host_config(unchanged: Machine, host: dict[str, Any], words: str) -> No
     assert words in refused(unchanged, {**BASE, "HostConfig": host})
 
 
+def test_a_commit_of_nothing(unchanged: Machine) -> None:
+    status, answer = unchanged.request("POST", "/commit")
+
+    assert (status, json.loads(answer)["message"]) == (400, 'invalid name or ID supplied: ""')
+
+
 CONFIG_TABLE: list[tuple[dict[str, Any], str]] = [
     ({"WorkingDir": "relative"}, "the working directory 'relative' is invalid, it needs to be an absolute path"),
     ({"Env": ["=x"]}, "invalid environment variable: =x"),

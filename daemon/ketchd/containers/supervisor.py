@@ -177,17 +177,18 @@ class Supervisor:
 
     def find(self, reference: str) -> Box:
         """By full id, exact name, or unique id prefix. Raises NotFound, InvalidInput."""
+        if not reference:
+            raise InvalidInput('invalid name or ID supplied: ""')
         if (box := self._boxes.get(reference)) is not None:
             return box
         name = reference.removeprefix("/")
         if (container_id := self._names.get(name)) is not None:
             return self._boxes[container_id]
-        if reference:
-            found = [box for key, box in self._boxes.items() if key.startswith(reference)]
-            if len(found) > 1:
-                raise InvalidInput(f"multiple IDs found with provided prefix: {reference}")
-            if found:
-                return found[0]
+        found = [box for key, box in self._boxes.items() if key.startswith(reference)]
+        if len(found) > 1:
+            raise InvalidInput(f"multiple IDs found with provided prefix: {reference}")
+        if found:
+            return found[0]
         raise NotFound(f"No such container: {reference[:200]}")
 
     def find_exec(self, exec_id: str) -> tuple[Box, ExecRecord]:
