@@ -11,7 +11,6 @@ import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +18,7 @@ from ketch_wire.faults import EngineFailure, InvalidInput
 from ketchd import tracepoint
 from ketchd.build import contenthash, keys
 from ketchd.build.lexer import SIZE_LIMIT
+from ketchd.layers.endings import in_thread
 from ketchd.layers.inflate import inflate, is_compressed
 from ketchd.layers.tarheaders import BLOCK, REGULAR, Entry, header
 from ketchd.layers.workers import WorkerPool
@@ -116,17 +116,7 @@ class Context:
     ) -> dict[str, Any]:
         if self.size > _INLINE_LIMIT:
             return await self._workers.run(job, arguments)
-        return await to_the_end(lambda: function(arguments, None))
-
-
-async def to_the_end(function: Callable[[], Result]) -> Result:
-    """Run `function` in a thread. Cancelled: it still comes to its end before the cancellation goes on."""
-    job = asyncio.ensure_future(asyncio.to_thread(function))
-    try:
-        return await asyncio.shield(job)
-    except asyncio.CancelledError:
-        await asyncio.wait([job])
-        raise
+        return await in_thread(function, arguments, None)
 
 
 @asynccontextmanager
@@ -150,12 +140,12 @@ async def receive(
                 if len(waiting) >= _CHUNK:
                     head = head or bytes(waiting[:16])
                     size += len(waiting)
-                    await to_the_end(partial(_keep, file.fileno(), waiting, hasher))
+                    await in_thread(_keep, file.fileno(), waiting, hasher)
                     waiting = bytearray()
             head = head or bytes(waiting[:16])
             size += len(waiting)
             if len(waiting) > 1 << 16:
-                await to_the_end(partial(_keep, file.fileno(), waiting, hasher))
+                await in_thread(_keep, file.fileno(), waiting, hasher)
             else:
                 _keep(file.fileno(), waiting, hasher)
         compressed = is_compressed(head)

@@ -14,13 +14,14 @@ from ketch_wire.faults import InvalidInput
 from ketch_wire.launch import ProcessPlan
 from ketchd import tracepoint
 from ketchd.build.cache import BuildCache
-from ketchd.build.context import Context, to_the_end
+from ketchd.build.context import Context
 from ketchd.build.downloads import Download
 from ketchd.build.lexer import Place
 from ketchd.build.ops import CopyOp, MountOp, RunOp, WorkdirOp
 from ketchd.build.runmounts import RunMounts, strip_mount_points
 from ketchd.build.runner import RunFailed, StepRunner
 from ketchd.build.solver import Output
+from ketchd.layers.endings import in_thread
 from ketchd.layers.placing import remove_staged
 from ketchd.layers.store import LayerStore, wire_mounts
 from ketchd.layers.trash import Trash
@@ -98,7 +99,7 @@ class Performer:
             tracepoint.reach("build.ran")
             if plans:
                 targets = [plan.target for plan in plans]
-                await to_the_end(partial(strip_mount_points, str(work / "upper"), targets))
+                await in_thread(strip_mount_points, str(work / "upper"), targets)
             return await self._layers.from_upper(work / "upper", roots.layers, clamp_mtime=clamp)
 
     async def copy(
@@ -168,7 +169,7 @@ class Performer:
         try:
             facts = await self._workers.run(job, {**arguments, "place": place})
         except BaseException:
-            await to_the_end(partial(remove_staged, place["path"]))
+            await in_thread(remove_staged, place["path"])
             raise
         if facts.get("empty"):
             return None

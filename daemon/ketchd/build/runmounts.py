@@ -12,16 +12,15 @@ import shutil
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
 from pathlib import Path
 
 from ketch_wire.faults import InvalidInput, Unsupported
 from ketch_wire.launch import MountPlan
 from ketchd.build import keys
 from ketchd.build.cache import BuildCache
-from ketchd.build.context import to_the_end
 from ketchd.build.lexer import Place
 from ketchd.build.ops import MountOp
+from ketchd.layers.endings import in_thread
 
 _ORIGIN = "trusted.overlay.origin"
 Extract = Callable[[MountOp, str], Awaitable[None]]
@@ -94,7 +93,7 @@ class RunMounts:
         return MountPlan(mount.target, "bind", str(path), options)
 
     async def _close(self, key: str, path: Path) -> None:
-        self._cache.close_mount(key, await to_the_end(partial(disk_usage, path)))
+        self._cache.close_mount(key, await in_thread(disk_usage, path))
 
     async def _bound(self, mount: MountOp, undo: AsyncExitStack) -> MountPlan:
         directory = self._stage / uuid.uuid4().hex
@@ -112,7 +111,7 @@ class RunMounts:
 
 async def remove_tree(path: Path) -> None:
     """Remove a staged directory, in a thread. Gone already is fine."""
-    await to_the_end(partial(shutil.rmtree, path, ignore_errors=True))
+    await in_thread(shutil.rmtree, path, ignore_errors=True)
 
 
 def disk_usage(path: Path) -> int:

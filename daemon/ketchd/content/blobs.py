@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ketch_wire.faults import EngineFailure, NotFound
 from ketchd.catalogue.database import Catalogue
-from ketchd.layers.store import to_the_end
+from ketchd.layers.endings import to_the_end
 from ketchd.layers.trash import Trash
 from ketchd.model.digest import Digest
 

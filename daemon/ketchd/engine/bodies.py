@@ -5,28 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
 from ketch_wire.faults import EngineFailure
 from ketchd.content.blobs import BlobStore
+from ketchd.layers.endings import in_thread
 from ketchd.layers.inflate import inflate, is_compressed
 
 _CHUNK = 1 << 20
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-async def to_the_end(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run `function` in a thread. Cancelled: it still comes to its end before the cancellation goes on."""
-    job = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
-    try:
-        return await asyncio.shield(job)
-    except asyncio.CancelledError:
-        await asyncio.wait([job])
-        raise
 
 
 @asynccontextmanager
@@ -39,9 +27,9 @@ async def staged(blobs: BlobStore, chunks: AsyncIterable[bytes]) -> AsyncIterato
             async for chunk in chunks:
                 waiting += chunk
                 if len(waiting) >= _CHUNK:
-                    await to_the_end(_write, file.fileno(), bytes(waiting))
+                    await in_thread(_write, file.fileno(), bytes(waiting))
                     waiting.clear()
-            await to_the_end(_write, file.fileno(), bytes(waiting))
+            await in_thread(_write, file.fileno(), bytes(waiting))
         yield path
     finally:
         path.unlink(missing_ok=True)

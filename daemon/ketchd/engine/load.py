@@ -19,11 +19,12 @@ from ketchd import tracepoint
 from ketchd.content.archives import Contents, Piece, copy_piece, look_through
 from ketchd.content.documents import Document, Kind
 from ketchd.content.marking import Node
-from ketchd.engine.bodies import staged_plain, to_the_end
+from ketchd.engine.bodies import staged_plain
 from ketchd.engine.images import announce
 from ketchd.engine.loadlayout import blob_name, blob_of, is_for_layouts, read_layout
 from ketchd.engine.platforms import host_platform
 from ketchd.engine.rooms import Rooms
+from ketchd.layers.endings import in_thread
 from ketchd.layers.placing import remove_staged
 from ketchd.layers.store import LayerMismatch
 from ketchd.model import manifest as manifests
@@ -56,7 +57,7 @@ async def load(
     there, of the one under way nothing is.
     """
     async with staged_plain(rooms.blobs, body) as path:
-        contents = await to_the_end(look_through, path)
+        contents = await in_thread(look_through, path)
         tracepoint.reach("load.received")
         loader = _Loader(rooms, contents, quiet, platform, send)
         try:
@@ -159,7 +160,7 @@ class _Loader:
         self.made.append(("blob", part.digest.text))
         staged = blobs.stage_path()
         try:
-            found = await to_the_end(copy_piece, self._contents.path, piece, staged)
+            found = await in_thread(copy_piece, self._contents.path, piece, staged)
             if found != part.digest or piece.size != part.size:
                 raise InvalidInput(f"blob {part.digest} of the archive is not what its name says")
             await blobs.publish(staged, part.digest, part.size, part.media_type)
@@ -264,7 +265,7 @@ class _Loader:
         try:
             facts = await self._run(arguments, layer)
             if described is not None and keeps and facts["blob_digest"] != described.digest.text:
-                await to_the_end(remove_staged, facts["path"])
+                await in_thread(remove_staged, facts["path"])
                 raise InvalidInput(f"blob {described.digest} of the archive is not what its name says")
             try:
                 await rooms.layers.adopt(facts, layer.diff_id)
@@ -293,7 +294,7 @@ class _Loader:
         except BaseException:
             if not is_over:
                 await asyncio.shield(asyncio.ensure_future(job.cancel()))
-            await to_the_end(remove_staged, arguments["place"]["path"])
+            await in_thread(remove_staged, arguments["place"]["path"])
             raise
         await self._tell(layer, layer.piece.size)
         return facts

@@ -15,7 +15,7 @@ from typing import IO, cast
 from ketch_wire.faults import EngineFailure, Fault, InvalidInput
 from ketchd import tracepoint
 from ketchd.content.blobs import BlobStore
-from ketchd.engine.bodies import to_the_end
+from ketchd.layers.endings import in_thread
 from ketchd.layers.ingestion import Ingestion, IngestResult, LayerMismatch
 from ketchd.layers.store import LayerStore
 from ketchd.layers.trash import Trash
@@ -213,7 +213,7 @@ class Transfers:
                     on_progress=lambda here: shared.report(DOWNLOADING, here, descriptor.size), tell=shared.tell,
                 )  # fmt: skip
                 await self._download(shared, download, partial)
-                if await to_the_end(_hash, partial.path) == descriptor.digest:
+                if await in_thread(_hash, partial.path) == descriptor.digest:
                     await self._blobs.publish(
                         partial.path, descriptor.digest, descriptor.size, descriptor.media_type
                     )

@@ -9,10 +9,10 @@ import sqlite3
 import time
 import uuid
 import weakref
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgpack
 
@@ -21,6 +21,7 @@ from ketch_wire.launch import LayerMount
 from ketchd import tracepoint
 from ketchd.catalogue.database import Catalogue
 from ketchd.layers.chains import Chains
+from ketchd.layers.endings import to_the_end
 from ketchd.layers.erofs import HEAD
 from ketchd.layers.ingestion import Ingestion, IngestResult, LayerMismatch
 from ketchd.layers.placing import place, remove_staged
@@ -36,12 +37,10 @@ __all__ = [
     "LayerMismatch",
     "LayerRecord",
     "LayerStore",
-    "to_the_end",
     "wire_mounts",
 ]
 FILE, DIRECTORY = "erofs", "directory"
 _REMADE_SECONDS = 60.0
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,17 +368,3 @@ class LayerStore:
 def wire_mounts(mounts: Sequence[LayerMount]) -> list[dict[str, str]]:
     """As a job's arguments carry them; `LayerMount(**one)` on the other side."""
     return [{"kind": mount.kind, "path": mount.path} for mount in mounts]
-
-
-async def to_the_end(work: Coroutine[Any, Any, _Result]) -> _Result:
-    """Await `work`; cancelled meanwhile, wait until it has ended and only then be cancelled: a rename is not undone."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        while not task.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()
-        raise
