@@ -18,6 +18,15 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("useradd", path="/usr/sbin") is None, reason="useradd is not installed (package passwd)"),
 ]  # fmt: skip
 FILES = ("passwd", "group", "shadow", "gshadow", "nsswitch.conf", "login.defs", "default", "pam.d", "shells")
+OWN_ETC = """
+import sys
+from ketchd.kernel.mounts import MS_BIND, MS_PRIVATE, mount
+from ketchd.kernel.namespaces import CLONE_NEWNS, unshare
+from ketchd.kernel.ownroot import take_root
+unshare(CLONE_NEWNS)
+take_root(MS_PRIVATE)
+mount(sys.argv[1], "/etc", None, MS_BIND)
+"""
 SCRIPT = """
 import asyncio, sys
 from ketch_wire.faults import Fault
@@ -50,9 +59,8 @@ def etc(tmp_path: Path) -> Iterator[Path]:
 
 
 def read(etc: Path, *, script: str = SCRIPT) -> subprocess.CompletedProcess[str]:
-    command = 'mount --make-rprivate / && mount --bind "$1" /etc && exec "$2" -c "$3"'
     return subprocess.run(
-        ["unshare", "--mount", "sh", "-c", command, "sh", str(etc), sys.executable, script],
+        [sys.executable, "-c", OWN_ETC + script, etc],
         capture_output=True,
         text=True,
         timeout=60,

@@ -21,8 +21,9 @@ from ketch_testing.machine import BIN, Machine
 from ketchd.containers import idmapjob
 from ketchd.engine import remapping
 from ketchd.kernel import detached
-from ketchd.kernel.mounts import MS_PRIVATE, MS_REC, mount
+from ketchd.kernel.mounts import MS_PRIVATE
 from ketchd.kernel.namespaces import CLONE_NEWNS, unshare
+from ketchd.kernel.ownroot import take_root
 
 pytestmark = [needs_root, pytest.mark.root]
 FIRST, COUNT = 231072, 65536
@@ -354,7 +355,7 @@ def test_layers_are_shown_shifted_by_kernels_before_6_5_too(
     if child == 0:
         try:
             unshare(CLONE_NEWNS)
-            mount("none", "/", None, MS_REC | MS_PRIVATE)
+            take_root(MS_PRIVATE)
             arguments = {"stage": str(tmp_path), "uids": ids, "gids": ids}
             idmapjob.probe(arguments, _Port(tmp_path / "place"))  # type: ignore[arg-type]
         except BaseException as error:

@@ -63,7 +63,10 @@ async def one_worker() -> int:
 async def end_of(*pids: int) -> None:
     """Until the processes are gone."""
     for pid in pids:
-        pidfd = os.pidfd_open(pid)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
         try:
             await asyncio.to_thread(select.select, [pidfd], [], [], 30)
         finally:
