@@ -16,6 +16,7 @@ from ketchd.containers.mountpoints import MountPoint
 from ketchd.containers.supervisor import Box
 from ketchd.engine import ending
 from ketchd.engine.rooms import Rooms
+from ketchd.engine.stop import send_signal
 
 tracepoint.declare("remove.marked", "remove.moved", "remove.forgotten")
 
@@ -44,8 +45,7 @@ async def _end(rooms: Rooms, box: Box) -> None:
         box.exit_waiters.append(waiter)
         link = box.link
         if link is not None:
-            await link.signal(signal.SIGKILL)
-            rooms.supervisor.announce(box, "kill", signal=str(int(signal.SIGKILL)))
+            await send_signal(rooms, box, link, signal.SIGKILL)
             if box.record.state is State.PAUSED:
                 await asyncio.to_thread(rooms.cgroups.thaw, box.record.id)
     if link is not None:

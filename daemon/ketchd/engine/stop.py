@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ketch_wire.faults import EngineFailure, NotModified
 from ketchd.containers.lifecycle import Happening, State
+from ketchd.containers.shimlink import ShimLink
 from ketchd.containers.signals import signal_number
 from ketchd.containers.supervisor import Box
 from ketchd.engine import ending, health
@@ -99,12 +100,17 @@ async def _see_it_end(rooms: Rooms, box: Box, ended: asyncio.Future[int], grace_
         ) from None
 
 
+async def send_signal(rooms: Rooms, box: Box, link: ShimLink, number: int) -> None:
+    """Told first: the shim may say in one breath that the signal was sent and what ended by it."""
+    rooms.supervisor.announce(box, "kill", signal=str(int(number)))
+    await link.signal(number)
+
+
 async def _thaw_and_signal(rooms: Rooms, box: Box, number: int) -> None:
     """Send the signal; a frozen container is thawed, or the signal would wait."""
     link = box.link
     if link is not None:
-        await link.signal(number)
-        rooms.supervisor.announce(box, "kill", signal=str(number))
+        await send_signal(rooms, box, link, number)
     if box.record.state is State.PAUSED:
         await asyncio.to_thread(rooms.cgroups.thaw, box.record.id)
         box.record.state = State.RUNNING
@@ -123,8 +129,7 @@ async def kill(rooms: Rooms, box: Box, signal_name: str) -> None:
             rooms.supervisor.save(box.record)
             await _thaw_and_signal(rooms, box, number)
         elif box.link is not None:
-            await box.link.signal(number)
-            rooms.supervisor.announce(box, "kill", signal=str(number))
+            await send_signal(rooms, box, box.link, number)
     if number == signal.SIGKILL:
         await asyncio.wait([ended], timeout=KILL_WAIT_SECONDS)
     else:
