@@ -10,7 +10,7 @@ import _socket
 import gc
 import os
 
-from ketchd.kernel import limits, lockdown, rights, signals
+from ketchd.kernel import limits, lockdown, memory, rights, signals
 from ketchd.kernel.ownroot import in_chroot
 from ketchd.kernel.process import PR_SET_DUMPABLE, command_line_area, prctl, set_name
 from ketchd.sandbox import enter, enterprocess, init  # noqa: F401  (enter: imported before the fork, for all shims at once)
@@ -34,6 +34,7 @@ def main(control: int) -> None:
     signals.ignore(signals.SIGCHLD)  # shims are not waited for
     lockdown.close_all_but({0, 1, 2, control})
     _allow_many_files()
+    memory.note_instructions()
     gc.collect()
     gaps.close()
     gc.freeze()

@@ -300,6 +300,7 @@ class Shim:
             self._start_time = 0  # it has ended already, and its end follows
         self._say({"event": "started", "pid": self._main.pid, "start_time": self._start_time})
         memory.give_back()
+        memory.let_go_of_instructions()
 
     def _fail(self, error: LaunchError) -> None:
         """Nothing of it may stay; ketchd sees by our end that this is so."""
