@@ -66,7 +66,7 @@ def main() -> int:
         ]
         if any(
             given.only in name
-            for name in ("pull", "push", "save", "load", "rmi", "peak memory", "directory layers")
+            for name in ("pull", "push", "save", "load", "rmi", "peak memory", "reading", "directory layers")
         ):
             source = undo.enter_context(registry(base / "source", storage=content.debian_storage()))
             counter = iter(range(10_000))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import threading
@@ -16,6 +17,8 @@ from bench import content
 from bench.engines import installed_ketch, proportional_kib
 
 from ketch_testing.machine import UnixConnection
+
+_READ_ALL = "find /usr /etc /var -xdev -type f -print0 | xargs -0 cat | wc -c"
 
 
 @dataclass(slots=True)
@@ -44,9 +47,9 @@ def timed(action: Callable[[], object]) -> float:
 
 
 @contextmanager
-def container(engine: Any, *words: str) -> Iterator[str]:
+def container(engine: Any, *words: str, image: str = "busybox") -> Iterator[str]:
     """A container that sleeps, gone afterwards."""
-    name = engine.docker("run", "-d", *words, "busybox", "sleep", "3600").strip()
+    name = engine.docker("run", "-d", *words, image, "sleep", "3600").strip()
     try:
         yield name
     finally:
@@ -185,12 +188,27 @@ def image_rows(
         engine.docker("pull", "-q", name)
         return figure
 
+    def read(cold: bool) -> Callable[[Any], float]:
+        """Every file of the image through a container's root: a layer is mounted, dockerd's lie in directories."""
+
+        def measure(engine: Any) -> float:
+            engine.docker("pull", "-q", name)
+            with container(engine, image=name) as one:
+                if cold:
+                    os.sync()
+                    Path("/proc/sys/vm/drop_caches").write_text("3")
+                return timed(lambda: engine.docker("exec", one, "sh", "-c", _READ_ALL))
+
+        return measure
+
     def unpacked(measure: Callable[[Any], float]) -> Callable[[Any], float]:
         return lambda engine: measure(directories() if engine.name == "ketchd" else engine)
 
     return [
         Row("pull, 5 layers, loopback registry", pull, 3, 0.25),
         Row("pull, directory layers", unpacked(pull), 3, 0.5),
+        Row("reading 17,000 files of it in a container, from the disk", read(True), 5, 1.0),
+        Row("reading them in a new container, from memory", read(False), 5, 1.0),
         Row("peak memory of all its processes in that pull, PSS", pull_memory, 3, 1.2, "MiB"),
         Row("push of it to an empty registry", push, 3, 0.10),
         Row("push of a freshly built image", push_built, 3, 0.5),
