@@ -11,6 +11,9 @@ from pathlib import Path
 from ketch_testing.machine import Machine
 
 TRASH_SECONDS = 60.0
+_NAMESPACE_SECONDS = (
+    20.0  # the kernel takes a network namespace down, and its end of the veth pair with it, when it has time
+)
 
 
 def differences(machine: Machine) -> list[str]:
@@ -75,12 +78,14 @@ def _host(machine: Machine, running: set[str]) -> list[str]:
     mounts = Path("/proc/self/mounts").read_text().splitlines()
     found += [f"mount {line.split()[1]} is left" for line in mounts if str(machine.base) in line]
     bridge = Path(f"/sys/class/net/{machine.bridge}/brif")
-    ports = _names(bridge)
     attached = sum(
         1
         for row in machine.json("GET", "/containers/json")
         if row["HostConfig"]["NetworkMode"] in ("bridge", "default")
     )
+    until = time.monotonic() + _NAMESPACE_SECONDS
+    while len(ports := _names(bridge)) != attached and time.monotonic() < until:
+        time.sleep(0.05)
     if len(ports) != attached:
         found.append(f"{len(ports)} links hang on the bridge for {attached} containers")
     return found
