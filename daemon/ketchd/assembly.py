@@ -119,7 +119,7 @@ class Engine:
         self._closing.append(trash.close)
         trash.start()
         blobs = BlobStore(root, catalogue, trash)
-        layers = LayerStore(root, catalogue, workers, kind, trash)
+        layers = LayerStore(root, catalogue, workers, kind, trash, self._launcher.forget_layers)
         self._closing.append(layers.close)
         cgroups = Cgroups.detect(log, pid=self._launcher.pid, ready=self._launcher.revive)
         self._closing.append(cgroups.close)

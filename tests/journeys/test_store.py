@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import os
 import re
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -18,6 +20,7 @@ import pytest
 from conftest import import_busybox, needs_root
 
 from ketch_testing.consistency import differences
+from ketch_testing.heldscenarios import held_by
 from ketch_testing.machine import Machine
 
 pytestmark = [pytest.mark.root, needs_root]
@@ -179,3 +182,31 @@ def test_pulls_and_removals_of_one_image_at_once(own: Machine, open_registry: st
     assert differences(own) == []
     for place in ("blobs/sha256", "layers/sha256", "trash"):
         assert list((own.data_root / place).iterdir()) == [], place
+
+
+def test_layers_stay_mounted_between_containers_and_go_with_the_image(own: Machine) -> None:
+    """The launcher has them, no shim does; another launcher begins anew; a removed image keeps nothing, though a container ran."""
+    if own.json("GET", "/info")["DriverStatus"][0][1] == "directory":
+        pytest.skip("layers are directories: the kernel mounts no EROFS file")
+    own.run(
+        "docker" if shutil.which("docker") else "ketch", "run", "--rm", "--net", "none", "busybox", "true"
+    )
+    first = held_by(own.launcher())
+    assert first is not None and len(first) == 1
+
+    running = own.run("ketch", "run", "-d", "--net", "none", "busybox", "sleep", "60").stdout.strip()
+    assert held_by(own.launcher()) == first
+    shim = own.json("GET", f"/containers/{running}/json")["State"]["Pid"]
+    parent = int(Path(f"/proc/{shim}/stat").read_text().rpartition(")")[2].split()[1])
+    assert held_by(parent) is None
+
+    dead = own.launcher()
+    os.kill(dead, signal.SIGKILL)
+    while Path(f"/proc/{dead}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.01)
+    assert own.run("ketch", "run", "--rm", "--net", "none", "busybox", "echo", "again").stdout == "again\n"
+    assert own.launcher() != dead and held_by(own.launcher()) == first
+
+    own.run("ketch", "rm", "-f", running)
+    own.run("ketch", "rmi", "busybox")
+    assert differences(own) == [] and held_by(own.launcher()) == []

@@ -8,7 +8,9 @@ import sqlite3
 import time
 from pathlib import Path
 
+from ketch_testing.heldscenarios import held_by
 from ketch_testing.machine import Machine
+from ketchd.sandbox import heldlayers
 
 TRASH_SECONDS = 60.0
 _NAMESPACE_SECONDS = (
@@ -88,7 +90,18 @@ def _host(machine: Machine, running: set[str]) -> list[str]:
         time.sleep(0.05)
     if len(ports) != attached:
         found.append(f"{len(ports)} links hang on the bridge for {attached} containers")
-    return found
+    return found + _held(machine)
+
+
+def _held(machine: Machine) -> list[str]:
+    """Layers that are gone and still mounted for containers to come: they are let go of behind the answer."""
+    files = [path for path in (machine.data_root / "layers/sha256").iterdir() if path.is_file()]
+    known = {heldlayers.name(str(path)) for path in files}
+    launcher = machine.launcher()
+    until = time.monotonic() + TRASH_SECONDS
+    while (surplus := set(held_by(launcher) or ()) - known) and time.monotonic() < until:
+        time.sleep(0.02)
+    return [f"removed layer {name} is still mounted" for name in sorted(surplus)]
 
 
 def cgroups_left(ids: set[str]) -> list[str]:

@@ -60,6 +60,15 @@ class Machine:
             "PATH": f"{BIN}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         }
 
+    def launcher(self) -> int:
+        """The pid of the running daemon's launcher."""
+        assert self.process is not None
+        for thread in Path(f"/proc/{self.process.pid}/task").iterdir():
+            for pid in (thread / "children").read_text().split():
+                if Path(f"/proc/{pid}/comm").read_text() == "ketch-launcher\n":
+                    return int(pid)
+        raise AssertionError("ketchd has no launcher")
+
     def start(
         self,
         *,

@@ -67,7 +67,7 @@ def _make_a_file(base: str, place: str, user: int, owner: tuple[int, int]) -> st
                 place,
                 os.path.join(base, "upper"),
                 os.path.join(base, "work"),
-                loops={},
+                mounted={},
                 user=user,
                 owner=owner,
             )

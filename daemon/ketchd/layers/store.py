@@ -9,7 +9,7 @@ import sqlite3
 import time
 import uuid
 import weakref
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,11 +63,19 @@ class LayerStore:
     record first. It is named by the sha256 of its tar (diff ID), so any number of images share it, whatever lies below it.
     kind: what new layers become and how files are mounted, as `probe` found it: `erofs` (file-backed), `erofs-loop`,
     `directory`. Layers of the other kind stay readable where the kernel can mount them.
+    let_go: told of files that are about to go, which somebody may hold open for containers to come.
     """
 
     def __init__(
-        self, root: Path, catalogue: Catalogue, workers: WorkerPool, kind: str, trash: Trash | None = None
+        self,
+        root: Path,
+        catalogue: Catalogue,
+        workers: WorkerPool,
+        kind: str,
+        trash: Trash | None = None,
+        let_go: Callable[[Iterable[Path]], None] = lambda paths: None,
     ) -> None:
+        self._let_go = let_go
         self._root = root
         self._trash = trash or Trash(root, workers)
         self._catalogue = catalogue
@@ -338,6 +346,7 @@ class LayerStore:
     def discard(self, diff_ids: Sequence[Digest]) -> None:
         """Move the layers that were forgotten, and what was composed of them, to the trash. Raises EngineFailure."""
         tracepoint.reach("layer.forgotten")
+        self._let_go([self.path(diff_id) for diff_id in diff_ids])
         for diff_id in diff_ids:
             if diff_id in self._remade:
                 self._drop_remade(diff_id)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from ketch_wire.launch import LaunchPlan, ProcessPlan
+    from ketchd.sandbox.heldlayers import Layers
 
 _KINDS = {
     "network": CLONE_NEWNET, "uts": CLONE_NEWUTS, "ipc": CLONE_NEWIPC, "cgroup": CLONE_NEWCGROUP,
@@ -40,18 +41,18 @@ Stdio = tuple[int, int, int]
 
 
 def become_container(
-    plan: LaunchPlan, donors: dict[str, int], loops: dict[int, int], stdio: Stdio | None, report: Report
+    plan: LaunchPlan, donors: dict[str, int], layers: Layers, stdio: Stdio | None, report: Report
 ) -> NoReturn:
     """Be `plan`'s process. stdio: the shim's pipes, None for a terminal (then its master goes to the shim).
 
     donors: pidfds of the processes whose namespaces are joined, by kind; their pids mean nothing in a new pid namespace.
-    loops: layers that are already mounted (`layermounts.open_loops`).
+    layers: how to open its layers; what its device policy would keep it from is open.
 
     The caller is the first process of its pid namespace, if that is new.
     """
     try:
-        _start_clean({*(stdio or ()), *donors.values(), *loops.values(), report.fileno()})
-        _container(plan, donors, loops, stdio, report)
+        _start_clean({*(stdio or ()), *donors.values(), *layers.fds(), report.fileno()})
+        _container(plan, donors, layers, stdio, report)
     except BaseException as error:
         report.failed(as_launch_error(error, "error during container init"))
         os._exit(1)
@@ -100,25 +101,29 @@ def _start_clean(keep: set[int]) -> None:
 
 
 def _container(
-    plan: LaunchPlan, donors: dict[str, int], loops: dict[int, int], stdio: Stdio | None, report: Report
+    plan: LaunchPlan, donors: dict[str, int], layers: Layers, stdio: Stdio | None, report: Report
 ) -> NoReturn:
     process = plan.process
     prepared = None
     if plan.uid_map:
+        layers.close()
         prepared = remapped.receive(report)  # the shim has seen to its ids and cgroups
         remapped.become_root()
     else:
         enterprocess.set_oom_score(process.oom_score_adj, report)
         enterprocess.join_cgroups(plan.cgroup.join)
+        try:
+            layers.open(plan.root.layers)
+        except OSError as error:
+            raise as_launch_error(error, "error preparing rootfs") from error
     _enter_namespaces(plan, donors)
     report.say({"namespaces": True})
     try:
         lockdown.new_session_keyring(f"_ses.{plan.id}")
     except OSError:
         pass  # no keyrings in this kernel, or none left: then the process keeps the daemon's empty one
-    root = enterroot.build(plan, loops, prepared)
-    for mounted in loops.values():
-        os.close(mounted)
+    root = enterroot.build(plan, layers.opened, prepared)
+    layers.close()
     if plan.namespaces.get("uts") == "new":
         if plan.hostname:
             set_hostname(plan.hostname)

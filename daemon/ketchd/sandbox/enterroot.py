@@ -33,8 +33,8 @@ class Root:
         self.fd = self.proc = self.devpts = -1
 
 
-def build(plan: LaunchPlan, loops: dict[int, int], prepared: remapped.Prepared | None = None) -> Root:
-    """Mount everything of `plan` but what must come last. loops: see `layermounts.open_loops`. The caller is in its own mount namespace.
+def build(plan: LaunchPlan, layers: dict[int, int], prepared: remapped.Prepared | None = None) -> Root:
+    """Mount everything of `plan` but what must come last. layers: see `heldlayers.open_layers`. The caller is in its own mount namespace.
 
     prepared: what was mounted from outside for a user namespace. Raises LaunchError.
     """
@@ -47,7 +47,7 @@ def build(plan: LaunchPlan, loops: dict[int, int], prepared: remapped.Prepared |
             made.fd = prepared.root
             return _fill(made, plan, sources)
         # Over the run directory: it exists, it is ours, and in this namespace nobody looks for the socket in it.
-        mount_chain(plan.root.layers, plan.run_dir, plan.root.upper, plan.root.work, loops=loops)
+        mount_chain(plan.root.layers, plan.run_dir, plan.root.upper, plan.root.work, mounted=layers)
         made.fd = os.open(plan.run_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise as_launch_error(error, "error preparing rootfs") from error

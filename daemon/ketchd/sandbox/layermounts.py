@@ -21,27 +21,15 @@ _MOUNT_ATTR_RDONLY = 1
 _OPTIONS_LIMIT = 4000
 
 
-def open_loops(layers: Sequence[LayerMount]) -> dict[int, int]:
-    """The layers that need a loop device as detached mounts: place in `layers` -> mount fd, to be closed by the caller.
-
-    For a child whose device policy, in force from its birth, would keep it from the loop devices. Raises OSError.
-    """
-    opened: dict[int, int] = {}
+def mount_detached(layer: LayerMount) -> int:
+    """A layer that is a file as a detached mount: its fd. Raises OSError."""
+    if layer.kind == "erofs":
+        return detached.fsmount("erofs", [("source", layer.path), ("ro", None)], detached.MOUNT_ATTR_RDONLY)
+    fd, device = loop.attach(layer.path)
     try:
-        for index, layer in enumerate(layers):
-            if layer.kind == "erofs-loop":
-                fd, device = loop.attach(layer.path)
-                try:
-                    opened[index] = detached.fsmount(
-                        "erofs", [("source", device), ("ro", None)], detached.MOUNT_ATTR_RDONLY
-                    )
-                finally:
-                    os.close(fd)
-    except BaseException:
-        for mounted in opened.values():
-            os.close(mounted)
-        raise
-    return opened
+        return detached.fsmount("erofs", [("source", device), ("ro", None)], detached.MOUNT_ATTR_RDONLY)
+    finally:
+        os.close(fd)
 
 
 def mount_layer(layer: LayerMount, target: str, mounted: int = -1) -> str:
@@ -52,20 +40,16 @@ def mount_layer(layer: LayerMount, target: str, mounted: int = -1) -> str:
     if layer.kind == "directory":
         return layer.path
     os.mkdir(target)
-    if mounted >= 0:
+    own = mount_detached(layer) if mounted < 0 else mounted
+    try:
         place = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            detached.move_mount(mounted, place, target)
+            detached.move_mount(own, place, target)
         finally:
             os.close(place)
-    elif layer.kind == "erofs":
-        mount(layer.path, target, "erofs", MS_RDONLY)
-    else:
-        fd, device = loop.attach(layer.path)
-        try:
-            mount(device, target, "erofs", MS_RDONLY)
-        finally:
-            os.close(fd)
+    finally:
+        if own != mounted:
+            os.close(own)
     return target
 
 
@@ -75,15 +59,15 @@ def mount_chain(
     upper: str | None,
     work: str | None,
     readonly: bool = False,
-    loops: Mapping[int, int] | None = None,
+    mounted: Mapping[int, int] | None = None,
 ) -> None:
-    """An overlay of `layers` (TOP FIRST) at `target`, writable when `upper` and `work` are given. loops: see `open_loops`.
+    """An overlay of `layers` (TOP FIRST) at `target`, writable when `upper` and `work` are given. mounted: the layers that are detached mounts already, by their place.
 
     Raises OSError with what failed. What was mounted before the failure goes with the caller's namespace.
     """
     mount("layers", target, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0700,size=1m")
     lowers = [
-        mount_layer(layer, os.path.join(target, f"l{index}"), (loops or {}).get(index, -1))
+        mount_layer(layer, os.path.join(target, f"l{index}"), (mounted or {}).get(index, -1))
         for index, layer in enumerate(layers)
     ]
     if upper is None and len(lowers) == 1:

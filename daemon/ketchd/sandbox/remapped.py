@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ketch_wire.launch import LaunchPlan, LayerMount
+    from ketchd.sandbox.heldlayers import Layers
 
 IDMAP = "idmap"  # among a bind's options: its source belongs to the engine, and is shown shifted
 _ROOT = -1
@@ -46,13 +47,14 @@ class Prepared:
         return {self.root, *self.sources.values()}
 
 
-def prepare(plan: LaunchPlan, loops: Mapping[int, int], user: int, channel: _socket.socket) -> None:
+def prepare(plan: LaunchPlan, layers: Layers, user: int, channel: _socket.socket) -> None:
     """Make the mounts and send them to the child. Caller: a process of its own, root of the host, that ends afterwards.
 
     user: fd of the child's user namespace. Raises LaunchError; OSError when the child is gone.
     """
     report = Report(channel)
     try:
+        layers.open(plan.root.layers)
         unshare(CLONE_NEWNS)
         sources = open_sources(plan.mounts)
         for index, fd in sources.items():
@@ -65,7 +67,7 @@ def prepare(plan: LaunchPlan, loops: Mapping[int, int], user: int, channel: _soc
             plan.run_dir,
             plan.root.upper,
             plan.root.work,
-            loops=loops,
+            mounted=layers.opened,
             user=user,
             owner=owner,
         )
@@ -87,14 +89,14 @@ def overlay(
     upper: str,
     work: str,
     *,
-    loops: Mapping[int, int],
+    mounted: Mapping[int, int],
     user: int,
     owner: tuple[int, int],
 ) -> int:
     """A detached overlay of idmapped layers (TOP FIRST). Mounts below `target`; leaves the caller with `owner` as fsuid. Raises OSError."""
     mount("layers", target, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m")
     lowers = [
-        _attach(_layer(layer, loops.get(index, -1)), user, f"{target}/l{index}", layer.path)
+        _attach(_layer(layer, mounted.get(index, -1)), user, f"{target}/l{index}", layer.path)
         for index, layer in enumerate(layers)
     ]
     base = os.path.commonpath((upper, work))
@@ -121,9 +123,7 @@ def overlay(
 def _layer(layer: LayerMount, mounted: int) -> int:
     if mounted >= 0:
         return mounted
-    if layer.kind == "directory":
-        return detached.clone_tree(layer.path, recursive=False)
-    return detached.fsmount("erofs", [("source", layer.path), ("ro", None)], detached.MOUNT_ATTR_RDONLY)
+    return detached.clone_tree(layer.path, recursive=False)
 
 
 def _attach(mounted: int, user: int, place: str, what: str) -> str:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import msgpack
@@ -16,6 +16,7 @@ import msgpack
 import ketch_wire
 import ketchd
 from ketchd.kernel import detached, rights
+from ketchd.sandbox import heldlayers
 
 # No site module, no environment, no bytecode written: what the interpreter needs is told in full. The path stands in the
 # argument list last, so that `ps` shows whose launcher it is.
@@ -25,9 +26,11 @@ _PROGRAM = (
     "from ketchd.shim.program import main; main(int(sys.argv[1]))"
 )
 
+_NAMES = heldlayers.PACKET // 40  # in one packet: a device and an inode are 33 characters at most
+
 
 class Launcher:
-    """Hands sockets to the launcher process. `close` ends it; its shims run on.
+    """Hands sockets to the launcher process, which holds layers for all of them. `close` ends it; its shims run on.
 
     house: called with the pid of each launcher process before it starts anything; its shims stay where it moves that.
     """
@@ -83,6 +86,17 @@ class Launcher:
                 ours.close()
                 raise
         return ours
+
+    def forget_layers(self, paths: Iterable[Path]) -> None:
+        """These layer files are about to go: nothing that is held for later containers keeps them. Thread-safe."""
+        names: list[str] = []
+        for path in paths:
+            with contextlib.suppress(OSError):
+                names.append(heldlayers.name(str(path)))
+        with self._lock, contextlib.suppress(OSError):  # a launcher that has died holds nothing
+            for start in range(0, len(names), _NAMES):
+                if self._control is not None:
+                    self._control.send(b"f" + " ".join(names[start : start + _NAMES]).encode())
 
     def _hand_over(self, fd: int) -> None:
         for last in (False, True):

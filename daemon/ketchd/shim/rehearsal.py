@@ -18,6 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
+    from ketchd.sandbox.heldlayers import Layers
     from ketchd.sandbox.report import Report
     from ketchd.shim.spawn import Stdio
 
@@ -51,7 +52,7 @@ def _play(path: str) -> None:
             )
         )
         ketchd.sendall(pack({"op": "go", "seq": 2}))
-        shim = Shim(channel, _container)
+        shim = Shim(channel, -1, _container)
         try:
             shim.run()
         finally:
@@ -61,7 +62,7 @@ def _play(path: str) -> None:
 
 
 def _container(
-    whole: bytes, donors: dict[str, int], loops: dict[int, int], stdio: Stdio | None, report: Report
+    whole: bytes, donors: dict[str, int], layers: Layers, stdio: Stdio | None, report: Report
 ) -> NoReturn:
     """The child's part, as far as its shim notices."""
     try:

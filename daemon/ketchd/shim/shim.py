@@ -16,7 +16,7 @@ from ketchd.kernel.namespaces import CLONE_NEWPID, CLONE_NEWUSER, unshare
 from ketchd.kernel.process import start_time
 from ketchd.sandbox import enter
 from ketchd.sandbox.failures import LaunchError, as_launch_error, reason
-from ketchd.sandbox.layermounts import open_loops
+from ketchd.sandbox.heldlayers import Layers
 from ketchd.shim import cgroups, exits
 from ketchd.shim.contained import Contained
 from ketchd.shim.execs import Execs
@@ -39,22 +39,26 @@ if TYPE_CHECKING:
     from ketchd.shim.logs import Log
     from ketchd.shim.spawn import Stdio
 
-    Become = Callable[[bytes, dict[str, int], dict[int, int], Stdio | None, Report], NoReturn]
+    Become = Callable[[bytes, dict[str, int], Layers, Stdio | None, Report], NoReturn]
 
 Message = dict[str, object]
 
 
 def become_container(
-    whole: bytes, donors: dict[str, int], loops: dict[int, int], stdio: Stdio | None, report: Report
+    whole: bytes, donors: dict[str, int], layers: Layers, stdio: Stdio | None, report: Report
 ) -> NoReturn:
     """Be the container whose plan lies in the frame `whole`."""
-    enter.become_container(whole_plan(whole), donors, loops, stdio, report)
+    enter.become_container(whole_plan(whole), donors, layers, stdio, report)
 
 
 class Shim:
-    """`run` returns when nothing is left to do. `become`: what its child does, `become_container` but for a rehearsal."""
+    """`run` returns when nothing is left to do. held: the namespace of `heldlayers`, ours to close.
 
-    def __init__(self, channel: _socket.socket, become: Become = become_container) -> None:
+    become: what its child does, `become_container` but for a rehearsal.
+    """
+
+    def __init__(self, channel: _socket.socket, held: int, become: Become = become_container) -> None:
+        self._layers = Layers(held)
         self._become = become
         self._loop = Loop()
         self._link: Link | None = Link(self._loop, channel, self._asked, self._link_lost)
@@ -83,6 +87,7 @@ class Shim:
         if self._state_fd >= 0:
             os.close(self._state_fd)
             self._state_fd = -1
+        self._layers.close()
         self._loop.close()
 
     # ketchd
@@ -225,10 +230,12 @@ class Shim:
         self._execs = Execs(self._loop, plan.cgroup.join, self._state_fd, self._say, owner_of(plan))
         self._execs.on_over = self._maybe_over
         donors = enter.open_donors(plan)
-        try:
-            loops = open_loops(plan.root.layers)
-        except OSError as error:
-            raise as_launch_error(error, "error preparing rootfs") from error
+        if any(layer.kind == "erofs-loop" for layer in plan.root.layers):
+            # not the child: its device policy, in force from its birth, would keep it from the loop devices
+            try:
+                self._layers.open(plan.root.layers)
+            except OSError as error:
+                raise as_launch_error(error, "error preparing rootfs") from error
         owner = owner_of(plan)
         if owner is not None:
             leave_chroot()
@@ -240,7 +247,7 @@ class Shim:
         def become(stdio: Stdio | None, report: Report) -> NoReturn:
             if beside is not None:
                 beside.pass_through()
-            self._become(whole, donors, loops, stdio, report)
+            self._become(whole, donors, self._layers, stdio, report)
 
         spawned = spawn(
             become, terminal=process.tty, stdin=process.open_stdin, stdout=True, stderr=True,
@@ -251,11 +258,12 @@ class Shim:
             beside.follow(spawned)
         if owner is not None:
             try:
-                set_up(whole_plan(whole), spawned, loops)
+                set_up(whole_plan(whole), spawned, self._layers)
             except LaunchError:
                 os.kill(spawned.pid, signals.SIGKILL)
                 raise
-        for fd in (*donors.values(), *loops.values()):
+        self._layers.close()
+        for fd in donors.values():
             os.close(fd)
         main = self._main = Contained(
             self._loop, streams, spawned, (process.console_size[0], process.console_size[1])

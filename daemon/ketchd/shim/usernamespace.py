@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ketch_wire.launch import LaunchPlan
+    from ketchd.sandbox.heldlayers import Layers
     from ketchd.shim.spawn import Spawned
 
 
@@ -67,7 +68,7 @@ class Beside:
         spawned.pid, spawned.pidfd = told, os.pidfd_open(told)
 
 
-def set_up(plan: LaunchPlan, spawned: Spawned, loops: Mapping[int, int]) -> None:
+def set_up(plan: LaunchPlan, spawned: Spawned, layers: Layers) -> None:
     """Everything that the child, without rights outside of its namespace, cannot do for itself. It waits for the last of it.
 
     Raises LaunchError; the child is the caller's to end then.
@@ -88,7 +89,7 @@ def set_up(plan: LaunchPlan, spawned: Spawned, loops: Mapping[int, int]) -> None
     helper = os.fork()
     if helper == 0:
         try:
-            remapped.prepare(plan, loops, user, spawned.channel)
+            remapped.prepare(plan, layers, user, spawned.channel)
         finally:
             os._exit(0)
     os.close(user)

@@ -30,11 +30,12 @@ async def test_a_shim_shares_most_of_its_memory_with_its_siblings(box: Contained
 
 
 async def test_the_rehearsal_leaves_the_launcher_nothing(box: Contained) -> None:
-    """Its standard streams and the control socket: whatever else was open would be open in every shim."""
+    """Its standard streams, the control socket, the layers' namespace: whatever else was open would be open in every shim."""
     await box.run("true")  # it answers: the rehearsal is over
 
     pid = box.launcher.pid
 
-    assert len(os.listdir(f"/proc/{pid}/fd")) == 4
+    open_files = [os.readlink(fd).partition(":")[0] for fd in Path(f"/proc/{pid}/fd").iterdir()]
+    assert len(open_files) == 5 and {"mnt", "socket"} < set(open_files)
     await until(lambda: Path(f"/proc/{pid}/task/{pid}/children").read_text() == "")
     assert "rehearsal" not in Path(f"/proc/{pid}/mounts").read_text()

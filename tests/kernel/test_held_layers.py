@@ -1,0 +1,79 @@
+"""Layers that stay mounted between containers share one page cache, and are gone when they are removed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from ketch_testing.heldscenarios import run
+from ketch_testing.tars import Member, make_tar
+from ketch_wire.faults import EngineFailure
+from ketchd.catalogue.database import Catalogue
+from ketchd.layers.probe import probe
+from ketchd.layers.store import LayerStore
+from ketchd.layers.workers import WorkerPool
+
+pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="root is needed for mounts")]
+_SIZE = 4 << 20
+
+
+@pytest.fixture(params=["erofs", "erofs-loop"])
+async def files(
+    request: pytest.FixtureRequest, disk: Path, workers: WorkerPool
+) -> AsyncIterator[tuple[str, list[Path]]]:
+    """(kind, three layer files of one file of _SIZE each)."""
+    kind: str = request.param
+    try:
+        await probe(workers, disk / "stage", kind)
+    except EngineFailure as failure:
+        pytest.skip(failure.message)
+    catalogue = Catalogue(disk / "catalogue.sqlite")
+    store = LayerStore(disk, catalogue, workers, kind)
+    paths = []
+    for number in range(3):
+        async with store.ingest() as ingestion:
+            await ingestion.feed(make_tar(Member(f"file{number}", data=os.urandom(_SIZE))))
+            paths.append(store.path((await ingestion.finish()).diff_id))
+    yield kind, paths
+    await store.close()
+    catalogue.close()
+
+
+def test_containers_share_a_layers_filesystem(files: tuple[str, list[Path]]) -> None:
+    """And so its page cache; where nothing can be held, each has its own. The caller is back where it was, and nothing is seen there."""
+    kind, paths = files
+    found = run("shared", kind, *paths)
+    assert found["first"] == found["second"] and set(found["first"]) == {"1", "2", "3"}
+    assert not set(found["alone"].values()) & set(found["first"].values())
+    assert found["held"] and found["at_home"] and found["names"] == ["file0"]
+
+
+def test_a_removed_layer_is_let_go_of(files: tuple[str, list[Path]]) -> None:
+    """Its room on the disk is free at once, unless a container has it mounted: then with the container's end."""
+    kind, paths = files
+    found = run("forgotten", kind, *paths)
+    assert found["inside"] == [] and found["still"] == ["file1"]
+    assert 2 * _SIZE <= found["freed"] < 3 * _SIZE <= found["all_freed"]
+
+
+def test_what_was_not_used_for_longest_goes_first(files: tuple[str, list[Path]]) -> None:
+    """A chain of more layers than are held at a time is mounted all the same."""
+    kind, paths = files
+    assert run("limited", kind, *paths) == {"kept": True, "many": 3, "inside": 3}
+
+
+def test_many_at_once(files: tuple[str, list[Path]]) -> None:
+    """Each gets the layer, never the empty place where it is about to be; all of it goes in the end."""
+    kind, paths = files
+    found = run("raced", kind, *paths)
+    assert found == {"seen": [[["file0"], ["file1"], ["file2"]]] * 8, "one": 1, "inside": []}
+
+
+def test_in_a_chroot(files: tuple[str, list[Path]]) -> None:
+    """Where ketchd's root is not its namespace's, a shim comes back to it."""
+    kind, paths = files
+    found = run("shared", kind, *paths, top="/")
+    assert found["first"] == found["second"] and found["at_home"]

@@ -1,0 +1,171 @@
+"""What happens to layers that stay mounted between containers: scenarios, each in a process with one thread, as setns(2) wants.
+
+`run` starts one; it prints what it found as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ketch_wire.launch import LayerMount
+from ketchd.kernel.namespaces import CLONE_NEWNS, setns
+from ketchd.sandbox import heldlayers
+
+
+def run(scenario: str, kind: str, *paths: Path, top: str = "") -> dict[str, Any]:
+    """What `scenario` found. paths: of layer files. top: a directory to be in as in a chroot."""
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "-m", "ketch_testing.heldscenarios", scenario, kind, top, *map(str, paths)],
+        env=env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def held_by(pid: int) -> list[str] | None:
+    """The names of the layers that the launcher `pid` holds; None when that process has no such namespace open."""
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        if os.readlink(fd).startswith("mnt:"):
+            asked = (
+                "import os, sys; from ketchd.kernel.namespaces import setns, CLONE_NEWNS; "
+                "setns(os.open(sys.argv[1], 0), CLONE_NEWNS); print(*os.listdir('/'))"
+            )
+            done = subprocess.run(
+                [sys.executable, "-c", asked, str(fd)], capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr
+            return done.stdout.split()
+    return None
+
+
+def _device(mounted: int) -> int:
+    return os.fstat(mounted).st_dev
+
+
+def _names(mounted: int) -> list[str]:
+    directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=mounted)
+    try:
+        return sorted(os.listdir(directory))
+    finally:
+        os.close(directory)
+
+
+def _inside(namespace: int) -> list[str]:
+    """The names there, looked at by a process that stays."""
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        setns(namespace, CLONE_NEWNS)
+        os.write(writer, json.dumps(sorted(os.listdir("/"))).encode())
+        os._exit(0)
+    os.wait()
+    names: list[str] = json.loads(os.read(reader, 1 << 16))
+    return names
+
+
+def _mounts() -> str:
+    return Path("/proc/self/mountinfo").read_text()
+
+
+def shared(kind: str, paths: list[str]) -> dict[str, Any]:
+    """Two containers take the same layers, one after the other."""
+    namespace, before = heldlayers.hold(), _mounts()
+    layers = [LayerMount("directory", "/"), *(LayerMount(kind, path) for path in paths)]
+    where = os.getcwd()
+    first = heldlayers.open_layers(layers, namespace)
+    second = heldlayers.open_layers(layers, namespace)
+    alone = heldlayers.open_layers(layers, -1)
+    return {
+        "held": _inside(namespace) == sorted(heldlayers.name(path) for path in paths),
+        "first": {index: _device(fd) for index, fd in first.items()},
+        "second": {index: _device(fd) for index, fd in second.items()},
+        "alone": {index: _device(fd) for index, fd in alone.items()},
+        "names": _names(second[1]),
+        "at_home": os.getcwd() == where and os.path.exists(paths[0]) and _mounts() == before,
+    }
+
+
+def forgotten(kind: str, paths: list[str]) -> dict[str, Any]:
+    """A layer is removed while nobody uses it, and while somebody does."""
+    namespace = heldlayers.hold()
+    disk = os.path.dirname(paths[0])
+    for fd in heldlayers.open_layers([LayerMount(kind, path) for path in paths], namespace).values():
+        os.close(fd)
+    used = heldlayers.open_layers([LayerMount(kind, paths[1])], namespace)[0]
+    before = os.statvfs(disk).f_bfree
+    for path in paths:
+        heldlayers.forget([heldlayers.name(path), "7-nobody"], namespace)
+        os.unlink(path)
+    _settle(kind)
+    os.sync()
+    freed = (os.statvfs(disk).f_bfree - before) * os.statvfs(disk).f_frsize
+    names = _names(used)
+    os.close(used)
+    _settle(kind)
+    os.sync()
+    all_freed = (os.statvfs(disk).f_bfree - before) * os.statvfs(disk).f_frsize
+    return {"inside": _inside(namespace), "freed": freed, "all_freed": all_freed, "still": names}
+
+
+def _settle(kind: str) -> None:
+    """A loop device lets go of its file a moment after its last mount is gone; the kernel takes mounts down behind the call."""
+    import time
+
+    time.sleep(0.5)
+
+
+def limited(kind: str, paths: list[str]) -> dict[str, Any]:
+    """More layers than are held at a time: what was used last stays."""
+    heldlayers.LIMIT = 2
+    namespace = heldlayers.hold()
+    for index in (0, 1, 0, 2):
+        for fd in heldlayers.open_layers([LayerMount(kind, paths[index])], namespace).values():
+            os.close(fd)
+    kept = _inside(namespace) == sorted(heldlayers.name(paths[index]) for index in (0, 2))
+    many = heldlayers.open_layers([LayerMount(kind, path) for path in paths], namespace)
+    return {
+        "kept": kept,
+        "many": len({_device(fd) for fd in many.values()}),
+        "inside": len(_inside(namespace)),
+    }
+
+
+def raced(kind: str, paths: list[str]) -> dict[str, Any]:
+    """Many shims at once, and one that died between the directory and the mount."""
+    namespace = heldlayers.hold()
+    if os.fork() == 0:
+        setns(namespace, CLONE_NEWNS)
+        os.makedirs(f"/{heldlayers.name(paths[0])}/layer")
+        os._exit(0)
+    os.wait()
+    reader, writer = os.pipe()
+    layers = [LayerMount(kind, path) for path in paths]
+    for _ in range(8):
+        if os.fork() == 0:
+            opened = heldlayers.open_layers(layers, namespace)
+            os.write(
+                writer, json.dumps([_names(opened[index]) for index in range(len(layers))]).encode() + b"\n"
+            )
+            os._exit(0)
+    for _ in range(8):
+        os.wait()
+    os.close(writer)
+    with open(reader) as told:
+        seen = [json.loads(line) for line in told]
+    after = [_device(heldlayers.open_layers(layers[:1], namespace)[0]) for _ in range(2)]
+    heldlayers.forget([heldlayers.name(path) for path in paths], namespace)
+    return {"seen": seen, "one": len(set(after)), "inside": _inside(namespace)}
+
+
+if __name__ == "__main__":
+    _, scenario, kind, top, *paths = sys.argv
+    if top:
+        os.chroot(top)
+        os.chdir("/")
+    print(json.dumps(globals()[scenario](kind, paths)))
