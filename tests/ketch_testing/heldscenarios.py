@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ketch_wire.launch import LayerMount
-from ketchd.kernel.namespaces import CLONE_NEWNS, setns
+from ketchd.kernel.mounts import MS_PRIVATE
+from ketchd.kernel.namespaces import CLONE_NEWNS, setns, unshare
+from ketchd.kernel.ownroot import take_root
 from ketchd.sandbox import heldlayers
 
 
@@ -165,6 +167,8 @@ def raced(kind: str, paths: list[str]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     _, scenario, kind, top, *paths = sys.argv
+    unshare(CLONE_NEWNS)  # others mount things meanwhile
+    take_root(MS_PRIVATE)
     if top:
         os.chroot(top)
         os.chdir("/")

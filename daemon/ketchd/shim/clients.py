@@ -154,12 +154,17 @@ class Client:
         if events & READ:
             self._take()
         elif events & GONE:
-            if self.gives and not self._input_over and not self._reading:
-                # The peer has gone, but input of its lies in the socket, and the process does not read just now.
-                self._parked = True
-                self._loop.forget(self._fd)
-            else:
-                self._end(False)
+            self._peer_gone()
+
+    def _peer_gone(self) -> None:
+        """The peer has hung up; input of its may lie in the socket."""
+        if not self.gives or self._input_over:
+            self._end(False)
+        elif self._reading:
+            self._take()  # the process has begun to read again since this was seen
+        else:
+            self._parked = True
+            self._loop.forget(self._fd)
 
     def _drain(self) -> None:
         try:

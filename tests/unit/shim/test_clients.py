@@ -182,3 +182,32 @@ def test_the_end_comes_without_a_reset_though_input_was_never_read(bench: Bench)
 
     assert client.recv(100) == b"the last words"
     assert client.recv(100) == b""
+
+
+def test_a_client_that_leaves_while_the_process_begins_to_read_again_loses_no_input(bench: Bench) -> None:
+    """Both are seen in one look at the kernel: the room in the pipe first, the hang-up, known without the input, second."""
+    source, sink = os.pipe()
+    streams = Streams(bench.loop, terminal=False, stdin_once=True, log=None, spill_directory=-1)
+    streams.connect_pipes(sink, {})
+    client, theirs = socket.socketpair()
+    streams.attach(theirs.detach(), SPEC | {"stdin": True})
+    data, arrived = os.urandom(160_000), bytearray()
+    client.sendall(data)
+    passes = iter(range(10))
+    bench.run_until(lambda: next(passes) == 9)  # the pipe is full, and the rest waits in the socket
+
+    arrived += os.read(source, 65536)
+    client.close()
+    os.set_blocking(source, False)
+
+    def all_read() -> bool:
+        try:
+            while piece := os.read(source, 65536):
+                arrived.extend(piece)
+        except BlockingIOError:
+            return False
+        return True
+
+    bench.run_until(all_read)
+    os.close(source)
+    assert bytes(arrived) == data
