@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 
 from ketch_testing.clients import ask, client, ketch  # noqa: F401  (fixtures)
-from ketch_testing.machine import Machine, registry
+from ketch_testing.machine import Machine, registry, running
 
 settings.register_profile("ketch", deadline=None)  # no test of ours is about time: a loaded machine is slow
 settings.load_profile("ketch")
@@ -75,14 +75,9 @@ def machine() -> Iterator[Machine]:
         pytest.skip("root is needed for namespaces and mounts")
     if not Path("/bin/busybox").exists():
         pytest.skip("busybox is not installed (apt-get install busybox-static)")
-    made = Machine(Path(tempfile.mkdtemp(prefix="ketch-test-")))
-    try:
-        made.start()
+    with running() as made:
         import_busybox(made)
         yield made
-    finally:
-        made.close()
-    assert made.leftovers() == []
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import tempfile
 import threading
 import time
 import urllib.parse
@@ -17,7 +16,7 @@ import pytest
 from conftest import import_busybox, needs_root
 
 from ketch_testing.eventscenarios import SCENARIOS, Api, tell
-from ketch_testing.machine import Machine, UnixConnection
+from ketch_testing.machine import Machine, UnixConnection, running
 
 pytestmark = [needs_root, pytest.mark.root]
 
@@ -212,15 +211,9 @@ def test_a_listener_that_does_not_read_holds_nobody_up_and_misses_nothing(machin
 @pytest.fixture
 def own() -> Iterator[Machine]:
     """A machine that may be killed."""
-    with tempfile.TemporaryDirectory(prefix="ketch-events-") as base:
-        made = Machine(Path(base) / "m")
-        try:
-            made.start()
-            import_busybox(made)
-            yield made
-        finally:
-            made.close()
-        assert made.leftovers() == []
+    with running() as made:
+        import_busybox(made)
+        yield made
 
 
 def test_since_has_no_gap_across_a_kill(own: Machine) -> None:

@@ -21,7 +21,7 @@ import pytest
 from bench.engines import Dockerd
 from conftest import busybox_tar, needs_root
 
-from ketch_testing.machine import Machine
+from ketch_testing.machine import Machine, running
 
 pytestmark = [pytest.mark.root, needs_root]
 
@@ -116,18 +116,13 @@ def build(machine: Machine, name: str, platform: str = "") -> None:
 @pytest.fixture(scope="module")
 def world(open_registry: str) -> Iterator[World]:
     need("skopeo")
-    machine = Machine(Path(tempfile.mkdtemp(prefix="ketch-matrix-")))
-    try:
-        machine.start()
+    with running() as machine:
         name = f"{open_registry}/app:1"
         build(machine, name.removesuffix(":1"))
         pushed = machine.run("ketch", "push", name).stdout
         shown = machine.json("GET", f"/images/{name}/json")
         digest = pushed.partition("digest: ")[2].split()[0]
         yield World(machine, open_registry, name, shown["Id"], shown["RootFS"]["Layers"], digest)
-    finally:
-        machine.close()
-    assert machine.leftovers() == []
 
 
 class _Quiet(Dockerd):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import import_busybox, needs_root
 
-from ketch_testing.machine import Machine
+from ketch_testing.machine import Machine, running
 
 pytestmark = [pytest.mark.root, needs_root]
 
@@ -37,10 +36,8 @@ def flip(path: Path, position: int) -> None:
 @pytest.fixture(scope="module")
 def pulled(open_registry: str) -> Iterator[tuple[Machine, str]]:
     """A machine whose `base:1` came from the registry, with config, manifest and blobs."""
-    machine = Machine(Path(tempfile.mkdtemp(prefix="ketch-fsck-")), bridge="ketchfsck0")
     name = f"{open_registry}/base:1"
-    try:
-        machine.start()
+    with running() as machine:
         import_busybox(machine)
         machine.json("POST", f"/images/busybox/tag?repo={open_registry}/base&tag=1")
         status, answer = machine.request(
@@ -52,9 +49,6 @@ def pulled(open_registry: str) -> Iterator[tuple[Machine, str]]:
         status, answer = machine.request("POST", f"/images/create?fromImage={open_registry}/base&tag=1")
         assert status == 200 and b"error" not in answer, answer
         yield machine, name
-    finally:
-        machine.close()
-    assert machine.leftovers() == []
 
 
 def harm(machine: Machine, name: str) -> list[str]:

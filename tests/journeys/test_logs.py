@@ -20,7 +20,7 @@ import pytest
 from conftest import import_busybox, needs_root
 
 from ketch_testing.eventscenarios import Api
-from ketch_testing.machine import Machine, UnixConnection
+from ketch_testing.machine import Machine, UnixConnection, running
 from ketch_wire.launch import JOURNAL_SOCKET
 from ketch_wire.stdcopy import StreamReader
 
@@ -401,15 +401,9 @@ def test_clients_that_left_before_the_start_are_let_go(machine: Machine, api: Ap
 @pytest.fixture
 def own() -> Iterator[Machine]:
     """A machine that may be killed, with another default driver."""
-    with tempfile.TemporaryDirectory(prefix="ketch-logs-") as base:
-        made = Machine(Path(base) / "m", flags=("--log-driver", "local", "--log-opt", "max-size=5m"))
-        try:
-            made.start()
-            import_busybox(made)
-            yield made
-        finally:
-            made.close()
-        assert made.leftovers() == []
+    with running(flags=("--log-driver", "local", "--log-opt", "max-size=5m")) as made:
+        import_busybox(made)
+        yield made
 
 
 def test_logs_and_waits_are_asked_again_after_a_kill(own: Machine) -> None:

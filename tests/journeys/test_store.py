@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from conftest import import_busybox, needs_root
 
 from ketch_testing.consistency import differences
 from ketch_testing.heldscenarios import held_by
-from ketch_testing.machine import Machine
+from ketch_testing.machine import Machine, running
 
 pytestmark = [pytest.mark.root, needs_root]
 
@@ -29,16 +28,10 @@ pytestmark = [pytest.mark.root, needs_root]
 @pytest.fixture
 def own() -> Iterator[Machine]:
     """A machine that finds every disk too full, and tidies when told."""
-    made = Machine(Path(tempfile.mkdtemp(prefix="ketch-store-")))
     policy = {"low": 100, "high": 100, "garbage-hours": 0, "interval": 0}
-    (made.base / "daemon.json").write_text(json.dumps({"ketch": {"gc": policy}}))
-    try:
-        made.start()
+    with running(settings={"ketch": {"gc": policy}}) as made:
         import_busybox(made)
         yield made
-    finally:
-        made.close()
-    assert made.leftovers() == []
 
 
 def test_the_compressed_form_goes_and_the_image_stays(own: Machine, open_registry: str) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ from conftest import import_busybox, needs_root
 
 from ketch_testing.clients import Client
 from ketch_testing.consistency import differences
-from ketch_testing.machine import BIN, Machine
+from ketch_testing.machine import BIN, Machine, running
 from ketchd.containers import idmapjob
 from ketchd.engine import remapping
 from ketchd.kernel import detached
@@ -52,19 +52,15 @@ def subordinate() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def remapped(subordinate: None) -> Iterator[Client]:
     """`ketch` against a ketchd with --userns-remap root."""
-    made = Machine(Path(tempfile.mkdtemp(prefix="ketch-test-")), flags=("--userns-remap", "root"))
-    try:
+    with contextlib.ExitStack() as stack:
         try:
-            made.start()
+            made = stack.enter_context(running(flags=("--userns-remap", "root")))
         except AssertionError as error:
             if REFUSED in str(error):
                 pytest.skip(str(error).strip().splitlines()[-1])
             raise
         import_busybox(made)
         yield Client(made, str(BIN / "ketch"))
-    finally:
-        made.close()
-    assert made.leftovers() == []
 
 
 @pytest.fixture

@@ -240,6 +240,20 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
+def running(*, flags: tuple[str, ...] = (), settings: Mapping[str, Any] | None = None) -> Iterator[Machine]:
+    """A machine of one's own, started, with `settings` in its daemon.json; ended afterwards. Nothing may stay of it."""
+    made = Machine(Path(tempfile.mkdtemp(prefix="ketch-test-")), flags=flags)
+    if settings is not None:
+        (made.base / "daemon.json").write_text(json.dumps(settings))
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
+    assert made.leftovers() == []
+
+
+@contextlib.contextmanager
 def registry(
     base: Path,
     *,
@@ -290,16 +304,3 @@ def registry(
         process.terminate()
         process.wait(10)
         shutil.rmtree(base, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def machine(**given: Any) -> Iterator[Machine]:
-    """A started private ketchd that is gone afterwards."""
-    made = Machine(
-        Path(tempfile.mkdtemp(prefix="ketch-test-", dir=os.environ.get("KETCH_TEST_DIR"))), **given
-    )
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()

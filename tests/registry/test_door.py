@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-import tempfile
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from urllib.request import Request, urlopen
@@ -14,7 +12,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from ketch_testing.consistency import differences
-from ketch_testing.machine import Machine
+from ketch_testing.machine import Machine, running
 from ketch_testing.tars import Member, make_tar
 from ketchd.model.digest import Digest
 from ketchd.model.manifest import ACCEPTED, OCI_INDEX, OCI_MANIFEST
@@ -174,22 +172,16 @@ def test_compression_is_chosen(machine: Machine, open_registry: str) -> None:
 
 def test_compression_is_a_setting(open_registry: str) -> None:
     """For clients that cannot ask: `ketch.push` of daemon.json; a wrong one is one line at the start."""
-    made = Machine(Path(tempfile.mkdtemp(prefix="ketch-test-")))
-    settings = made.base / "daemon.json"
-    try:
-        settings.write_text(json.dumps({"ketch": {"push": {"compression-format": "zstd"}}}))
-        made.start()
+    with running(settings={"ketch": {"push": {"compression-format": "zstd"}}}) as made:
         name = f"{open_registry}/door/default"
         made.run("ketch", "import", "-", f"{name}:1", stdin=make_tar(Member("file", data=b"text" * 99)))
         assert ask(made, "POST", f"/images/{name}/push?tag=1", headers=auth({}))[0] == 200
         assert manifest_at(open_registry, "door/default", "1")["mediaType"] == OCI_MANIFEST
         made.stop()
-        settings.write_text(json.dumps({"ketch": {"push": {"compression-level": 10}}}))
+        (made.base / "daemon.json").write_text(json.dumps({"ketch": {"push": {"compression-level": 10}}}))
         with pytest.raises(AssertionError):
             made.start()
         assert "ketch.push: invalid compression level 10 for gzip: 1 to 9 is expected" in made.log.read_text()
-    finally:
-        made.close()
 
 
 @pytest.mark.parametrize("client", ["ketch", "docker"])
