@@ -133,6 +133,31 @@ def test_connect_and_disconnect(machine: Machine) -> None:
         docker(machine, "network", "rm", "back")
 
 
+@pytest.mark.parametrize(
+    ("network", "container", "force", "status", "words"),
+    [
+        ("none", "nobody", False, 404, "No such container: nobody"),
+        ("none", "nobody", True, 404, "endpoint nobody not found"),
+        ("nowhere", "nobody", False, 404, "No such container: nobody"),
+        ("nowhere", "nobody", True, 404, "network nowhere not found"),
+        ("none", "", False, 400, 'invalid name or ID supplied: ""'),
+        ("none", "", True, 400, "invalid name: "),
+    ],
+)
+def test_nobody_is_disconnected(
+    machine: Machine, network: str, container: str, force: bool, status: int, words: str
+) -> None:
+    """dockerd's words: by force it looks for an endpoint of that name, without it for a container."""
+    body = {"Container": container, "Force": force}
+    answered, told = machine.request("POST", f"/networks/{network}/disconnect", body)
+    assert (answered, json.loads(told)) == (status, {"message": words})
+    if container:
+        flags = ["-f"] if force else []
+        assert docker(machine, "network", "disconnect", *flags, network, container, check=False) == (
+            f"Error response from daemon: {words}"
+        )
+
+
 def test_a_killed_start_leaves_nothing(machine: Machine) -> None:
     """Killed at each point of a start: afterwards no link, no address, no port is anybody's who does not run."""
     port = free_port()

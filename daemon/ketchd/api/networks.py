@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from ketch_wire.faults import InvalidInput
+from ketch_wire.faults import InvalidInput, NotFound
 from ketchd.api.routing import Call, Route, json_reply, no_content
 from ketchd.containers.shapes import pick
 from ketchd.engine import networks as journeys
@@ -99,9 +99,18 @@ class NetworkApi:
     async def disconnect(self, call: Call) -> web.StreamResponse:
         """POST /networks/{id}/disconnect"""
         body = await call.json()
-        network = self._rooms.networks.find(call.vars["name"])
-        box = self._rooms.supervisor.find(str(pick(body, "Container", "")))
-        await journeys.disconnect(self._rooms, network, box)
+        name = str(pick(body, "Container", ""))
+        try:
+            box = self._rooms.supervisor.find(name)
+        except (NotFound, InvalidInput):
+            if not pick(body, "Force", False):
+                raise
+            # By force an endpoint of that name goes, whoever had it; here an endpoint goes with its container.
+            self._rooms.networks.find(call.vars["name"])
+            raise (
+                NotFound(f"endpoint {name[:200]} not found") if name else InvalidInput("invalid name: ")
+            ) from None
+        await journeys.disconnect(self._rooms, self._rooms.networks.find(call.vars["name"]), box)
         return web.Response(status=200)
 
     async def prune(self, call: Call) -> web.StreamResponse:
