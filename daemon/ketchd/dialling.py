@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import re
 import ssl
+from pathlib import Path
 
 import aiohttp
 
@@ -24,7 +26,7 @@ def reason(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return _certificate_reason(error.certificate_error, error.host)
     if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return f"dial tcp: lookup {error.host}: no such host"
+        return f"dial tcp: {unknown_host(error.host, _resolv_conf())}"
     if isinstance(error, aiohttp.ClientConnectorSSLError):
         return _tls_reason(error.os_error)
     if isinstance(error, aiohttp.ClientConnectorError):
@@ -48,6 +50,36 @@ def reason(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientResponseError):
         return "net/http: HTTP/1.x transport connection broken: malformed HTTP response"
     return str(error)[:200] or type(error).__name__
+
+
+def unknown_host(name: str, resolv_conf: str) -> str:
+    """A name that has no address. resolv_conf: the text of that file, whose first server was asked. Pure.
+
+    Source: Go's net, dnsReadConfig and DNSError.
+    """
+    server = "127.0.0.1"  # resolv.conf(5): without any
+    for line in resolv_conf.splitlines():
+        words = line.split()
+        if len(words) > 1 and words[0] == "nameserver" and _is_address(words[1]):
+            server = words[1]
+            break
+    place = f"[{server}]:53" if ":" in server else f"{server}:53"
+    return f"lookup {name} on {place}: no such host"
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _resolv_conf() -> str:
+    try:
+        return Path("/etc/resolv.conf").read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def _dial_reason(error: aiohttp.ClientConnectorError) -> str:

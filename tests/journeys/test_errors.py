@@ -45,6 +45,18 @@ def test_unreachable_registry(machine: Machine) -> None:
     )
 
 
+def test_registry_without_address(machine: Machine) -> None:
+    """Whoever reads it learns which server knows no such name."""
+    conf = Path("/etc/resolv.conf").read_text().splitlines()
+    server = next((line.split()[1] for line in conf if line.startswith("nameserver ")), "127.0.0.1")
+    place = f"[{server}]:53" if ":" in server else f"{server}:53"
+    said = failing(machine, "pull", "-q", "nosuch.invalid/x", code=1)
+    assert (
+        said
+        == f'Error response from daemon: Get "https://nosuch.invalid/v2/": dial tcp: lookup nosuch.invalid on {place}: no such host'
+    )
+
+
 def test_port_in_use(machine: Machine) -> None:
     port = free_port()
     machine.run(KETCH, "run", "-d", "--name", "holder", "-p", f"{port}:80", "busybox", "sleep", "3600")

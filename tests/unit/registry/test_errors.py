@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ketchd.dialling import unknown_host
 from ketchd.registry.challenge import Challenge
 from ketchd.registry.errors import refusal
 
@@ -60,3 +61,17 @@ def test_any_answer_is_one_line(status: int, content: bytes) -> None:
 def test_a_message_is_made_one_line() -> None:
     """Line breaks and control characters do not reach a terminal."""
     assert refusal(400, body("X", "a\n\x1b[31mb")).message == "x: a [31mb"
+
+
+@pytest.mark.parametrize(
+    ("resolv_conf", "server"),
+    [
+        ("nameserver 192.0.2.7\nnameserver 192.0.2.8\n", "192.0.2.7:53"),
+        ("# nameserver 192.0.2.1\nsearch a.example\nnameserver\nnameserver x\n nameserver 2001:db8::1\n", "[2001:db8::1]:53"),
+        ("nameserver fe80::1%eth0\n", "[fe80::1%eth0]:53"),
+        ("", "127.0.0.1:53"),
+    ],
+)  # fmt: skip
+def test_a_name_without_address_names_who_was_asked(resolv_conf: str, server: str) -> None:
+    """The first server of the host's resolv.conf, as Go's resolver tells it."""
+    assert unknown_host("r.invalid", resolv_conf) == f"lookup r.invalid on {server}: no such host"
