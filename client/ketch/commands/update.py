@@ -21,6 +21,7 @@ UPDATE = Command(
 --cpus decimal  Number of CPUs
 --cpuset-cpus string  CPUs that may be used (0-3, 0,1)
 --cpuset-mems string  Memory nodes that may be used (0-3, 0,1)
+--kernel-memory bytes  Accepted; kernels do not honour it any more
 -m, --memory bytes  Memory limit
 --memory-reservation bytes  Memory soft limit
 --memory-swap bytes  Limit of memory and swap together: -1 for unlimited swap
@@ -57,6 +58,7 @@ def update_body(given: Given) -> dict[str, Any]:
     restart = {"Name": "", "MaximumRetryCount": 0}
     if given.text("restart"):
         restart = parse_restart(given.text("restart"))
+    kernel_memory = given.number("kernel-memory")  # engines before API 1.42 still know it
     return {
         "CpuShares": given.number("cpu-shares"),
         "Memory": given.number("memory"),
@@ -88,6 +90,7 @@ def update_body(given: Given) -> dict[str, Any]:
         "IOMaximumIOps": 0,
         "IOMaximumBandwidth": 0,
         "RestartPolicy": restart,
+        **({"KernelMemory": kernel_memory} if kernel_memory else {}),
     }
 
 

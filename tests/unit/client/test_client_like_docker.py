@@ -123,6 +123,7 @@ create --network name=a,alias=b,ip=1.2.3.4 --network c --mac-address 92:d0:c6:0a
 create --network host busybox
 create --network container:x busybox
 create -m 1g --cpus 1.5 --pids-limit 5 --ulimit nofile=1:2 --memory-swap -1 --shm-size 1m --blkio-weight 20 busybox
+create --kernel-memory 10m busybox
 create --device /dev/null:/x:r --device-read-bps /dev/sda:1mb --cap-add net_admin --cap-drop all --privileged busybox
 create --health-cmd x --health-interval 3s --restart on-failure:3 --stop-signal INT --stop-timeout 3 --init busybox
 create --add-host a=[::1] --dns 8.8.8.8 --dns-search a.b --dns-option x -h host --domainname d busybox
@@ -205,6 +206,8 @@ network prune -f
 volume prune -af
 system prune -af --volumes
 update -m 32m web
+update --kernel-memory 10m web
+update --kernel-memory x web
 update web
 """
 
