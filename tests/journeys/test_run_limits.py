@@ -130,6 +130,37 @@ def test_cpu(client: Client) -> None:
     assert file_of(container, "cpu/cpu.cfs_quota_us", "cpu.max") == wanted
 
 
+def test_cpu_shares_out_of_range(client: Client) -> None:
+    """Version 1 has 2 to 262144: a start and an update beyond them fail in runc's words. Version 2 takes the nearest weight."""
+    if CGROUPS.version != 1 or not CGROUPS.has("cpu/cpu.shares"):
+        container, _ = running(client, "--cpu-shares", "1")
+        assert client.inspect(container)["State"]["Running"] is True
+        return
+    for shares, words in (
+        ("1", "minimum allowed cpu-shares is 2"),
+        ("262145", "maximum allowed cpu-shares is 262144"),
+    ):
+        name = f"shares{shares}"
+        said = client.says("run", "--name", name, "--cpu-shares", shares, "busybox", "true", code=125)
+        assert (
+            f"error during container init: error setting cgroup config for procHooks process: the {words}: unknown"
+            in said
+        )
+        state = client.inspect(name)["State"]
+        assert (state["Status"], state["ExitCode"]) == ("created", 128) and words in state["Error"]
+    for shares in ("2", "262144"):
+        container, _ = running(client, "--cpu-shares", shares)
+        assert file_of(container, "cpu/cpu.shares", "") == shares
+    status, answer = client.machine.request("POST", f"/containers/{container}/update", {"CpuShares": 1})
+    assert (status, json.loads(answer)["message"]) == (
+        500,
+        f"Cannot update container {container}: runc did not terminate successfully: exit status 1: "
+        "the minimum allowed cpu-shares is 2\n: unknown",
+    )
+    assert client.inspect(container)["HostConfig"]["CpuShares"] == 262144
+    assert file_of(container, "cpu/cpu.shares", "") == "262144"
+
+
 def test_pids(client: Client) -> None:
     """--pids-limit: the file, and a fork that is refused."""
     container, _ = running(client, "--pids-limit", "5")

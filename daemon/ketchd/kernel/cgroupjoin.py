@@ -10,8 +10,12 @@ if TYPE_CHECKING:
     from ketch_wire.launch import CgroupPlan
 
 
+class NotTaken(Exception):
+    """The kernel made something else of a limit than what was asked for. The message is runc's."""
+
+
 def make(plan: CgroupPlan) -> None:
-    """Make the directories and write the limits. Raises OSError with the file it was about."""
+    """Make the directories and write the limits. Raises OSError with the file it was about, NotTaken."""
     for directory in plan.join:
         try:
             os.mkdir(directory, 0o755)
@@ -21,7 +25,7 @@ def make(plan: CgroupPlan) -> None:
             os.makedirs(directory, 0o755, exist_ok=True)
     for path, value in plan.writes:
         try:
-            write(path, value)
+            write_limit(path, value)
         except PermissionError as error:
             # What our own cgroup's ancestors refuse stays refused without our rule.
             if error.errno != errno.EPERM or not path.endswith("/devices.allow"):
@@ -49,6 +53,27 @@ def add(directories: tuple[str, ...], pid: int) -> None:
     """Move another process into `directories`. Raises OSError."""
     for directory in directories:
         write(f"{directory}/cgroup.procs", str(pid))
+
+
+def write_limit(path: str, value: str) -> None:
+    """`write`, and a look at what came of it. Raises OSError, NotTaken: then the limit is what it was.
+
+    Of CPU shares that are out of its range version 1 takes the nearest in it, without a word. Source: runc fs/cpu.go, checkCPUShares.
+    """
+    if not path.endswith("/cpu.shares"):
+        return write(path, value)
+    before = _number(path)
+    write(path, value)
+    taken = _number(path)
+    if taken != int(value):
+        write(path, str(before))
+        word = "maximum" if taken < int(value) else "minimum"
+        raise NotTaken(f"the {word} allowed cpu-shares is {taken}")
+
+
+def _number(path: str) -> int:
+    with open(path, "rb", buffering=0) as file:
+        return int(file.read(64))
 
 
 def write(path: str, value: str) -> None:

@@ -21,7 +21,7 @@ from ketchd.kernel import cgrouplimits
 from ketchd.kernel.cgroup1 import CgroupsV1
 from ketchd.kernel.cgroup2 import CgroupsV2
 from ketchd.kernel.cgrouphost import Mounted, choose_base, own_path, read_mountinfo
-from ketchd.kernel.cgroupjoin import write
+from ketchd.kernel.cgroupjoin import NotTaken, write_limit
 from ketchd.kernel.cgrouptree import CgroupTree, read, remove_directory
 from ketchd.kernel.cgroupusage import Usage
 from ketchd.kernel.devicepolicy import DEFAULT_RULES, DeviceRule, parse_rule
@@ -112,14 +112,18 @@ class Cgroups:
     def update(self, container_id: str, host_config: Mapping[str, Any]) -> None:
         """Write the limits of `host_config` (0, None and "" leave a limit) to a running container's cgroup.
 
-        Raises EngineFailure with the kernel's reason; limits written before it stay.
+        Raises EngineFailure with the kernel's reason, or with dockerd's words for what it did not take; limits written before it stay.
         """
         if self._tree is None:
             return
         path = self.path(container_id)
         try:
             for file, value in self._tree.changes(path, host_config):
-                write(file, value)
+                write_limit(file, value)
+        except NotTaken as error:
+            raise EngineFailure(
+                f"runc did not terminate successfully: exit status 1: {error}\n: unknown"
+            ) from error
         except OSError as error:
             raise EngineFailure(f"failed to update cgroup {path}: {_reason(error)}") from error
 

@@ -23,6 +23,8 @@ def make(plan: CgroupPlan) -> None:
     """Make every directory, write every setting, attach the device policy. Raises LaunchError."""
     try:
         cgroupjoin.make(plan)
+    except cgroupjoin.NotTaken as error:
+        raise LaunchError(f"error setting cgroup config for procHooks process: {error}") from error
     except OSError as error:
         raise LaunchError(
             f"unable to apply cgroup configuration: {error.filename}: {reason(error)}"
