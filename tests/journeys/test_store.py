@@ -203,3 +203,16 @@ def test_layers_stay_mounted_between_containers_and_go_with_the_image(own: Machi
     own.run("ketch", "rm", "-f", running)
     own.run("ketch", "rmi", "busybox")
     assert differences(own) == [] and held_by(own.launcher()) == []
+
+
+def test_an_image_with_a_layer_twice_runs_again_and_again(own: Machine) -> None:
+    """The mounts that containers share are of one file system, which overlayfs takes once."""
+    context = own.base / "context"
+    context.mkdir()
+    (context / "file").write_text("seen\n")
+    (context / "Dockerfile").write_text("FROM busybox\nCOPY file /\nENV a=b\nCOPY file /\n")
+    own.run("ketch", "build", "-q", "-t", "twice", str(context))
+    layers = own.json("GET", "/images/twice/json")["RootFS"]["Layers"]
+    assert len(layers) == 3 and layers[1] == layers[2]
+    for _ in range(3):
+        assert own.run("ketch", "run", "--rm", "--net", "none", "twice", "cat", "/file").stdout == "seen\n"

@@ -175,6 +175,33 @@ class LayerStoreSuite:
             "d0/kept", "d1/new", "d2/new", "d3/gone", "d3/kept", "tree/z",
         ]  # fmt: skip
 
+    async def test_a_layer_that_comes_twice(self, bench: Bench) -> None:
+        """It is seen where it lies on top, whatever is between: a file, a whiteout, a directory made anew, metadata that it omits."""
+        base = await bench.add(
+            Member("file", data=b"base"), Member("gone", data=b"base"), Member("anew/low", data=b"base"),
+            Member("omitted", "directory", mode=0o700), Member("omitted/low", data=b"base"),
+        )  # fmt: skip
+        twice = await bench.add(
+            Member("file", data=b"twice"), Member(".wh.gone"), Member("anew/.wh..wh..opq"),
+            Member("anew/twice", data=b"twice"), Member("tree/twice", data=b"twice"), Member("omitted/twice", data=b"twice"),
+        )  # fmt: skip
+        between = await bench.add(
+            Member("file", data=b"between"), Member("gone", data=b"between"), Member("anew/between", data=b"between"),
+            Member(".wh.tree"), Member("omitted", "directory", mode=0o711),
+        )  # fmt: skip
+        for _ in range(2):
+            seen = await bench.container([base, twice, between, twice, twice])
+            found = [
+                name
+                for name in names(seen)
+                if name.split("/")[0] in ("file", "gone", "anew", "tree", "omitted")
+            ]
+            assert found == [
+                "anew", "anew/twice", "file", "omitted", "omitted/low", "omitted/twice", "tree", "tree/twice",
+            ]  # fmt: skip
+            assert seen["file"].content == hashlib.sha256(b"twice").hexdigest()
+            assert stat.S_IMODE(seen["omitted"].mode) == 0o711
+
     async def test_links_are_followed_within_the_layer(self, bench: Bench) -> None:
         """A path through links of the same layer, absolute and relative, lands inside the root."""
         layer = await bench.add(

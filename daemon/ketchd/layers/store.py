@@ -112,13 +112,17 @@ class LayerStore:
         )  # fmt: skip
 
     def mounts(self, diff_ids: Sequence[Digest]) -> tuple[LayerMount, ...]:
-        """How to mount the chain: base first in, TOP FIRST out, as overlayfs lists them. Raises NotFound."""
+        """How to mount the chain: base first in, TOP FIRST out, as overlayfs lists them. Raises NotFound.
+
+        A layer that comes twice is mounted once, where it lies on top: what it says there is all that is seen of it below, and
+        overlayfs wants no directory twice (ELOOP).
+        """
         rows = self._catalogue.query(
             "SELECT diff_id, kind FROM layers WHERE diff_id IN (SELECT value FROM json_each(?))",
             (json.dumps([str(diff_id) for diff_id in diff_ids]),),
         )
         kinds = {row["diff_id"]: row["kind"] for row in rows}
-        return tuple(self._mount(diff_id, kinds.get(str(diff_id))) for diff_id in reversed(diff_ids))
+        return tuple(self._mount(diff_id, kinds.get(str(diff_id))) for diff_id in _top_first(diff_ids))
 
     def _mount(self, diff_id: Digest, kind: str | None) -> LayerMount:
         if kind is None:
@@ -269,7 +273,7 @@ class LayerStore:
         ready = self._chains.find(diff_ids)
         if ready is not None:
             return ready
-        implied = [list(self.record(diff_id).implied) for diff_id in reversed(diff_ids)]
+        implied = [list(self.record(diff_id).implied) for diff_id in _top_first(diff_ids)]
         return await self._chains.make(diff_ids, wire_mounts(self.mounts(diff_ids)), implied)
 
     async def tar_range(self, diff_id: Digest) -> tuple[Path, int, int]:
@@ -372,6 +376,10 @@ class LayerStore:
         if lock is None:
             lock = self._locks[diff_id] = asyncio.Lock()
         return lock
+
+
+def _top_first(diff_ids: Sequence[Digest]) -> list[Digest]:
+    return list(dict.fromkeys(reversed(diff_ids)))
 
 
 def wire_mounts(mounts: Sequence[LayerMount]) -> list[dict[str, str]]:
