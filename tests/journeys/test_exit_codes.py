@@ -135,6 +135,33 @@ def test_a_file_where_the_working_directory_should_be(client: Client, directory:
     assert (state["Status"], state["ExitCode"], state["Error"]) == ("created", 128, words)
 
 
+@pytest.mark.parametrize(
+    ("options", "directory", "file"),
+    [
+        (["-v", "/etc:/w"], "/w/passwd", "/w/passwd"),
+        (["-v", "/etc:/w"], "/w/passwd/below", "/w/passwd"),
+        ([], "/dev/null", "/dev/null"),
+    ],
+)
+def test_a_mounted_file_where_the_working_directory_should_be(
+    client: Client, options: list[str], directory: str, file: str
+) -> None:
+    """runc's refusal: dockerd, which looks at the image alone, has not seen it. 125, and 127 in the state."""
+    words = f"error during container init: mkdir {file}: not a directory: unknown: {_DIRECTORY}"
+    said = client.says("run", "--name", "failed", *options, "-w", directory, "busybox", "true", code=125)
+    assert words in said
+    state = client.inspect("failed")["State"]
+    assert (state["Status"], state["ExitCode"]) == ("created", 127) and words in state["Error"]
+    assert client.machine.request("POST", "/containers/failed/start")[0] == 400
+
+
+@pytest.mark.parametrize("name", ["hostname", "hosts", "resolv.conf"])
+def test_a_working_directory_where_the_network_files_are(client: Client, name: str) -> None:
+    """They are files of every image, as dockerd sees it."""
+    said = client.says("run", "--name", "failed", "-w", f"/etc/{name}", "busybox", "true", code=125)
+    assert f"Cannot mkdir: /etc/{name} is not a directory" in said
+
+
 def test_working_directory_on_a_read_only_root(client: Client) -> None:
     """It is made before the root is shut."""
     assert client("run", "--rm", "--read-only", "-w", "/made/here", "busybox", "pwd") == "/made/here\n"

@@ -72,19 +72,49 @@ def identity(root: int, process: ProcessPlan) -> Identity:
     return resolve(process.user, process.groups, passwd, group)
 
 
+def check_working_directory(root: int, path: str) -> None:
+    """dockerd's own refusal of a file of the image in the way, ahead of every mount and of runc. Raises LaunchError.
+
+    Source: moby container_unix.go, SetupWorkingDirectory.
+    """
+    try:
+        there = open_in_root(root, path, os.O_PATH)
+    except NotADirectoryError as error:
+        raise LaunchError(f"lstat {path}: {reason(error)}", kind=PLAIN) from error
+    except OSError:
+        return  # there is none yet
+    try:
+        if not is_directory(there):
+            raise LaunchError(f"Cannot mkdir: {path} is not a directory", kind=PLAIN)
+    finally:
+        os.close(there)
+
+
 def make_working_directory(root: int, path: str) -> None:
-    """The working directory, made root's when it is missing. Raises LaunchError; a file in the way is told in dockerd's words, not runc's."""
+    """The working directory, made root's when it is missing. Raises LaunchError; of a mounted file in the way in runc's words."""
     try:
         there = place(root, path, directory=True)
         try:
             if not is_directory(there):
-                raise LaunchError(f"Cannot mkdir: {path} is not a directory", kind=PLAIN)
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         finally:
             os.close(there)
+    except NotADirectoryError as error:
+        raise not_executable(error, f"mkdir {_file_in_the_way(root, path)}: {reason(error)}") from error
     except OSError as error:
-        if error.errno == errno.ENOTDIR:
-            raise LaunchError(f"lstat {path}: {reason(error)}", kind=PLAIN) from error
         raise _no_directory(path, error) from error
+
+
+def _file_in_the_way(root: int, path: str) -> str:
+    """The part of `path`, up to the whole of it, at which a mkdir -p ends. Source: Go's os.MkdirAll."""
+    parts = path.strip("/").split("/")
+    for length in range(1, len(parts)):
+        above = "/" + "/".join(parts[:length])
+        try:
+            os.close(open_in_root(root, above, os.O_PATH | os.O_DIRECTORY))
+        except OSError:
+            return above
+    return path
 
 
 def enter_working_directory(root: int, path: str) -> bool:
