@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -77,3 +78,22 @@ def test_in_a_chroot(files: tuple[str, list[Path]]) -> None:
     kind, paths = files
     found = run("shared", kind, *paths, top="/")
     assert found["first"] == found["second"] and found["at_home"]
+
+
+def test_where_proc_shows_other_processes(files: tuple[str, list[Path]]) -> None:
+    """In a pid namespace with the host's /proc: a process's number there is somebody else's, whose mounts are not touched."""
+    kind, paths = files
+    found = run("shared", kind, *paths, under=("unshare", "--pid", "--fork"))
+    assert found["held"] and found["first"] == found["second"] and found["at_home"]
+
+
+@pytest.mark.parametrize(
+    "under",
+    [("unshare", "--user", "--map-root-user"), ("setpriv", "--bounding-set", "-sys_chroot")],
+    ids=["no way home", "no way in"],
+)
+def test_where_nothing_can_be_held(under: tuple[str, ...]) -> None:
+    """A user namespace in somebody else's mount namespace, a root without CAP_SYS_CHROOT: nobody is lost where they may not leave."""
+    if subprocess.run([*under, "true"], check=False).returncode:
+        pytest.skip(f"{under[0]} is refused")
+    assert run("refused", "erofs", under=under) == {"namespace": -1, "at_home": True}

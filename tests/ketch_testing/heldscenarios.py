@@ -19,11 +19,11 @@ from ketchd.kernel.ownroot import take_root
 from ketchd.sandbox import heldlayers
 
 
-def run(scenario: str, kind: str, *paths: Path, top: str = "") -> dict[str, Any]:
-    """What `scenario` found. paths: of layer files. top: a directory to be in as in a chroot."""
+def run(scenario: str, kind: str, *paths: Path, top: str = "", under: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What `scenario` found. paths: of layer files. top: a directory to be in as in a chroot. under: a command that runs it."""
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     done = subprocess.run(
-        [sys.executable, "-m", "ketch_testing.heldscenarios", scenario, kind, top, *map(str, paths)],
+        [*under, sys.executable, "-m", "ketch_testing.heldscenarios", scenario, kind, top, *map(str, paths)],
         env=env, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -90,6 +90,16 @@ def shared(kind: str, paths: list[str]) -> dict[str, Any]:
         "alone": {index: _device(fd) for index, fd in alone.items()},
         "names": _names(second[1]),
         "at_home": os.getcwd() == where and os.path.exists(paths[0]) and _mounts() == before,
+    }
+
+
+def refused(kind: str, paths: list[str]) -> dict[str, Any]:
+    """In the mount namespace of whoever started this, where no namespace for layers can be had."""
+    before = os.readlink("/proc/self/ns/mnt")
+    namespace = heldlayers.hold()
+    return {
+        "namespace": namespace,
+        "at_home": os.path.exists("/proc/self/ns/mnt") and os.readlink("/proc/self/ns/mnt") == before,
     }
 
 
@@ -167,8 +177,9 @@ def raced(kind: str, paths: list[str]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     _, scenario, kind, top, *paths = sys.argv
-    unshare(CLONE_NEWNS)  # others mount things meanwhile
-    take_root(MS_PRIVATE)
+    if scenario != "refused":
+        unshare(CLONE_NEWNS)  # others mount things meanwhile
+        take_root(MS_PRIVATE)
     if top:
         os.chroot(top)
         os.chdir("/")

@@ -12,11 +12,12 @@ repaired is another file, and the inode of a removed one is not given away while
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
 import time
 
-from ketchd.kernel import detached, mounts
+from ketchd.kernel import detached, mounts, rights
 from ketchd.kernel.namespaces import CLONE_NEWNS, setns, unshare
 from ketchd.kernel.ownroot import take_root
 from ketchd.sandbox.layermounts import mount_detached
@@ -30,43 +31,37 @@ if TYPE_CHECKING:
 PACKET = 16384  # bytes of names that one packet to the launcher has at most
 LIMIT = 256  # layers; loop devices are behind them where the kernel cannot do without
 _PLACES = ("/tmp", "/run", "/var", "/mnt")
+_OWN = "/proc/self/ns/mnt"
 _OPEN = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def hold() -> int:
     """A namespace for layers: its fd, which alone keeps it. -1 where there can be none; then nothing is shared, and that is all.
 
-    The caller has one thread.
+    Another process makes it, goes home and comes back: where the way home is closed, it is not the caller who is lost.
     """
-    reader, writer = os.pipe2(os.O_CLOEXEC)
-    done, go = os.pipe2(os.O_CLOEXEC)
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
-        os.close(go)
-        _make_namespace(writer, done)
-    os.close(writer)
-    os.close(done)
-    namespace = -1
+        _make_namespace(theirs)
+    theirs.close()
     try:
-        if os.read(reader, 1):
-            namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-            with _Visit(namespace):
-                pass
-    except OSError:
-        if namespace >= 0:
-            os.close(namespace)
-        namespace = -1
+        _, ancillary, _, _ = ours.recvmsg(1, rights.room_for(1), _socket.MSG_CMSG_CLOEXEC)
+        return next(iter(rights.taken(ancillary)), -1)
     finally:
-        os.close(reader)
-        os.close(go)
+        ours.close()
         os.waitpid(pid, 0)
-    return namespace
 
 
-def _make_namespace(told: int, done: int) -> None:
-    """In a process of its own: a namespace of which a small tmpfs is the root. Never returns."""
+def _make_namespace(told: _socket.socket) -> None:
+    """In a process of its own: a namespace of which a small tmpfs is the root. Never returns.
+
+    It is asked for as one's own: /proc may be of another pid namespace, and show somebody else by this process's number.
+    """
     try:
+        home = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
         unshare(CLONE_NEWNS)
+        made = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
         take_root(mounts.MS_PRIVATE)
         place = next(path for path in _PLACES if os.path.isdir(path))
         tree = detached.fsmount("tmpfs", [("source", "layers"), ("mode", "0700"), ("size", "1m")])
@@ -77,8 +72,9 @@ def _make_namespace(told: int, done: int) -> None:
         mounts.pivot_root(".", ".")
         os.fchdir(top)
         mounts.umount(".", mounts.MNT_DETACH)
-        os.write(told, b"1")
-        os.read(done, 1)
+        for namespace in (home, made):
+            setns(namespace, CLONE_NEWNS)
+        told.sendmsg([b"1"], rights.packed([made]))
     finally:
         os._exit(0)
 
@@ -94,7 +90,7 @@ class _Visit:
 
     def __enter__(self) -> None:
         try:
-            self._home = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+            self._home = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
             self._top, self._was = os.open("/", _OPEN), os.open(".", _OPEN)
             setns(self._namespace, CLONE_NEWNS)
         except OSError:
