@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     from ketchd.process import Process
 
     try:
-        return Process(typed.config).run()
+        return Process(typed.config, lambda: configuration.read(words).config).run()
     except Fault as fault:
         print(f"ketchd: {fault.message}", file=sys.stderr)
         return 1

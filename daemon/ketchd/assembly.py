@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import platform
 import shutil
 import socket
 import ssl
 import uuid
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,7 @@ from ketchd.content.cleanmark import CleanMark, Unclean
 from ketchd.content.garbage import Garbage
 from ketchd.content.images import ImageStore
 from ketchd.content.leases import Leases
-from ketchd.content.pressure import Policy, read_policy
+from ketchd.content.pressure import read_policy
 from ketchd.content.recovery import sweep_store
 from ketchd.engine import health, restore, stop
 from ketchd.engine.execs import exec_ended
@@ -65,13 +67,18 @@ from ketchd.model.compression import read_compression
 from ketchd.network.networks import Networks
 from ketchd.registry.client import RegistryClient
 from ketchd.registry.endpoints import Settings
+from ketchd.registry.hosts import check_mirror
+from ketchd.reloading import attributes
 from ketchd.sandbox import seccomp
 from ketchd.sandbox.defaults import DEFAULT_CAPABILITIES
 from ketchd.shim.launcher import Launcher
 
 
 class Engine:
-    """Everything, assembled. `start`, `open`, `start_by_policy`, then `close`, which may be called at any point and twice."""
+    """Everything, assembled. `start`, `open`, `start_by_policy`, then `close`, which may be called at any point and twice.
+
+    `reload` between `start` and `close`.
+    """
 
     def __init__(
         self, config: Config, data_root: Path, exec_root: Path, launcher: Launcher, log: Any
@@ -82,6 +89,8 @@ class Engine:
         self._launcher = launcher
         self._log = log
         self._rooms: Rooms | None = None
+        self._keeper: GarbageKeeper | None = None
+        self._facts: Facts | None = None
         self._server: ApiServer | None = None
         self._closing: list[Any] = []
 
@@ -157,12 +166,12 @@ class Engine:
         self._closing.append(lambda: health.close(rooms))
         await restore.restore(rooms)
         self._sweep_run_directories(rooms)
-        self._tend(rooms, policy, mark, unclean)
+        self._tend(rooms, mark, unclean)
         self._server = ApiServer(self._routes(rooms, kind, reason), log)
 
-    def _tend(self, rooms: Rooms, policy: Policy, mark: CleanMark, unclean: Unclean | None) -> None:
+    def _tend(self, rooms: Rooms, mark: CleanMark, unclean: Unclean | None) -> None:
         """What goes on in the background: the disk is looked after, and what an unclean end may have damaged is checked."""
-        keeper = GarbageKeeper(rooms, policy, mark)
+        keeper = self._keeper = GarbageKeeper(rooms, mark)
         self._closing.append(keeper.close)
         keeper.start()
         if unclean is not None:
@@ -175,14 +184,7 @@ class Engine:
             self._closing.append(end_check)
 
     def _registry(self) -> RegistryClient:
-        config = self._config
-        client = RegistryClient(
-            Settings(
-                insecure=tuple(config.insecure_registries), mirrors=tuple(config.registry_mirrors),
-                downloads=config.max_concurrent_downloads, uploads=config.max_concurrent_uploads,
-                attempts=config.max_download_attempts, environment=dict(os.environ),
-            )
-        )  # fmt: skip
+        client = RegistryClient(_registry_settings(self._config))
         self._closing.append(client.close)
         return client
 
@@ -206,13 +208,12 @@ class Engine:
             *(["name=userns"] if rooms.id_map else []),
             *(["name=no-new-privileges"] if config.no_new_privileges else []),
         ]
-        facts = Facts(
+        facts = self._facts = Facts(
             engine_id=_engine_id(self._data_root), layer_kind=kind, layer_reason=reason,
-            cgroup_driver=rooms.cgroups.driver, log_driver=config.log_driver, debug=config.debug,
-            live_restore=config.live_restore, labels=config.labels, insecure_registries=config.insecure_registries,
-            mirrors=config.registry_mirrors, security_options=security_options,
+            cgroup_driver=rooms.cgroups.driver, log_driver=config.log_driver, security_options=security_options,
             warnings=host_warnings(rooms.cgroups),
         )  # fmt: skip
+        _show_settings(facts, config)
         registry = RegistryApi(rooms)
         apis = (
             SystemApi(rooms, facts), EventsApi(rooms), ContainerListApi(rooms), ContainerStreamApi(rooms), ContainerApi(rooms), ExecApi(rooms), UsageApi(rooms), ArchiveApi(rooms),
@@ -224,6 +225,27 @@ class Engine:
         """Answer on the sockets."""
         assert self._server is not None
         await self._server.listen(sockets, tls)
+
+    def reload(self, config: Config) -> None:
+        """Take over what is reloadable of `config`; containers are not touched. Raises InvalidInput, and nothing has changed.
+
+        What may fail comes first. What is under way goes on with the settings that it began with.
+        """
+        rooms, facts, keeper = self._rooms, self._facts, self._keeper
+        assert rooms is not None and facts is not None and keeper is not None
+        policy = read_policy(config.ketch.get("gc", {}))
+        compression = read_compression(config.ketch.get("push", {}))
+        told = attributes(config, platform.node(), rooms.cgroups.version)
+        rooms.events.append("daemon", "reload", facts.engine_id, told)
+        self._config = config
+        rooms.defaults = replace(rooms.defaults, **_reloadable_defaults(config))
+        rooms.compression = compression
+        rooms.registry.reload(_registry_settings(config))
+        rooms.transfers.resize(config.max_concurrent_downloads)
+        _show_settings(facts, config)
+        if policy != rooms.gc_policy:
+            rooms.gc_policy = policy
+            keeper.look()
 
     async def start_by_policy(self) -> None:
         """Start what its restart policy wants running."""
@@ -260,11 +282,35 @@ def _container_defaults(config: Config) -> DaemonDefaults:
             )
         seccomp.program(choice, DEFAULT_CAPABILITIES)
     return DaemonDefaults(
-        init=config.init, shm_size=config.default_shm_size, dns=config.dns, dns_options=config.dns_opts,
-        dns_search=config.dns_search, ulimits=config.default_ulimits, ipc_mode=config.default_ipc_mode,
-        cgroupns_mode=config.default_cgroupns_mode, no_new_privileges=config.no_new_privileges,
-        seccomp="" if choice in ("default", "builtin") else choice,
+        init=config.init, dns=config.dns, dns_options=config.dns_opts, dns_search=config.dns_search,
+        ulimits=config.default_ulimits, no_new_privileges=config.no_new_privileges,
+        seccomp="" if choice in ("default", "builtin") else choice, **_reloadable_defaults(config),
     )  # fmt: skip
+
+
+def _reloadable_defaults(config: Config) -> dict[str, Any]:
+    """Fields of DaemonDefaults that a reload changes, for containers that are created from then on."""
+    return {
+        "shm_size": config.default_shm_size,
+        "ipc_mode": config.default_ipc_mode,
+        "cgroupns_mode": config.default_cgroupns_mode,
+        "runtime": config.default_runtime,
+    }
+
+
+def _registry_settings(config: Config) -> Settings:
+    return Settings(
+        insecure=tuple(config.insecure_registries), mirrors=tuple(config.registry_mirrors),
+        downloads=config.max_concurrent_downloads, uploads=config.max_concurrent_uploads,
+        attempts=config.max_download_attempts, environment=dict(os.environ),
+    )  # fmt: skip
+
+
+def _show_settings(facts: Facts, config: Config) -> None:
+    """What `info` shows of the settings that a reload changes."""
+    facts.debug, facts.live_restore, facts.labels = config.debug, config.live_restore, config.labels
+    facts.default_runtime, facts.insecure_registries = config.default_runtime, config.insecure_registries
+    facts.mirrors = [check_mirror(mirror) for mirror in config.registry_mirrors]
 
 
 def _users_of(supervisor: Supervisor, volume: str) -> list[str]:

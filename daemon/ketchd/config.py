@@ -8,9 +8,7 @@ Source: dockerd(8), "Daemon configuration file".
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,16 +16,15 @@ from typing import Any, NoReturn
 
 from ketch_wire.defaults import DEFAULT_SOCKET
 from ketch_wire.faults import InvalidInput
+from ketchd.checks import check
 from ketchd.ignored import IGNORED, REFUSED
-from ketchd.journal import LEVELS
 from ketchd.sandbox.defaults import RLIMITS
 
 DEFAULT_CONFIG_FILE = "/etc/ketch/daemon.json"
-OUR_RUNTIMES = ("runc", "ketch", "io.containerd.runc.v2")
-_DOMAIN = re.compile(r"\.|[a-zA-Z0-9_]([a-zA-Z0-9_-]*)(\.[a-zA-Z0-9_]([a-zA-Z0-9_-]*))*\.?")
 
 Bytes = int
 Limits = dict[str, tuple[int, int]]  # ulimits: (soft, hard) by name
+Features = dict[str, bool]  # they mean nothing here, and are told in the event of a reload
 
 
 @dataclass(slots=True)
@@ -81,8 +78,14 @@ class Config:
     tlscacert: str = ""
     tlscert: str = ""
     tlskey: str = ""
+    features: Features = field(default_factory=dict)
     ketch: dict[str, Any] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
+
+    @property
+    def effective_log_level(self) -> str:
+        """`debug` goes before `log-level`."""
+        return "debug" if self.debug else self.log_level
 
 
 # Flag (as dockerd spells it) -> key of daemon.json, where they differ by the plural.
@@ -192,13 +195,15 @@ def read(argv: Sequence[str]) -> CommandLine:
     named = given.pop("config_file", None)
     ignored = [key.removeprefix("ignored ") for key in given if key.startswith("ignored ")]
     flags = {key: value for key, value in given.items() if not key.startswith("ignored ")}
-    keys = read_file(Path(named or DEFAULT_CONFIG_FILE), must_exist=named is not None and not version)
+    path = Path(named or DEFAULT_CONFIG_FILE)
+    keys = read_file(path, must_exist=named is not None and not version)
     keys |= _proxies(keys.pop("proxies", {}))
     for key in sorted(keys):
         if key in IGNORED or key in REFUSED:
             if key in IGNORED or keys[key]:
                 ignored.append(key)
-            del keys[key]
+            if key != "features":
+                del keys[key]
     for name in ignored:
         if name in REFUSED:
             raise InvalidInput(f"{name} is not supported: {REFUSED[name]}")
@@ -208,13 +213,13 @@ def read(argv: Sequence[str]) -> CommandLine:
             f"{key.replace('_', '-')}: (from flag: {flags[key]}, from file: {stored[key]})" for key in twice
         )
         raise InvalidInput(
-            "unable to configure the ketch daemon: the following directives are specified both as a flag and in the "
-            f"configuration file: {shown}"
+            f"unable to configure the ketch daemon with file {path}: the following directives are specified both as a flag "
+            f"and in the configuration file: {shown}"
         )
     config = Config(ignored=ignored)
     for key, value in {**stored, **flags}.items():
         setattr(config, key, _typed(key, value))
-    _check(config)
+    check(config)
     return CommandLine(config, version, validate)
 
 
@@ -234,7 +239,8 @@ def read_file(path: Path, *, must_exist: bool) -> dict[str, Any]:
         return {}
     try:
         keys = json.loads(text)
-    except ValueError as error:
+        json.dumps(keys, ensure_ascii=False).encode()  # half a surrogate pair: no text that could be shown
+    except (ValueError, RecursionError) as error:
         raise InvalidInput(f"unable to configure the ketch daemon with file {path}: {error}") from error
     if not isinstance(keys, dict):
         raise InvalidInput(f"unable to configure the ketch daemon with file {path}: it is no JSON object")
@@ -263,6 +269,10 @@ def _typed(key: str, value: Any) -> Any:
         return _size(value)
     if kind == "Limits":
         return _ulimits(value)
+    if kind == "Features":
+        if not isinstance(value, dict) or not all(isinstance(one, bool) for one in value.values()):
+            raise InvalidInput("invalid value of features: a map of true and false is expected")
+        return value
     if kind == "bool":
         if isinstance(value, bool):
             return value
@@ -274,14 +284,14 @@ def _typed(key: str, value: Any) -> Any:
     if kind == "int":
         try:
             return int(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise InvalidInput(f'invalid argument "{value}" for "--{name}": it is no whole number') from None
     if kind.startswith("list"):
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise InvalidInput(f"invalid value of {name}: a list of strings is expected")
         return value
     if kind.startswith("dict"):
-        if isinstance(value, list):
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
             return dict(item.partition("=")[::2] for item in value)
         if isinstance(value, dict):
             return {str(option): str(setting) for option, setting in value.items()}
@@ -301,7 +311,7 @@ def _size(value: Any) -> int:
 
 def _ulimits(value: Any) -> Limits:
     """`name=soft[:hard]` of flags, or a map of {Name, Soft, Hard} as daemon.json has them. Raises InvalidInput."""
-    if isinstance(value, list):
+    if isinstance(value, list) and all(isinstance(text, str) for text in value):
         found: dict[str, Any] = {}
         for text in value:
             name, _, both = text.partition("=")
@@ -314,7 +324,7 @@ def _ulimits(value: Any) -> Limits:
     for name, one in value.items():
         try:
             soft, hard = int(one.get("Soft", 0)), int(one.get("Hard", 0))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise InvalidInput(f"invalid ulimit argument: {name}") from None
         if name not in RLIMITS:
             raise InvalidInput(f"invalid ulimit type: {name}")
@@ -331,66 +341,3 @@ def _own(value: Any) -> dict[str, Any]:
     if unknown := sorted(set(value) - _OWN):
         raise InvalidInput(f"invalid value of ketch: nothing is called {', '.join(unknown)}")
     return value
-
-
-def _check(config: Config) -> None:
-    config.hosts = config.hosts or [f"unix://{DEFAULT_SOCKET}"]
-    for host in config.hosts:
-        scheme, sign, place = host.partition("://")
-        if not sign or scheme not in ("unix", "tcp", "fd") or (not place and scheme != "fd"):
-            raise InvalidInput(f"invalid -H {host!r}: unix://PATH, tcp://ADDRESS:PORT or fd:// is expected")
-    if config.log_level not in LEVELS:
-        raise InvalidInput(f"invalid logging level: {config.log_level}")
-    if config.log_format == "text":
-        config.log_format = "console"  # dockerd's word
-    if config.log_format not in ("json", "console"):
-        raise InvalidInput(f"invalid log format: {config.log_format}")
-    if config.debug:
-        config.log_level = "debug"
-    if config.bip:
-        try:
-            interface = ipaddress.ip_interface(config.bip)
-        except ValueError as error:
-            raise InvalidInput(f"invalid bip {config.bip!r}: {error}") from None
-        if "/" not in config.bip or interface.ip == interface.network.network_address:
-            raise InvalidInput(f"invalid bip {config.bip!r}: an address with its prefix length is expected")
-    if config.storage_driver not in ("", "erofs", "erofs-loop", "directory", "overlay2"):
-        raise InvalidInput(f"unknown storage driver: {config.storage_driver}")
-    if config.storage_driver == "overlay2":
-        config.storage_driver = ""  # what dockerd's files say for the default
-    if config.log_driver not in ("json-file", "none", "local", "journald"):
-        raise InvalidInput(f"logger: no log driver named '{config.log_driver}' is registered")
-    for key in ("max_concurrent_downloads", "max_concurrent_uploads", "max_download_attempts"):
-        if getattr(config, key) < 1:
-            raise InvalidInput(f"invalid {key.replace('_', '-')}: {getattr(config, key)}")
-    _check_containers(config)
-    if not 68 <= config.mtu <= 65535:
-        raise InvalidInput(f"invalid mtu: {config.mtu}")
-
-
-def _check_containers(config: Config) -> None:
-    """What is handed on to containers, with dockerd's words."""
-    for server in [*config.dns, *([config.ip] if config.ip else [])]:
-        try:
-            ipaddress.ip_address(server)
-        except ValueError:
-            raise InvalidInput(f"{server} is not an ip address") from None
-    for domain in config.dns_search:
-        if not _DOMAIN.fullmatch(domain.strip()):
-            raise InvalidInput(f"{domain} is not a valid domain")
-    for option in config.dns_opts:
-        if not option or any(letter.isspace() for letter in option):
-            raise InvalidInput(f"{option!r} is not a valid word of resolv.conf")
-    for label in config.labels:
-        if "=" not in label[1:]:
-            raise InvalidInput(f"bad attribute format: {label}")
-    if config.default_ipc_mode not in ("", "private", "shareable"):
-        raise InvalidInput(
-            f'IPC mode "{config.default_ipc_mode}" is not supported as default value; use "shareable" or "private"'
-        )
-    if config.default_cgroupns_mode not in ("", "private", "host"):
-        raise InvalidInput(
-            f'default cgroup namespace mode ({config.default_cgroupns_mode}) is invalid; use "host" or "private"'
-        )
-    if config.default_runtime not in OUR_RUNTIMES:
-        raise InvalidInput(f"specified default runtime '{config.default_runtime}' does not exist")

@@ -18,10 +18,24 @@ LEVELS = {
 }
 
 
+class _Threshold:
+    """The first processor: drops what is below `number`. The level may change, and loggers that are held go along."""
+
+    number = logging.INFO
+
+    def __call__(self, logger: Any, method: str, event: Any) -> Any:
+        if LEVELS.get(method, logging.CRITICAL) < self.number:
+            raise structlog.DropEvent
+        return event
+
+
+_threshold = _Threshold()
+
+
 def configure(level: str, form: str) -> Any:
     """Set up logging once; returns the daemon's logger. level: a key of LEVELS; form: `json` or `console`."""
-    number = LEVELS[level]
     shared: list[Any] = [
+        _threshold,
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -36,9 +50,16 @@ def configure(level: str, form: str) -> Any:
         ]
     structlog.configure(
         processors=[*shared, *last],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(stream=sys.stderr, level=max(number, logging.WARNING), format="%(name)s: %(message)s")
+    logging.basicConfig(stream=sys.stderr, format="%(name)s: %(message)s")
+    set_level(level)
     return structlog.get_logger()
+
+
+def set_level(level: str) -> None:
+    """Log from `level` on. level: a key of LEVELS."""
+    _threshold.number = LEVELS[level]
+    logging.getLogger().setLevel(max(_threshold.number, logging.WARNING))

@@ -14,28 +14,37 @@ import socket
 import ssl
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ketch_wire.faults import EngineFailure
+from ketch_wire.faults import EngineFailure, Fault
 from ketchd import journal
 from ketchd.config import Config
 from ketchd.ignored import ignored_because
 from ketchd.kernel import memory
 from ketchd.kernel.cgrouphost import own_path, read_mountinfo
 from ketchd.kernel.cgrouptree import read
+from ketchd.reloading import compare
 from ketchd.shim.launcher import Launcher, start_launcher
 from ketchd.shim.scope import scope_beside
+
+if TYPE_CHECKING:
+    from ketchd.assembly import Engine
 
 # Memory is given back at a pause: so many seconds in which less than this share of a core was used, after so much work.
 _PAUSE, _RESTING, _WORTH_IT = 5.0, 0.05, 0.2
 
 
 class Process:
-    """One run of ketchd. `run` returns when it was told to end; containers run on unless `live-restore` is false."""
+    """One run of ketchd. `run` returns when it was told to end; containers run on unless `live-restore` is false.
 
-    def __init__(self, config: Config) -> None:
+    read_again: the settings as flags and configuration file say them now; raises InvalidInput.
+    """
+
+    def __init__(self, config: Config, read_again: Callable[[], Config]) -> None:
         self._config = config
+        self._read_again = read_again
         self._data_root = Path(os.path.abspath(config.data_root))
         self._exec_root = Path(os.path.abspath(config.exec_root))
         self._locks: list[int] = []
@@ -109,20 +118,20 @@ class Process:
     async def _serve(self, launcher: Launcher) -> int:
         from ketchd.assembly import Engine  # imported when the launcher is running: it is most of the start
 
-        log = journal.configure(self._config.log_level, self._config.log_format)
-        for name in self._config.ignored:
-            log.warning("setting is known and ignored", setting=name, reason=ignored_because(name))
-        ending = asyncio.Event()
+        log = journal.configure(self._config.effective_log_level, self._config.log_format)
+        _tell_ignored(log, self._config.ignored)
+        ending, hangup = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, ending.set)
-        loop.add_signal_handler(signal.SIGHUP, _no_reload, log)
+        loop.add_signal_handler(signal.SIGHUP, hangup.set)
         engine = Engine(self._config, self._data_root, self._exec_root, launcher, log)
         sockets: list[socket.socket] = []
         try:
             await engine.start()
             sockets = self._listen()
             await engine.open(sockets, self._tls())
+            reloads = asyncio.ensure_future(self._reload_at(hangup, engine, log))
             notify("READY=1")
             log.info("ready", hosts=self._config.hosts, pid=os.getpid())
             await engine.start_by_policy()
@@ -131,6 +140,7 @@ class Process:
             thrift = asyncio.ensure_future(_give_memory_back())
             await ending.wait()
             thrift.cancel()
+            reloads.cancel()
             notify("STOPPING=1")
             log.info("ending", containers="run on" if self._config.live_restore else "are stopped")
         finally:
@@ -140,6 +150,29 @@ class Process:
             for listener in sockets:
                 listener.close()
         return 0
+
+    async def _reload_at(self, hangup: asyncio.Event, engine: Engine, log: Any) -> None:
+        """Each SIGHUP, and one that came before the door was open: the settings are read again. Without an end."""
+        while True:
+            await hangup.wait()
+            hangup.clear()
+            self._reload(engine, log)
+
+    def _reload(self, engine: Engine, log: Any) -> None:
+        """All or nothing: what is wrong is one line in the log."""
+        log.info("got signal to reload configuration")
+        try:
+            reload = compare(self._config, self._read_again())
+            engine.reload(reload.config)
+        except Fault as fault:
+            log.error("configuration is not reloaded, nothing has changed", reason=fault.message)
+            return
+        self._config = reload.config
+        journal.set_level(reload.config.effective_log_level)
+        _tell_ignored(log, reload.ignored)
+        if reload.waiting:
+            log.warning("settings have changed that need a restart", settings=", ".join(reload.waiting))
+        log.info("reloaded configuration", changed=", ".join(reload.changed) or "nothing")
 
     def _listen(self) -> list[socket.socket]:
         sockets: list[socket.socket] = []
@@ -201,11 +234,9 @@ class Process:
         return context
 
 
-def _no_reload(log: Any) -> None:
-    """dockerd reads some of its settings again; we say what to do instead, and live on."""
-    log.warning(
-        "settings are read at the start alone: restart ketchd, containers run on meanwhile", signal="SIGHUP"
-    )
+def _tell_ignored(log: Any, names: Iterable[str]) -> None:
+    for name in names:
+        log.warning("setting is known and ignored", setting=name, reason=ignored_because(name))
 
 
 def _listen_tcp(place: str) -> socket.socket:

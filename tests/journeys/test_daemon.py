@@ -211,17 +211,6 @@ def test_an_ignored_setting_is_said_once(base: Path) -> None:
     assert "known and ignored" in said
 
 
-def test_a_reload_is_no_end(daemon: Machine) -> None:
-    """dockerd's SIGHUP: ketchd says what to do instead, and goes on."""
-    assert daemon.process is not None
-    daemon.process.send_signal(signal.SIGHUP)
-    deadline = time.monotonic() + 30
-    while "restart ketchd" not in daemon.log.read_text():
-        assert time.monotonic() < deadline and daemon.process.poll() is None
-        time.sleep(0.02)
-    assert daemon.request("GET", "/_ping")[0] == 200
-
-
 def test_it_listens_on_tcp_too(base: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -1,10 +1,14 @@
-"""What a daemon.json gives to containers that say nothing of their own: looked at from inside."""
+"""What a daemon.json gives to containers that say nothing of their own, looked at from inside; and what SIGHUP makes of a new one."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,7 @@ from typing import Any
 import pytest
 from conftest import import_busybox, needs_root
 
-from ketch_testing.machine import BIN, Machine
+from ketch_testing.machine import BIN, Machine, registry
 
 pytestmark = [needs_root, pytest.mark.root]
 
@@ -181,3 +185,189 @@ def test_a_profile_that_cannot_be_used(base: Path, text: str | None, words: str)
     finally:
         daemon.process = None
         daemon.close()
+
+
+# -- SIGHUP
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Machine]:
+    """Another one, with a daemon.json that the tests change, and a container that runs through all of them."""
+    made = Machine(Path(tempfile.mkdtemp(prefix="ketch-settings-")), flags=("--max-concurrent-uploads", "2"))
+    try:
+        made.start()
+        import_busybox(made)
+        made.run(KETCH, "run", "-d", "--name", "kept", "busybox", "sleep", "3600")
+        before = made.json("GET", "/containers/kept/json")["State"]
+        yield made
+        assert made.json("GET", "/containers/kept/json")["State"] == before
+    finally:
+        made.close()
+    assert made.leftovers() == []
+
+
+def reload(daemon: Machine, keys: object) -> str:
+    """Write a daemon.json (a text as it is, None for no file) and send SIGHUP; what the log says of it."""
+    path = daemon.base / "daemon.json"
+    path.unlink(missing_ok=True)
+    if keys is not None:
+        path.write_text(keys if isinstance(keys, str) else json.dumps(keys))
+    before = daemon.log.stat().st_size
+    assert daemon.process is not None
+    daemon.process.send_signal(signal.SIGHUP)
+    deadline = time.monotonic() + 60
+    while True:
+        said = daemon.log.read_bytes()[before:].decode()
+        if "reloaded configuration" in said or "configuration is not reloaded" in said:
+            return said
+        assert time.monotonic() < deadline and daemon.process.poll() is None, said
+        time.sleep(0.02)
+
+
+def reloads(daemon: Machine) -> list[Any]:
+    """The events `daemon reload` so far, as the docker CLI shows them."""
+    said = daemon.run(
+        "docker", "events", "--since", "0", "--until", f"{time.time():.9f}", "--filter", "type=daemon",
+        "--filter", "event=reload", "--format", "{{json .}}",
+    ).stdout  # fmt: skip
+    return [json.loads(line) for line in said.splitlines()]
+
+
+def test_a_reload_is_shown_and_told(running: Machine) -> None:
+    """`info` and the event have the new values; a flag stands, and a key that is gone has its default again."""
+    already = len(reloads(running))
+    said = reload(
+        running,
+        {"labels": ["a=c"], "debug": True, "live-restore": False, "default-runtime": "ketch", "registry-mirrors": ["https://m.example"],
+         "insecure-registries": ["reg:5000", "10.0.0.0/8"], "max-concurrent-downloads": 9, "features": {"buildkit": True}},
+    )  # fmt: skip
+    assert "changed='debug, insecure-registries, registry-mirrors, labels, default-runtime" in said
+    assert "need a restart" not in said
+    assert said.count("known and ignored") == 1 and "setting=features" in said
+    info = running.json("GET", "/info")
+    assert (info["Labels"], info["Debug"], info["LiveRestoreEnabled"]) == (["a=c"], True, False)
+    assert (info["DefaultRuntime"], info["RegistryConfig"]["Mirrors"]) == ("ketch", ["https://m.example/"])
+    assert "10.0.0.0/8" in info["RegistryConfig"]["InsecureRegistryCIDRs"]
+    assert not info["RegistryConfig"]["IndexConfigs"]["reg:5000"]["Secure"]
+    assert host_config(running)["Runtime"] == "ketch"
+    assert "Labels:\n  a=c" in running.run("docker", "info").stdout
+
+    assert not reload(running, {}).count("known and ignored")
+    info = running.json("GET", "/info")
+    assert (info["Labels"], info["Debug"], info["LiveRestoreEnabled"]) == ([], False, True)
+    assert info["RegistryConfig"]["Mirrors"] is None
+    first, second = reloads(running)[already:]
+    assert first["Actor"]["ID"] == second["Actor"]["ID"] == info["ID"]
+    told = first["Actor"]["Attributes"]
+    assert (told["name"], told["labels"], told["debug"]) == (info["Name"], '["a=c"]', "true")
+    assert (told["features"], told["registry-mirrors"]) == ("map[buildkit:true]", '["https://m.example"]')
+    assert (told["max-concurrent-downloads"], told["max-concurrent-uploads"]) == ("9", "2")
+    told = second["Actor"]["Attributes"]
+    assert (told["labels"], told["debug"], told["max-concurrent-downloads"]) == ("[]", "false", "6")
+
+
+def test_debug_is_switched_on_and_off(running: Machine) -> None:
+    for debug in (True, False):
+        reload(running, {"debug": debug})
+        before = running.log.stat().st_size
+        running.json("GET", "/version")
+        assert ("path=/version" in running.log.read_bytes()[before:].decode()) is debug
+
+
+def test_containers_made_after_it_get_the_new_defaults(running: Machine) -> None:
+    made = running.run(KETCH, "create", "busybox", "true").stdout.strip()
+    try:
+        reload(running, {"default-shm-size": "3m", "default-ipc-mode": "shareable"})
+        host = host_config(running)
+        assert (host["ShmSize"], host["IpcMode"]) == (3 << 20, "shareable")
+        assert running.json("GET", f"/containers/{made}/json")["HostConfig"]["ShmSize"] == 64 << 20
+        assert "3072" in inside(running, script="df -k /dev/shm")
+    finally:
+        running.request("DELETE", f"/containers/{made}")
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ('{"labels":', "unable to configure the ketch daemon with file"), (None, "no such file or directory"),
+        ({"labels": ["a=new"], "nonsense": 1}, "don't match any configuration option: nonsense"),
+        ({"labels": ["a=new"], "max-concurrent-uploads": 3}, "max-concurrent-uploads: (from flag: 2, from file: 3)"),
+        ({"labels": ["a=new"], "registry-mirrors": ["ftp://x"]}, "unsupported scheme"),
+        ({"labels": ["a=new"], "ketch": {"gc": {"low": 20, "high": 10}}}, "low not above high"),
+        ({"labels": ["a=new"], "ketch": {"push": {"compression-format": "rar"}}}, "unknown compression format"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_wrong_changes_nothing(running: Machine, keys: object, words: str) -> None:
+    """One line says why; the next file that is right is taken."""
+    reload(running, {"labels": ["a=old"]})
+    info, already = running.json("GET", "/info"), len(reloads(running))
+    lines = [line for line in reload(running, keys).splitlines() if "got signal" not in line]
+    assert len(lines) == 1 and "[error" in lines[0] and words in lines[0]
+    after = running.json("GET", "/info")
+    assert (after["Labels"], after["RegistryConfig"]) == (["a=old"], info["RegistryConfig"])
+    assert len(reloads(running)) == already
+    reload(running, {"labels": ["a=newer"]})
+    assert running.json("GET", "/info")["Labels"] == ["a=newer"]
+
+
+def test_what_needs_a_restart_is_named(running: Machine) -> None:
+    network = running.json("GET", "/networks/bridge")
+    said = reload(running, {"labels": ["a=1"], "icc": False, "log-level": "error", "dns": ["192.0.2.1"]})
+    assert said.count("need a restart") == 1 and "settings='log-level, icc, dns'" in said
+    assert running.json("GET", "/info")["Labels"] == ["a=1"]
+    assert running.json("GET", "/networks/bridge") == network
+    assert "192.0.2.1" not in inside(running, script="cat /etc/resolv.conf")
+
+
+def test_registries_after_a_reload(running: Machine, tmp_path: Path) -> None:
+    """Insecure ones, mirrors, and how a push compresses: in force for the next pull and push."""
+    if shutil.which("docker-registry") is None:
+        pytest.skip("docker-registry is not installed (apt-get install docker-registry)")
+    gateway = running.json("GET", "/networks/bridge")["IPAM"]["Config"][0]["Gateway"]
+    with registry(tmp_path / "registry", address=gateway) as host:
+        image = f"{host}/library/app"
+        running.run("docker", "tag", "busybox", f"{image}:1")
+        assert running.run("docker", "push", f"{image}:1", check=False).returncode == 1
+        push = {"compression-format": "zstd", "force-compression": True}
+        reload(running, {"insecure-registries": [host], "ketch": {"push": push}})
+        running.run("docker", "push", f"{image}:1")
+        wanted = urllib.request.Request(f"http://{host}/v2/library/app/manifests/1")
+        wanted.add_header("Accept", "application/vnd.oci.image.manifest.v1+json")
+        with urllib.request.urlopen(wanted, timeout=30) as answer:
+            manifest = json.load(answer)
+        assert [layer["mediaType"] for layer in manifest["layers"]] == ["application/vnd.oci.image.layer.v1.tar+zstd"]  # fmt: skip
+
+        reload(running, {"registry-mirrors": [f"http://{host}"]})
+        assert running.run("docker", "pull", f"{image}:1", check=False).returncode == 1
+        running.run("docker", "pull", "app:1")
+        assert running.json("GET", "/images/app:1/json")["Id"] == running.json("GET", "/images/busybox/json")["Id"]  # fmt: skip
+
+
+def test_the_disk_is_looked_at_by_the_new_policy(running: Machine) -> None:
+    """At once: what has lain longer than it may from now on goes."""
+    reload(running, {})
+    left = running.data_root / "partial" / ("5" * 64)
+    left.parent.mkdir(mode=0o700, exist_ok=True)
+    left.write_bytes(b"half")
+    os.utime(left, (0, time.time() - 48 * 3600))
+    reload(running, {"ketch": {"gc": {"partial-hours": 24, "interval": 3600}}})
+    deadline = time.monotonic() + 60
+    while left.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_live_restore_is_what_the_last_reload_says() -> None:
+    """Switched off while the daemon runs: its end stops the containers, in the time that it was given."""
+    with tempfile.TemporaryDirectory(prefix="ketch-settings-") as name:
+        daemon = Machine(Path(name) / "m")
+        try:
+            daemon.start()
+            import_busybox(daemon)
+            daemon.run(KETCH, "run", "-d", "--init", "--name", "one", "busybox", "sleep", "3600")
+            reload(daemon, {"live-restore": False, "shutdown-timeout": 60})
+            assert daemon.stop() == 0
+            daemon.start()
+            assert states_of(daemon) == {"/one": "exited"}
+        finally:
+            daemon.close()

@@ -261,10 +261,11 @@ def registry(
     storage: Path | None = None,
     http: str = "",
     more: str = "",
+    address: str = "127.0.0.1",
 ) -> Iterator[str]:
-    """Debian's docker-registry on loopback, with htpasswd when `users` are given; yields host:port.
+    """Debian's docker-registry, with htpasswd when `users` are given; yields host:port.
 
-    storage: a directory that outlives it; otherwise its content goes with `base`. http, more: lines of its configuration,
+    address: one of this host's. storage: a directory that outlives it; otherwise its content goes with `base`. http, more: lines of its configuration,
     below `http:` and at the top.
     """
     port = free_port()
@@ -282,7 +283,7 @@ def registry(
     (base / "config.yml").write_text(
         "version: 0.1\nlog:\n  level: warn\n  accesslog:\n    disabled: true\n"
         f"storage:\n  filesystem:\n    rootdirectory: {storage or base / 'storage'}\n  delete:\n    enabled: true\n"
-        f"http:\n  addr: 127.0.0.1:{port}\n{http}{auth}{more}"
+        f"http:\n  addr: {address}:{port}\n{http}{auth}{more}"
     )
     with (base / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -294,12 +295,12 @@ def registry(
     try:
         deadline = time.monotonic() + 15
         while True:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            with contextlib.suppress(OSError), socket.create_connection((address, port), 1):
                 break
             if time.monotonic() > deadline or process.poll() is not None:
                 raise AssertionError(f"docker-registry does not start:\n{(base / 'log').read_text()[-2000:]}")
             time.sleep(0.05)
-        yield f"127.0.0.1:{port}"
+        yield f"{address}:{port}"
     finally:
         process.terminate()
         process.wait(10)

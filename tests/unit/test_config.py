@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import tempfile
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from hypothesis import given as given_values
+from hypothesis import strategies as st
 
 import ketchd
 from ketch_wire.faults import InvalidInput
@@ -35,7 +39,7 @@ def test_flags_and_keys_are_merged(tmp_path: Path) -> None:
     config = typed.config
     assert (config.data_root, config.hosts) == ("/d", ["tcp://127.0.0.1:1", "unix:///x"])
     assert config.insecure_registries == ["a:1"]
-    assert config.log_level == "debug"
+    assert (config.log_level, config.effective_log_level) == ("info", "debug")
 
 
 def test_the_same_in_both_places_is_refused(tmp_path: Path) -> None:
@@ -75,6 +79,10 @@ def test_what_dockerd_knows_and_ketch_ignores_is_named(tmp_path: Path) -> None:
         ({"default-runtime": "runsc"}, "specified default runtime 'runsc' does not exist"),
         ({"authorization-plugins": ["x"]}, "authorization-plugins is not supported"), ({"graph": "/x"}, "configuration option: graph"),
         ({"storage-driver": "zfs"}, "unknown storage driver: zfs"), ({"max-concurrent-downloads": 0}, "invalid max-concurrent-downloads"),
+        ({"registry-mirrors": ["ftp://x"]}, 'invalid mirror: unsupported scheme "ftp" in "ftp://x"'),
+        ({"registry-mirrors": ["http://[x"]}, "is not a valid URI"), ({"insecure-registries": ["http://x"]}, "should not contain '://'"),
+        ({"labels": ["a=1", "a=2"]}, "conflict labels for a=2 and a=1"), ({"features": {"buildkit": "yes"}}, "a map of true and false"),
+        ('{"mtu": Infinity}', "no whole number"), ('{"labels": ["a=\\ud800"]}', "surrogates not allowed"),
     ],
 )  # fmt: skip
 def test_wrong_values_are_named(tmp_path: Path, keys: object, words: str) -> None:
@@ -102,21 +110,39 @@ def test_what_containers_get_is_read_from_both_places(tmp_path: Path) -> None:
     )
 
 
+def test_a_label_is_there_once(tmp_path: Path) -> None:
+    assert read(given(tmp_path, {"labels": ["a=1", "b=", "a=1"]})).config.labels == ["a=1", "b="]
+
+
+_ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["gc", "Soft", "nofile", "x"]), inner, max_size=2),
+    max_leaves=4,
+)  # fmt: skip
+
+
+@given_values(key=st.sampled_from(sorted(entry.name.replace("_", "-") for entry in fields(Config))), value=_ANYTHING)  # fmt: skip
+def test_a_file_is_read_or_refused(key: str, value: object) -> None:
+    """A running daemon reads it too: nothing that stands in it may be a surprise."""
+    with tempfile.TemporaryDirectory() as name, contextlib.suppress(InvalidInput):
+        assert isinstance(read(given(Path(name), {key: value})).config, Config)
+
+
 # Read by `config` itself, or only there to be shown.
-_NOT_LOOKED_UP = {"ignored", "default_runtime"}
+_NOT_LOOKED_UP = {"ignored", "log_level"}
 
 
 @pytest.mark.parametrize("name", sorted({entry.name for entry in fields(Config)} - _NOT_LOOKED_UP))
 def test_every_setting_is_used(name: str) -> None:
     """What is accepted is used by the daemon; otherwise it belongs to those that are ignored aloud or refused."""
     root = Path(ketchd.__file__).parent
-    users = [root / "assembly.py", root / "process.py"]
+    users = [root / "assembly.py", root / "process.py", root / "reloading.py"]
     assert any(re.search(rf"config\.{name}\b", path.read_text()) for path in users)
 
 
 @pytest.mark.parametrize("key", sorted(IGNORED))
 def test_every_ignored_key_says_why(tmp_path: Path, key: str) -> None:
-    config = read(given(tmp_path, {key: "x"})).config
+    config = read(given(tmp_path, {key: {"x": True} if key == "features" else "x"})).config
     assert config.ignored == [key]
     assert ignored_because(key)
     assert read([f"--{key}=x"]).config.ignored == [key]

@@ -19,7 +19,7 @@ class DaemonDefaults:
     """shm_size: bytes. ulimits: (soft, hard) by name. ipc_mode, cgroupns_mode: "" for what the host offers.
 
     seccomp: "" for the built-in policy, `unconfined`, or a profile's text. init: whether containers get one; not beside
-    processes of another pid namespace.
+    processes of another pid namespace. runtime: a name for ketch itself.
     """
 
     init: bool = False
@@ -32,6 +32,7 @@ class DaemonDefaults:
     cgroupns_mode: str = ""
     no_new_privileges: bool = False
     seccomp: str = ""
+    runtime: str = "runc"
 
     def complete(self, host: dict[str, Any], *, cgroup_version: int) -> None:
         """Fill the gaps of a HostConfig that are settled at create."""
@@ -40,6 +41,7 @@ class DaemonDefaults:
             host["CgroupnsMode"] or self.cgroupns_mode or ("private" if cgroup_version == 2 else "host")
         )
         host["ShmSize"] = host["ShmSize"] or self.shm_size
+        host["Runtime"] = host["Runtime"] or self.runtime
         mine = {one["Name"] for one in host["Ulimits"] or ()}
         more = [
             {"Name": name, "Hard": hard, "Soft": soft}

@@ -142,7 +142,6 @@ def normalise_host(
         "MaximumRetryCount": pick(restart, "MaximumRetryCount", 0),
     }
     defaults.complete(host, cgroup_version=cgroup_version)
-    host["Runtime"] = host["Runtime"] or "runc"
     if host["MemorySwappiness"] == -1:
         host["MemorySwappiness"] = None
     if host["PidsLimit"] is not None and host["PidsLimit"] <= 0:

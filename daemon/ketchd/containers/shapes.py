@@ -25,7 +25,7 @@ HOST_CONFIG: dict[str, Any] = {
     "CapDrop": None, "CgroupnsMode": "", "Dns": None, "DnsOptions": None, "DnsSearch": None, "ExtraHosts": None,
     "GroupAdd": None, "IpcMode": "", "Cgroup": "", "Links": None, "OomScoreAdj": 0, "PidMode": "",
     "Privileged": False, "PublishAllPorts": False, "ReadonlyRootfs": False, "SecurityOpt": None, "StorageOpt": None,
-    "Tmpfs": None, "UTSMode": "", "UsernsMode": "", "ShmSize": 0, "Sysctls": None, "Runtime": "runc",
+    "Tmpfs": None, "UTSMode": "", "UsernsMode": "", "ShmSize": 0, "Sysctls": None, "Runtime": "",
     "Isolation": "", "CpuShares": 0, "Memory": 0, "NanoCpus": 0, "CgroupParent": "", "BlkioWeight": 0,
     "BlkioWeightDevice": None, "BlkioDeviceReadBps": None, "BlkioDeviceWriteBps": None,
     "BlkioDeviceReadIOps": None, "BlkioDeviceWriteIOps": None, "CpuPeriod": 0, "CpuQuota": 0,

@@ -143,17 +143,24 @@ async def _delete(rooms: Rooms, cache: BuildCache, one: Candidate) -> bool:
 
 
 class GarbageKeeper:
-    """Looks at the disk while the daemon runs, and says meanwhile that it runs (`CleanMark`). `start`, then `close`."""
+    """Looks at the disk while the daemon runs, and says meanwhile that it runs (`CleanMark`). `start`, then `close`.
 
-    def __init__(self, rooms: Rooms, policy: Policy, mark: CleanMark) -> None:
+    The policy is `rooms.gc_policy` as it is at each look.
+    """
+
+    def __init__(self, rooms: Rooms, mark: CleanMark) -> None:
         self._rooms = rooms
-        self._policy = policy
         self._mark = mark
+        self._hurry = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Begin. Once."""
         self._task = asyncio.create_task(self._run())
+
+    def look(self) -> None:
+        """Look now, and count the interval from then: the policy is another one."""
+        self._hurry.set()
 
     async def close(self) -> None:
         """End; a deletion under way comes to its end or stays for the next start."""
@@ -162,14 +169,18 @@ class GarbageKeeper:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
-        seconds = self._policy.interval_seconds
         while True:
-            await asyncio.sleep(seconds or 60.0)
+            seconds = self._rooms.gc_policy.interval_seconds
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds or 60.0):
+                    await self._hurry.wait()
+            self._hurry.clear()
             with contextlib.suppress(OSError):
                 self._mark.beat()
-            if not seconds:
+            policy = self._rooms.gc_policy
+            if not policy.interval_seconds:
                 continue
             try:
-                await collect(self._rooms, self._policy, asked=False)
+                await collect(self._rooms, policy, asked=False)
             except (Fault, OSError) as error:
                 self._rooms.log.warning("the disk was not tidied", reason=str(error))

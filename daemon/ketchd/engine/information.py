@@ -22,7 +22,10 @@ INDEX_SERVER = "https://index.docker.io/v1/"
 
 @dataclass(slots=True)
 class Facts:
-    """What was decided at start. layer_reason: why this kind of layer. warnings: as `docker info` prints them."""
+    """What was decided at start, and by reloads since. layer_reason: why this kind of layer. mirrors: with a slash at the end.
+
+    warnings: as `docker info` prints them.
+    """
 
     engine_id: str
     layer_kind: str
@@ -31,6 +34,7 @@ class Facts:
     log_driver: str
     debug: bool = False
     live_restore: bool = True
+    default_runtime: str = "runc"
     labels: list[str] = field(default_factory=list)
     insecure_registries: list[str] = field(default_factory=list)
     mirrors: list[str] = field(default_factory=list)
@@ -146,7 +150,7 @@ def information(rooms: Rooms, facts: Facts) -> dict[str, Any]:
         "ExperimentalBuild": False,
         "ServerVersion": ENGINE_VERSION,
         "Runtimes": {name: {"path": "ketch"} for name in RUNTIMES},
-        "DefaultRuntime": "runc",
+        "DefaultRuntime": facts.default_runtime,
         "Swarm": {
             "NodeID": "",
             "NodeAddr": "",

@@ -15,6 +15,7 @@ from typing import IO, cast
 from ketch_wire.faults import EngineFailure, Fault, InvalidInput
 from ketchd import tracepoint
 from ketchd.content.blobs import BlobStore
+from ketchd.engine.slots import Slots
 from ketchd.layers.endings import in_thread
 from ketchd.layers.ingestion import Ingestion, IngestResult, LayerMismatch
 from ketchd.layers.store import LayerStore
@@ -76,8 +77,12 @@ class Transfers:
         self._blobs = blobs
         self._layers = layers
         self._trash = trash
-        self._slots = asyncio.Semaphore(limit)
+        self._slots = Slots(limit)
         self._shared: dict[Digest, _Shared] = {}
+
+    def resize(self, limit: int) -> None:
+        """Another number of downloads at once. Those under way go on."""
+        self._slots.resize(limit)
 
     async def layer(self, repository: Repository, descriptor: Descriptor, report: Report) -> Digest:
         """Fetch a layer's blob and make it a layer; returns its diff ID. Blob and layer are published and related.
@@ -261,7 +266,7 @@ class Transfers:
         return result
 
     async def _download(self, shared: _Shared, download: Download, partial: Partial) -> None:
-        if self._slots.locked():
+        if self._slots.are_taken:
             shared.report(WAITING)
         async with self._slots:
             await download.run()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -29,9 +30,17 @@ class RegistryClient:
 
     def __init__(self, settings: Settings, *, policy: retries.Policy | None = None) -> None:
         self.settings = settings
-        self.policy = policy or retries.Policy(attempts=settings.attempts)
+        policy = policy or retries.Policy(attempts=settings.attempts)
         self._transport = Transport(settings)
-        self.exchange = Exchange(self._transport, self.policy)
+        self.exchange = Exchange(self._transport, policy)
+
+    def reload(self, settings: Settings) -> None:
+        """Other settings for the journeys that begin from now on; those under way go on with the endpoints that they have.
+
+        Certificate directories and environment stay as they were.
+        """
+        self.settings = settings
+        self.exchange.policy = replace(self.exchange.policy, attempts=settings.attempts)
 
     async def close(self) -> None:
         """End every connection. May be called twice."""

@@ -51,7 +51,7 @@ class Exchange:
 
     def __init__(self, transport: Transport, policy: retries.Policy) -> None:
         self._transport = transport
-        self._policy = policy
+        self.policy = policy
         self._tokens = TokenCache()
         self._challenges: dict[str, Challenge] = {}
         self._spoken: set[str] = set()
@@ -266,10 +266,10 @@ class Exchange:
         if isinstance(fault, Refused):
             if fault.http_status not in retries.TRANSIENT:
                 return None
-            return self._policy.wait(failures, random.random(), fault.retry_after)
+            return self.policy.wait(failures, random.random(), fault.retry_after)
         if first_contact and not fault.dialled:
             return None
-        return self._policy.wait(failures, random.random())
+        return self.policy.wait(failures, random.random())
 
     async def pause(self, seconds: float, tell: Tell | None) -> None:
         """Wait, and say so."""

@@ -95,7 +95,10 @@ def parse(text: str, directory: str) -> Hosts:
 
 def check_mirror(url: str) -> str:
     """A `registry-mirrors` value, with one slash at its end. Raises InvalidInput in dockerd's words."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise InvalidInput(f'invalid mirror: "{url}" is not a valid URI') from None
     if parts.scheme not in ("http", "https"):
         raise InvalidInput(f'invalid mirror: unsupported scheme "{parts.scheme}" in "{url}"')
     if parts.query or parts.fragment:
