@@ -6,7 +6,6 @@ Source: dockerd's "Verify repository client with certificates"; containerd's doc
 from __future__ import annotations
 
 import posixpath
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,6 +72,8 @@ def pick_certificates(directory: str, names: Sequence[str]) -> Certificates:
 
 def parse(text: str, directory: str) -> Hosts:
     """A hosts.toml that lies in `directory`; relative file names are meant from there. Raises InvalidInput."""
+    import tomllib  # of the few that need it; settings with mirrors are checked here before the launcher is forked
+
     try:
         document = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
