@@ -16,6 +16,7 @@ from ketchd.catalogue.database import Catalogue
 from ketchd.layers.probe import probe
 from ketchd.layers.store import LayerStore
 from ketchd.layers.workers import WorkerPool
+from ketchd.sandbox import heldlayers
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="root is needed for mounts")]
 _SIZE = 4 << 20
@@ -71,6 +72,37 @@ def test_many_at_once(files: tuple[str, list[Path]]) -> None:
     kind, paths = files
     found = run("raced", kind, *paths)
     assert found == {"seen": [[["file0"], ["file1"], ["file2"]]] * 8, "one": 1, "inside": []}
+
+
+def test_a_layer_that_is_removed_while_it_is_mounted(files: tuple[str, list[Path]]) -> None:
+    """The container that was quicker has it, and nothing holds it afterwards, or its room would stay taken."""
+    kind, paths = files
+    found = run("removed_meanwhile", kind, *paths)
+    assert found == {"names": [["file0"], ["file1"], ["file2"]], "inside": []}
+
+
+async def test_a_removed_layer_is_told_when_its_place_is_free(disk: Path, workers: WorkerPool) -> None:
+    """Told before, a container that starts in between would hold it once more."""
+    catalogue = Catalogue(disk / "catalogue.sqlite")
+    told: list[tuple[list[str], bool]] = []
+    store = LayerStore(
+        disk, catalogue, workers, "directory",
+        let_go=lambda names: told.append((list(names), store.path(layer).exists())),
+    )  # fmt: skip
+    async with store.ingest() as ingestion:
+        await ingestion.feed(make_tar(Member("file", data=b"1")))
+        layer = (await ingestion.finish()).diff_id
+    name = heldlayers.name(str(store.path(layer)))
+    await store.remove(layer)
+    await store.close()
+    catalogue.close()
+    assert told == [([name], False)]
+
+
+def test_what_is_let_go_of_while_it_is_taken(files: tuple[str, list[Path]]) -> None:
+    """Whatever others make room for at that moment, a container gets its layers."""
+    kind, paths = files
+    assert run("contended", kind, *paths) == {"failed": 0, "inside": []}
 
 
 def test_in_a_chroot(files: tuple[str, list[Path]]) -> None:

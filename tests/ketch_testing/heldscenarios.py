@@ -9,11 +9,13 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 from ketch_wire.launch import LayerMount
-from ketchd.kernel.mounts import MS_PRIVATE
+from ketchd.kernel import detached
+from ketchd.kernel.mounts import MNT_DETACH, MS_PRIVATE, umount
 from ketchd.kernel.namespaces import CLONE_NEWNS, setns, unshare
 from ketchd.kernel.ownroot import take_root
 from ketchd.sandbox import heldlayers
@@ -173,6 +175,62 @@ def raced(kind: str, paths: list[str]) -> dict[str, Any]:
     after = [_device(heldlayers.open_layers(layers[:1], namespace)[0]) for _ in range(2)]
     heldlayers.forget([heldlayers.name(path) for path in paths], namespace)
     return {"seen": seen, "one": len(set(after)), "inside": _inside(namespace)}
+
+
+def removed_meanwhile(kind: str, paths: list[str]) -> dict[str, Any]:
+    """The files leave their places, and are forgotten, between a shim's mounts and its holding them."""
+    namespace, mount_detached = heldlayers.hold(), heldlayers.mount_detached
+
+    def mounting(layer: LayerMount) -> int:
+        mounted = mount_detached(layer)
+        known = heldlayers.names([layer.path])
+        os.unlink(layer.path)
+        heldlayers.forget(known, namespace)
+        return mounted
+
+    heldlayers.mount_detached = mounting
+    opened = heldlayers.open_layers([LayerMount(kind, path) for path in paths], namespace)
+    return {"names": [_attached(mounted) for mounted in opened.values()], "inside": _inside(namespace)}
+
+
+def contended(kind: str, paths: list[str]) -> dict[str, Any]:
+    """Shims that make room for their own layers all the time, while others are forgotten."""
+    heldlayers.LIMIT = 1
+    namespace = heldlayers.hold()
+    layers = [LayerMount(kind, path) for path in paths]
+    children = []
+    for number in range(6):
+        child = os.fork()
+        if child == 0:
+            failed = 1
+            try:
+                for turn in range(40):
+                    one = layers[(number + turn) % len(layers)]
+                    opened = heldlayers.open_layers([one], namespace)
+                    assert _attached(opened[0]) == [f"file{layers.index(one)}"]
+                    os.close(opened[0])
+                    if number == 0:
+                        heldlayers.forget(heldlayers.names(paths), namespace)
+                failed = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(failed)
+        children.append(child)
+    failed = sum(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+    heldlayers.forget(heldlayers.names(paths), namespace)
+    return {"failed": failed, "inside": _inside(namespace)}
+
+
+def _attached(mounted: int) -> list[str]:
+    """The names of a detached mount in a place, which is free again afterwards."""
+    unshare(CLONE_NEWNS)
+    target = os.open("/tmp", os.O_PATH | os.O_DIRECTORY)
+    detached.move_mount(mounted, target, "/tmp")
+    os.close(target)
+    names = sorted(os.listdir("/tmp"))
+    umount("/tmp", MNT_DETACH)
+    return names
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from ketchd.layers.trash import Trash
 from ketchd.layers.workers import WorkerPool
 from ketchd.model.compression import Compression
 from ketchd.model.digest import Digest
+from ketchd.sandbox import heldlayers
 
 tracepoint.declare("layer.staged", "layer.placed", "layer.recorded", "layer.forgotten", "layer.removed")
 __all__ = [
@@ -63,7 +64,7 @@ class LayerStore:
     record first. It is named by the sha256 of its tar (diff ID), so any number of images share it, whatever lies below it.
     kind: what new layers become and how files are mounted, as `probe` found it: `erofs` (file-backed), `erofs-loop`,
     `directory`. Layers of the other kind stay readable where the kernel can mount them.
-    let_go: told of files that are about to go, which somebody may hold open for containers to come.
+    let_go: told of files that have left their places, which somebody may hold for containers to come, by their `heldlayers.names`.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class LayerStore:
         workers: WorkerPool,
         kind: str,
         trash: Trash | None = None,
-        let_go: Callable[[Iterable[Path]], None] = lambda paths: None,
+        let_go: Callable[[Sequence[str]], None] = lambda names: None,
     ) -> None:
         self._let_go = let_go
         self._root = root
@@ -350,12 +351,17 @@ class LayerStore:
     def discard(self, diff_ids: Sequence[Digest]) -> None:
         """Move the layers that were forgotten, and what was composed of them, to the trash. Raises EngineFailure."""
         tracepoint.reach("layer.forgotten")
-        self._let_go([self.path(diff_id) for diff_id in diff_ids])
-        for diff_id in diff_ids:
-            if diff_id in self._remade:
-                self._drop_remade(diff_id)
-            self._chains.forget(diff_id)
-            self._trash.take(self.path(diff_id))
+        held = heldlayers.names(str(self.path(diff_id)) for diff_id in diff_ids)
+        try:
+            for diff_id in diff_ids:
+                if diff_id in self._remade:
+                    self._drop_remade(diff_id)
+                self._chains.forget(diff_id)
+                self._trash.take(self.path(diff_id))
+        finally:
+            self._let_go(
+                held
+            )  # not before they are gone: a container that starts this moment would find them, and hold them again
         tracepoint.reach("layer.removed")
 
     async def remove(self, diff_id: Digest) -> None:

@@ -118,6 +118,17 @@ def name(path: str) -> str:
     return f"{facts.st_dev:x}-{facts.st_ino:x}"
 
 
+def names(paths: Iterable[str]) -> list[str]:
+    """What the files among `paths` are called that are there."""
+    found = []
+    for path in paths:
+        try:
+            found.append(name(path))
+        except OSError:
+            pass
+    return found
+
+
 class Layers:
     """How a container comes to its layers. `open` is for the process that mounts them: what it learns for it, it takes along when it ends.
 
@@ -160,22 +171,15 @@ def open_layers(layers: Sequence[LayerMount], namespace: int) -> dict[int, int]:
     namespace: what `hold` gave. The caller has one thread. Raises OSError.
     """
     files = {index: layer for index, layer in enumerate(layers) if layer.kind != "directory"}
-    if not files:
-        return {}
     opened: dict[int, int] = {}
     try:
-        if namespace < 0:
-            for index, layer in files.items():
+        if files and namespace >= 0:
+            _share(files, opened, namespace)
+        for index, layer in files.items():
+            if (
+                index not in opened
+            ):  # none is held; or it was let go of this moment, and this container has its own
                 opened[index] = mount_detached(layer)
-            return opened
-        names = {index: name(layer.path) for index, layer in files.items()}
-        with _Visit(namespace):
-            for index, called in names.items():
-                copy = _copy(called)
-                if copy >= 0:
-                    opened[index] = copy
-        if len(opened) < len(files):
-            _open_missing(files, names, opened, namespace)
         return opened
     except BaseException:
         for mounted in opened.values():
@@ -183,32 +187,42 @@ def open_layers(layers: Sequence[LayerMount], namespace: int) -> dict[int, int]:
         raise
 
 
-def _open_missing(
-    files: dict[int, LayerMount], names: dict[int, str], opened: dict[int, int], namespace: int
-) -> None:
-    made = []
-    for index, layer in files.items():
-        if index not in opened:
-            opened[index] = mount_detached(layer)
-            made.append(index)
+def _share(files: dict[int, LayerMount], opened: dict[int, int], namespace: int) -> None:
+    """Copies of what is held, and of what is from now on. Another shim, or `forget`, may be at work there at the same time."""
+    called = {index: name(layer.path) for index, layer in files.items()}
+    with _Visit(namespace):
+        _copy_all(called, opened)
+    made = {index: called[index] for index in files if index not in opened}
+    if not made:
+        return
+    for index in made:
+        opened[index] = mount_detached(files[index])
     with _Visit(namespace):
         for index in made:
-            _keep(names[index], opened[index])
-            copy = _copy(names[index])
-            if copy >= 0:
-                os.close(opened[index])
-                opened[index] = copy
-        _make_room(set(names.values()))
+            _keep(made[index], opened[index])
+            os.close(opened.pop(index))
+        _copy_all(made, opened)
+        _make_room(set(called.values()))
+    gone = [made[index] for index in made if names([files[index].path]) != [made[index]]]
+    if gone:
+        forget(gone, namespace)  # it was removed meanwhile, and who removed it may have been here before us
 
 
-def forget(names: Iterable[str], namespace: int) -> None:
-    """Let go of layers, so that their files can go; containers keep what they have. The caller has one thread. Raises OSError."""
+def forget(forgotten: Iterable[str], namespace: int) -> None:
+    """Let go of layers, whose files have left their places; containers keep what they have. The caller has one thread. Raises OSError."""
     with _Visit(namespace):
-        for called in names:
+        for called in forgotten:
             _unmount(called)
 
 
 # in the namespace
+
+
+def _copy_all(called: dict[int, str], opened: dict[int, int]) -> None:
+    for index, one in called.items():
+        copy = _copy(one)
+        if copy >= 0:
+            opened[index] = copy
 
 
 def _copy(called: str) -> int:
@@ -218,8 +232,10 @@ def _copy(called: str) -> int:
         now = time.time_ns()  # the kernel's own stamp is as coarse as its clock's tick
         os.utime(f"/{called}", ns=(now, now))
         mounted = detached.clone_tree(path, recursive=False)
-    except FileNotFoundError:
-        return -1
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EINVAL):
+            raise
+        return -1  # EINVAL: it was found, and unmounted before it was copied
     if os.fstat(mounted).st_dev == os.stat("/").st_dev:  # whoever mounts it is not there yet
         os.close(mounted)
         return -1
@@ -227,24 +243,37 @@ def _copy(called: str) -> int:
 
 
 def _keep(called: str, mounted: int) -> None:
-    """Of two shims that do so at once, both mount it, and both mounts go in the end."""
+    """Of two shims that do so at once, both mount it, and both mounts go in the end. Nothing is kept when the place is removed
+    at the same time."""
     path = f"/{called}/layer"
-    os.makedirs(path, exist_ok=True)
-    target = os.open(path, _OPEN)
     try:
-        detached.move_mount(mounted, target, path)
-    finally:
-        os.close(target)
+        os.makedirs(path, exist_ok=True)
+        target = os.open(path, _OPEN)
+        try:
+            detached.move_mount(mounted, target, path)
+        finally:
+            os.close(target)
+    except FileNotFoundError:
+        pass
 
 
 def _make_room(used: set[str]) -> None:
     """Let go of what was used longest ago, when there are more than LIMIT."""
     held = os.listdir("/")
     surplus = len(held) - LIMIT
-    if surplus > 0:
-        ages = sorted((os.stat(f"/{called}").st_mtime_ns, called) for called in held if called not in used)
-        for _, called in ages[:surplus]:
-            _unmount(called)
+    if surplus <= 0:
+        return
+    ages = []
+    for called in held:
+        try:
+            age = os.stat(f"/{called}").st_mtime_ns
+        except FileNotFoundError:
+            surplus -= 1  # another makes room too
+        else:
+            if called not in used:
+                ages.append((age, called))
+    for _, called in sorted(ages)[: max(surplus, 0)]:
+        _unmount(called)
 
 
 def _unmount(called: str) -> None:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgpack
@@ -87,12 +87,8 @@ class Launcher:
                 raise
         return ours
 
-    def forget_layers(self, paths: Iterable[Path]) -> None:
-        """These layer files are about to go: nothing that is held for later containers keeps them. Thread-safe."""
-        names: list[str] = []
-        for path in paths:
-            with contextlib.suppress(OSError):
-                names.append(heldlayers.name(str(path)))
+    def forget_layers(self, names: Sequence[str]) -> None:
+        """The layer files of these `heldlayers.names` are removed: nothing that is held for later containers keeps them. Thread-safe."""
         with self._lock, contextlib.suppress(OSError):  # a launcher that has died holds nothing
             for start in range(0, len(names), _NAMES):
                 if self._control is not None:
