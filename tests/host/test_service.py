@@ -56,6 +56,24 @@ def test_a_start_returns_when_it_is_ready(service: Service) -> None:
     assert shown("ketchd.service", "StatusErrno") == "0"
 
 
+def test_systemctl_reload_reads_the_settings_again(service: Service, ketch: Client) -> None:
+    """By SIGHUP: the same process, with the file's new values."""
+    ketch("run", "-d", "--name", "stays", "busybox", "sleep", "3600")
+    before, settings = service.pid, service.base / "daemon.json"
+    said = settings.read_text()
+    settings.write_text('{"labels": ["rack=7"]}')
+    try:
+        systemctl("reload", "ketchd.service")
+        deadline = time.monotonic() + 60
+        while service.json("GET", "/info")["Labels"] != ["rack=7"]:
+            assert time.monotonic() < deadline, service.log.read_text()[-3000:]
+            time.sleep(0.1)
+    finally:
+        settings.write_text(said)
+        systemctl("reload", "ketchd.service")
+    assert service.pid == before and ketch.inspect("stays")["State"]["Running"]
+
+
 def test_where_everything_lies(service: Service, ketch: Client) -> None:
     """The daemon in its service; launcher, shims and containers in a delegated scope beside it."""
     ketch("run", "-d", "--name", "one", "busybox", "sleep", "3600")
