@@ -81,6 +81,17 @@ def test_a_layer_that_is_removed_while_it_is_mounted(files: tuple[str, list[Path
     assert found == {"names": [["file0"], ["file1"], ["file2"]], "inside": []}
 
 
+def test_a_layer_that_cannot_be_mounted_is_named(files: tuple[str, list[Path]]) -> None:
+    """By its file: that is what `ketch system fsck` and its user know it by. The others are closed."""
+    kind, paths = files
+    found = run("unusable", kind, *paths)
+    assert [text.removeprefix("mount erofs ") for text in found["missing"]] == [
+        f"{paths[0]}: No such file or directory"
+    ] * 2
+    assert found["damaged"] == [f"mount erofs {paths[1]}: Invalid argument"] * 2
+    assert found["open"] == 2  # the namespace, and the look itself
+
+
 async def test_a_removed_layer_is_told_when_its_place_is_free(disk: Path, workers: WorkerPool) -> None:
     """Told before, a container that starts in between would hold it once more."""
     catalogue = Catalogue(disk / "catalogue.sqlite")

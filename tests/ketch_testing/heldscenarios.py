@@ -177,6 +177,21 @@ def raced(kind: str, paths: list[str]) -> dict[str, Any]:
     return {"seen": seen, "one": len(set(after)), "inside": _inside(namespace)}
 
 
+def unusable(kind: str, paths: list[str]) -> dict[str, Any]:
+    """One file is not there, another is no layer: what is said, with and without a namespace, of the mount that failed."""
+    os.unlink(paths[0])
+    os.truncate(paths[1], 0)
+    os.truncate(paths[1], 1 << 20)
+    said: dict[str, list[str]] = {"missing": [], "damaged": []}
+    for namespace in (heldlayers.hold(), -1):
+        for what, path in zip(said, paths, strict=False):
+            try:
+                heldlayers.open_layers([LayerMount(kind, paths[2]), LayerMount(kind, path)], namespace)
+            except OSError as error:
+                said[what].append(f"{error.filename}: {error.strerror}")
+    return {**said, "open": len([fd for fd in os.listdir("/proc/self/fd") if int(fd) > 2])}
+
+
 def removed_meanwhile(kind: str, paths: list[str]) -> dict[str, Any]:
     """The files leave their places, and are forgotten, between a shim's mounts and its holding them."""
     namespace, mount_detached = heldlayers.hold(), heldlayers.mount_detached

@@ -22,14 +22,21 @@ _OPTIONS_LIMIT = 4000
 
 
 def mount_detached(layer: LayerMount) -> int:
-    """A layer that is a file as a detached mount: its fd. Raises OSError."""
+    """A layer that is a file as a detached mount: its fd. Raises OSError that names the file."""
     if layer.kind == "erofs":
-        return detached.fsmount("erofs", [("source", layer.path), ("ro", None)], detached.MOUNT_ATTR_RDONLY)
+        return _erofs(layer.path, layer.path)
     fd, device = loop.attach(layer.path)
     try:
-        return detached.fsmount("erofs", [("source", device), ("ro", None)], detached.MOUNT_ATTR_RDONLY)
+        return _erofs(device, layer.path)
     finally:
         os.close(fd)
+
+
+def _erofs(source: str, path: str) -> int:
+    try:
+        return detached.fsmount("erofs", [("source", source), ("ro", None)], detached.MOUNT_ATTR_RDONLY)
+    except OSError as error:
+        raise OSError(error.errno, os.strerror(error.errno or 0), f"mount erofs {path}") from error
 
 
 def mount_layer(layer: LayerMount, target: str, mounted: int = -1) -> str:
