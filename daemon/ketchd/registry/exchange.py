@@ -260,11 +260,16 @@ class Exchange:
             await self.pause(wait, tell)
 
     def wait_after(
-        self, fault: Refused | Unreachable, failures: int, *, first_contact: bool = False
+        self,
+        fault: Refused | Unreachable,
+        failures: int,
+        *,
+        first_contact: bool = False,
+        will_pass: bool = False,
     ) -> float | None:
-        """Seconds until the next attempt, or None when there should be none."""
+        """Seconds until the next attempt, or None when there should be none. will_pass: the caller knows a way round the fault."""
         if isinstance(fault, Refused):
-            if fault.http_status not in retries.TRANSIENT:
+            if fault.http_status not in retries.TRANSIENT and not will_pass:
                 return None
             return self.policy.wait(failures, random.random(), fault.retry_after)
         if first_contact and not fault.dialled:

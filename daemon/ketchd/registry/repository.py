@@ -21,12 +21,13 @@ from ketchd.model.reference import Reference
 from ketchd.registry import ranges, tokens
 from ketchd.registry.endpoints import Endpoint
 from ketchd.registry.errors import Refused
-from ketchd.registry.exchange import Exchange, Request, Tell, read_bounded, told_when
+from ketchd.registry.exchange import Exchange, Request, Tell, read_bounded
 from ketchd.registry.filebody import BytesBody
 from ketchd.registry.pages import pages, read_tags
+from ketchd.registry.sending import Sending
 from ketchd.registry.tokens import Credentials
 from ketchd.registry.transport import Unreachable
-from ketchd.registry.uploads import Step, Upload
+from ketchd.registry.uploads import Upload
 
 _ACCEPT = ", ".join((*ACCEPTED, "*/*"))
 _TAGS_LIMIT = 100_000
@@ -260,20 +261,10 @@ class Repository:
         """
         endpoint = self._writable()
         upload = Upload(endpoint.base, self._path, digest, size, source=mount_from)
-        failures, sent = 0, -1
-        try:
-            while not upload.is_done:
-                try:
-                    await self._advance(endpoint, upload, body, mount_from)
-                except (Refused, Unreachable) as fault:
-                    failures = failures + 1 if upload.sent <= sent else 1
-                    sent = upload.sent
-                    await self._after(fault, failures, upload, bool(mount_from))
-                if only_mount and not upload.mounted:
-                    break
-        finally:
-            if not upload.is_done and upload.location:
-                await self._abandon(endpoint, upload)
+        sending = Sending(
+            self._exchange, self._credentials, endpoint, self._scopes, upload, mount_from, self.tell
+        )
+        await sending.run(body, only_mount=only_mount)
         return upload.mounted
 
     async def put_manifest(self, tag_or_digest: str | Digest, content: bytes, media_type: str) -> Put:
@@ -296,48 +287,6 @@ class Repository:
             return Put(digest, subject)
 
         return await self._walk(ask)
-
-    async def _advance(
-        self, endpoint: Endpoint, upload: Upload, body: Callable[[int, int], Any], mount_from: str
-    ) -> None:
-        send = upload.next()
-        scopes = list(self._scopes)
-        if send.step is Step.BEGIN and "?mount=" in send.url:
-            scopes.append(tokens.scope(mount_from, "pull"))
-        has_body = send.step in (Step.PATCH, Step.PUT)
-        request = Request(
-            endpoint, send.method, send.url, scopes, send.headers,
-            (lambda: body(send.start, send.stop)) if has_body else None,
-        )  # fmt: skip
-        try:
-            async with self._exchange.send(request, self._credentials) as response:
-                moved = upload.answer(send, response.status, response.headers)
-                status = response.status
-        except Refused as fault:
-            if not upload.answer(send, fault.http_status, {}):
-                raise
-            return
-        if not moved:
-            raise EngineFailure(f"the registry answers an upload with status {status}")
-
-    async def _after(
-        self, fault: Refused | Unreachable, failures: int, upload: Upload, mounting: bool
-    ) -> None:
-        """Prepare the next attempt of an upload, or raise what stands in its way."""
-        if isinstance(fault, Refused) and fault.is_denied and mounting and not upload.location:
-            upload.restart()  # not allowed to mount from there: no reason not to upload
-            return
-        wait = self._exchange.wait_after(fault, failures)
-        if wait is None:
-            raise told_when(fault) from fault.__cause__
-        await self._exchange.pause(wait, self.tell)
-        upload.broken()
-
-    async def _abandon(self, endpoint: Endpoint, upload: Upload) -> None:
-        request = Request(endpoint, "DELETE", upload.location, self._scopes, answer_seconds=5)
-        with contextlib.suppress(Refused, EngineFailure):
-            async with self._exchange.send(request, self._credentials):
-                pass
 
     def _writable(self) -> Endpoint:
         """The endpoint that takes uploads: the one that the existence check has left first."""

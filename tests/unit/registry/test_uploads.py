@@ -72,10 +72,57 @@ def test_a_broken_upload_asks_what_has_arrived() -> None:
     assert sending.answer(ask, 204, {"Range": "0-24", "Location": "/v"})
     rest = sending.next()
     assert (rest.start, rest.stop, rest.headers["Content-Range"]) == (25, 75, "25-74")
-    assert sending.answer(rest, 416, {})
+    sending.broken()
     assert sending.next().step is Step.ASK
     assert sending.answer(sending.next(), 404, {})
     assert sending.next().step is Step.BEGIN
+
+
+@pytest.mark.parametrize("status", [404, 405])
+def test_a_blob_whose_last_answer_was_lost_is_looked_for(status: int) -> None:
+    """Before it is sent again: by its size, where the registry tells it."""
+    for answer, headers, step in (
+        (200, {"Content-Length": "100"}, Step.DONE),
+        (200, {}, Step.DONE),
+        (200, {"Content-Length": "99"}, Step.BEGIN),
+        (status, {}, Step.BEGIN),
+    ):
+        sending = upload()
+        sending.answer(sending.next(), 202, {"Location": "/u"})
+        sending.broken()
+        assert sending.answer(sending.next(), status, {})
+        look = sending.next()
+        assert (look.method, look.url) == ("HEAD", f"{BASE}/a/b/blobs/{DIGEST}")
+        assert not sending.answer(look, 503, {})
+        assert sending.answer(look, answer, headers)
+        assert sending.is_done if step is Step.DONE else sending.next().step is step
+
+
+def test_every_refusal_of_bytes_has_its_remedy() -> None:
+    """Of what is lost or spoilt the upload begins anew; what the registry counts otherwise is asked for, once at each byte."""
+    sending = upload(100, chunk=50)
+    begin = sending.next()
+    assert sending.remedy(begin, 404, "NAME_UNKNOWN") is None
+    sending.answer(begin, 202, {"Location": "/u"})
+    patch = sending.next()
+    for status, code, step in (
+        (404, "BLOB_UPLOAD_UNKNOWN", Step.BEGIN),
+        (400, "BLOB_UPLOAD_INVALID", Step.BEGIN),
+        (404, "", Step.BEGIN),
+        (410, "", Step.BEGIN),
+        (416, "", Step.ASK),
+        (416, "RANGE_INVALID", Step.ASK),
+        (404, "NAME_UNKNOWN", None),
+        (400, "DIGEST_INVALID", None),
+        (400, "", None),
+        (413, "", None),
+        (500, "", None),
+    ):
+        assert sending.remedy(patch, status, code) is step, (status, code)
+    sending.broken()
+    assert sending.remedy(patch, 400, "DIGEST_INVALID") is Step.BEGIN
+    assert sending.answer(sending.next(), 204, {"Range": "0-0"})
+    assert sending.remedy(sending.next(), 416, "") is Step.BEGIN
 
 
 def test_what_is_against_the_protocol_is_a_fault() -> None:
@@ -98,10 +145,11 @@ def test_what_is_against_the_protocol_is_a_fault() -> None:
 @given(
     st.integers(0, 40),
     st.integers(1, 15),
-    st.lists(st.sampled_from(["ok", "lost", "half", "forgotten"]), max_size=12),
+    st.lists(st.sampled_from(["ok", "lost", "half", "forgotten", "refused", "unheard"]), max_size=12),
 )
 def test_every_way_to_break_ends_in_the_whole_blob(size: int, chunk: int, fates: list[str]) -> None:
-    """lost: the request never arrives. half: some bytes of it do. forgotten: the registry drops the upload."""
+    """lost: the request never arrives. half: some bytes of it do. forgotten: the registry drops the upload. refused: it has
+    dropped it and says so to the bytes. unheard: all of it arrives, and the answer does not."""
     sending, held, blob = upload(size, chunk=chunk), bytearray(), bytes(range(size))
     done: bytes | None = None
     fate = iter(fates)
@@ -116,7 +164,15 @@ def test_every_way_to_break_ends_in_the_whole_blob(size: int, chunk: int, fates:
             assert send.start == len(held)
             held += body[: len(body) // 2]
             sending.broken()
-        elif what == "forgotten" and send.step is Step.ASK:
+        elif send.step in (Step.PATCH, Step.PUT) and what == "refused":
+            assert sending.remedy(send, 404, "BLOB_UPLOAD_UNKNOWN") is Step.BEGIN
+            sending.restart()
+        elif send.step is Step.PUT and what == "unheard":
+            done = bytes(held) + body
+            sending.broken()
+        elif send.step is Step.LOOK:
+            assert sending.answer(send, 200 if done else 404, {"Content-Length": str(size)} if done else {})
+        elif send.step is Step.ASK and (what == "forgotten" or done):
             held.clear()
             assert sending.answer(send, 404, {})
         elif send.step is Step.BEGIN:
