@@ -135,6 +135,10 @@ HOST_TABLE: list[tuple[dict[str, Any], str]] = [
     ({"Mounts": [{"Type": "volume", "Source": "/tmp", "Target": "/y"}]}, 'create /tmp: "/tmp" includes invalid characters for a local volume name'),
     ({"Mounts": [{"Type": "tmpfs", "Target": "y"}]}, "invalid mount config for type \"tmpfs\": invalid mount path: 'y' mount path must be absolute"),
     ({"Binds": ["/x:/proc/self"]}, '"/proc/self" cannot be mounted because it is inside /proc'),
+    *(
+        (sent, '"/proc" cannot be mounted because it is inside /proc')
+        for sent in ({"Binds": ["vol:/proc"]}, {"Tmpfs": {"/proc": ""}}, {"Mounts": [{"Type": "tmpfs", "Target": "/tmp/../proc"}]})
+    ),
     ({"Binds": ["/x:/y:fast"]}, "invalid mode: fast"),
     ({"Binds": [":/y"]}, "invalid spec: :/y: empty section between colons"),
     ({"Binds": ["a b:/y"]}, "includes invalid characters for a local volume name"),

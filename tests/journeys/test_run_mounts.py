@@ -39,6 +39,26 @@ def test_bind(client: Client, tmp_path: Path) -> None:
     assert mount_of(got, "/etc/motd")[0].startswith("ro,") and mount_of(got, "/data")[0].startswith("rw,")
 
 
+def test_the_hosts_proc(client: Client) -> None:
+    """-v /proc:/proc, with the masks of a new one; nothing but a procfs may lie there."""
+    script = (
+        "cat /proc/self/mountinfo; readlink /proc/self; cat /proc/keys; echo x > /proc/sys/kernel/hostname"
+    )
+    for flags in (["-v", "/proc:/proc"], ["--mount", "type=bind,source=/proc,target=/proc"]):
+        got = client.machine.run(
+            client.program, "run", "--rm", *flags, "busybox", "sh", "-c", script, check=False
+        )
+        *lines, number = got.stdout.splitlines()
+        assert mount_of("\n".join(lines), "/proc")[2] == "proc" and int(number) > 2
+        assert "Read-only file system" in got.stderr and got.returncode == 1
+    assert client.inside("-v", "/proc:/proc:ro", script="grep ' /proc ' /proc/mounts").split()[3][:2] == "ro"
+    said = client.says("run", "--name", "it", "-v", "/tmp:/proc", "busybox", "true", code=125)
+    words = 'error mounting "/tmp" to rootfs at "/proc": "/proc" cannot be mounted because it is not of type proc: unknown'
+    assert f"error during container init: {words}" in said
+    state = client.inspect("it")["State"]
+    assert (state["Status"], state["ExitCode"]) == ("created", 128) and words in state["Error"]
+
+
 def test_an_images_relative_volume(client: Client) -> None:
     """`VOLUME data` is /data, filled from the image."""
     client("create", "--name", "it", "busybox")

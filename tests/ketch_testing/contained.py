@@ -10,7 +10,7 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +321,19 @@ def split_frames(data: bytes) -> dict[int, bytes]:
     for frame in StreamReader().feed(data):
         parts[frame.stream] = parts.get(frame.stream, b"") + frame.payload
     return parts
+
+
+def layer(box: Contained, make: Callable[[Path], object]) -> Path:
+    """One more layer on top, made by `make`."""
+    top = box.base / f"top{len(box.plans)}"
+    top.mkdir()
+    make(top)
+    return top
+
+
+def replaced_by_link(name: str, target: str) -> Callable[[Path], object]:
+    """`name` is a symbolic link in this layer."""
+    return lambda top: (top / name).symlink_to(target)
 
 
 def has_ended(pid: int) -> bool:

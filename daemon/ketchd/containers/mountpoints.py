@@ -13,14 +13,11 @@ from typing import Any
 
 from ketch_wire.faults import InvalidInput
 from ketchd.containers.shapes import pick
+from ketchd.sandbox.targets import PROC, PROC_FILES
 
 _VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _PROPAGATION = ("private", "rprivate", "shared", "rshared", "slave", "rslave")
 _MODES = {"ro", "rw", "z", "Z", "nocopy", "consistent", "delegated", "cached", *_PROPAGATION}
-_PROC_ALLOWED = {
-    "/proc/cpuinfo", "/proc/diskstats", "/proc/meminfo", "/proc/stat", "/proc/swaps", "/proc/uptime",
-    "/proc/loadavg", "/proc/slabinfo", "/proc/sys/kernel/ns_last_pid", "/proc/sys/crypto/fips_enabled",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +67,7 @@ def parse_bind(text: str) -> MountPoint:
     options = parts[2].split(",") if len(parts) == 3 else []
     if any(option not in _MODES for option in options) or {"ro", "rw"} <= set(options):
         raise InvalidInput(f"invalid mode: {parts[2][:100]}")
-    target = _destination(parts[1], wrong)
+    target = _destination(parts[1], wrong, bind=source.startswith("/"))
     propagation = next((option for option in options if option in _PROPAGATION), "")
     rw = "ro" not in options
     mode = ",".join(option for option in options if option not in _PROPAGATION)
@@ -99,13 +96,16 @@ def _wrong_bind(spec: str, kind: str = "volume") -> Callable[[str], InvalidInput
     )
 
 
-def _destination(path: str, wrong: Callable[[str], InvalidInput] = InvalidInput) -> str:
+def _destination(
+    path: str, wrong: Callable[[str], InvalidInput] = InvalidInput, *, bind: bool = False
+) -> str:
+    """The cleaned path. bind: it may be /proc; whether the source is a procfs is seen where it is opened. Raises InvalidInput."""
     if not path.startswith("/"):
         raise wrong(f"invalid mount path: '{path[:200]}' mount path must be absolute")
     cleaned = posixpath.normpath(path).replace("//", "/")
     if cleaned == "/":
         raise wrong("invalid specification: destination can't be '/'")
-    if cleaned == "/proc" or (cleaned.startswith("/proc/") and cleaned not in _PROC_ALLOWED):
+    if (cleaned == PROC and not bind) or (cleaned.startswith(f"{PROC}/") and cleaned not in PROC_FILES):
         raise InvalidInput(f'"{cleaned[:200]}" cannot be mounted because it is inside /proc')
     if "\0" in cleaned:
         raise InvalidInput("invalid mount path: it contains a NUL byte")
@@ -150,7 +150,7 @@ def parse_mount(sent: Mapping[str, Any]) -> MountPoint:
         if propagation not in _PROPAGATION:
             raise wrong(f"invalid propagation mode: {propagation}")
         return MountPoint(
-            "bind", _destination(target, wrong), source=posixpath.normpath(source), rw=not readonly,
+            "bind", _destination(target, wrong, bind=True), source=posixpath.normpath(source), rw=not readonly,
             propagation=propagation, make_source=bool(pick(options, "CreateMountpoint", False)),
         )  # fmt: skip
     if kind == "volume":

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 
-from ketchd.kernel.syscalls import syscall
+from ketchd.kernel.syscalls import check, libc, syscall
 
+PROC_SUPER_MAGIC = 0x9FA0
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 0x1, 0x2, 0x4, 0x8
 MOUNT_ATTR_ATIME, MOUNT_ATTR_NOATIME, MOUNT_ATTR_STRICTATIME, MOUNT_ATTR_NODIRATIME = 0x70, 0x10, 0x20, 0x80
 MOUNT_ATTR_IDMAP = 0x100000
@@ -68,6 +69,13 @@ def idmap(mounted: int, user: int, what: str) -> None:
         _SYS_MOUNT_SETATTR, mounted, b"", _AT_EMPTY_PATH, ctypes.byref(wanted), ctypes.sizeof(wanted),
         what=f"idmap {what}",
     )  # fmt: skip
+
+
+def filesystem_of(fd: int) -> int:
+    """Which kind of filesystem the fd, O_PATH or a mount's, is on: statfs(2)'s f_type (PROC_SUPER_MAGIC and others, linux/magic.h)."""
+    found = (ctypes.c_long * 32)()  # struct statfs, whose first member it is, and room to spare
+    check(libc.fstatfs(fd, found), "fstatfs")
+    return int(found[0])
 
 
 def move_mount(mounted: int, target: int, what: str) -> None:

@@ -13,7 +13,7 @@ from ketchd.kernel.namespaces import CLONE_NEWNS, setns
 from ketchd.kernel.openat import RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, make_directories, open_in_root
 from ketchd.kernel.ownroot import take_root
 from ketchd.sandbox.failures import LaunchError, reason
-from ketchd.sandbox.targets import is_directory, place
+from ketchd.sandbox.targets import PROC, PROC_FILES, is_directory, place, without_links
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ _PROPAGATION = {
 _TO_THE_FILESYSTEM = ("sync", "dirsync", "newinstance")
 # Over these a link of the image would show something else under a name that programs trust.
 _ORDINARY = ("proc", "sysfs")
+_PROC_ROOT = 1  # the inode of a procfs' root (linux/proc_ns.h)
 
 
 class MountOptions:
@@ -149,7 +150,11 @@ def _mount(root: int, plan: MountPlan, tree: int) -> int:
     if plan.type == "bind":
         mounted = tree
         _set_up_bind(plan, options, mounted)
-        target = place(root, plan.target, directory=is_directory(mounted))
+        if plan.target == PROC:
+            _check_procfs(plan, options, mounted)
+            target = _directory(root, plan, ordinary=True)
+        else:
+            target = place(root, plan.target, directory=is_directory(mounted))
         if is_directory(target) != is_directory(mounted):
             os.close(target)
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), plan.target)
@@ -157,8 +162,9 @@ def _mount(root: int, plan: MountPlan, tree: int) -> int:
         if plan.type == "tmpfs" and not any(name == "mode" for name, _ in options.to_filesystem):
             options.to_filesystem += _mode_of(root, plan.target)
         mounted = _filesystem(plan, options)
-        target = _directory(root, plan)
+        target = _directory(root, plan, ordinary=plan.type in _ORDINARY)
     try:
+        _keep_out_of_proc(root, plan, target)
         detached.move_mount(mounted, target, plan.target)
     finally:
         os.close(target)
@@ -203,8 +209,9 @@ def _mode_of(root: int, path: str) -> list[tuple[str, str | None]]:
         os.close(covered)
 
 
-def _directory(root: int, plan: MountPlan) -> int:
-    resolve = RESOLVE_NO_SYMLINKS if plan.type in _ORDINARY else 0
+def _directory(root: int, plan: MountPlan, *, ordinary: bool) -> int:
+    """The target, made when it is not there. ordinary: by no link."""
+    resolve = RESOLVE_NO_SYMLINKS if ordinary else 0
     try:
         target = place(root, plan.target, directory=True, resolve=resolve)
     except OSError as error:
@@ -229,9 +236,44 @@ def _link(root: int, plan: MountPlan) -> int:
     return parent
 
 
-def _not_ordinary(plan: MountPlan) -> LaunchError:
+def _check_procfs(plan: MountPlan, options: MountOptions, mounted: int) -> None:
+    """Only a whole procfs may be bound as /proc: the masks are for what lies in one, and programs trust its words (CVE-2019-16884).
+
+    Source: runc's rootfs_linux.go, checkProcMount, which still takes a part of one, with a warning.
+    """
+    if detached.filesystem_of(mounted) != detached.PROC_SUPER_MAGIC:
+        raise _refused(plan, plan.target, "not of type proc")
+    if os.fstat(mounted).st_ino != _PROC_ROOT:
+        raise _refused(plan, plan.target, "not the root of a procfs")
+    if options.propagation == detached.MS_SHARED:
+        raise _refused(plan, plan.target, "shared with the host")  # whose own the masks would then lie on
+
+
+def _keep_out_of_proc(root: int, plan: MountPlan, target: int) -> None:
+    """Refuse a target in what /proc shows, or on it, by whatever link it was reached (CVE-2019-16884); but for the few files that may be."""
+    if plan.target in PROC_FILES or detached.filesystem_of(target) != detached.PROC_SUPER_MAGIC:
+        return
+    try:
+        proc = open_in_root(root, PROC, os.O_PATH)
+    except FileNotFoundError:
+        return
+    try:
+        if os.fstat(proc).st_dev == os.fstat(target).st_dev:
+            raise _refused(plan, without_links(root, plan.target), "inside /proc")
+    finally:
+        os.close(proc)
+
+
+def _refused(plan: MountPlan, place: str, why: str) -> LaunchError:
     return LaunchError(
-        f'error mounting "{plan.source or plan.type}" to rootfs at "{plan.target}": filesystem "{plan.type}" must be mounted '
+        f'error mounting "{plan.source or plan.type}" to rootfs at "{plan.target}": "{place}" cannot be mounted because it is {why}'
+    )
+
+
+def _not_ordinary(plan: MountPlan) -> LaunchError:
+    kind = "proc" if plan.type == "bind" else plan.type
+    return LaunchError(
+        f'error mounting "{plan.source or plan.type}" to rootfs at "{plan.target}": filesystem "{kind}" must be mounted '
         "on ordinary directory"
     )
 

@@ -11,6 +11,15 @@ import stat
 
 from ketchd.kernel.openat import RESOLVE_NO_MAGICLINKS, make_directories, open_in_root
 
+PROC = "/proc"
+# What may be mounted in /proc, as lxcfs does. Source: runc's rootfs_linux.go, checkProcMount.
+PROC_FILES = frozenset(
+    f"{PROC}/{name}"
+    for name in (
+        "cpuinfo", "diskstats", "meminfo", "stat", "swaps", "uptime", "loadavg", "slabinfo", "sys/kernel/ns_last_pid",
+        "sys/crypto/fips_enabled",
+    )
+)  # fmt: skip
 _LINKS_LIMIT = 40
 
 
