@@ -78,8 +78,20 @@ def test_swappiness(client: Client) -> None:
     container, warned = running(client, "--memory-swappiness", "7")
     if CGROUPS.version == 1 and has("memory/memory.swappiness", ""):
         assert file_of(container, "memory/memory.swappiness", "") == "7"
+        client.machine.json(
+            "POST", f"/containers/{container}/update", {"MemorySwappiness": 0, "CpuShares": 77}
+        )
+        assert file_of(container, "memory/memory.swappiness", "") == "7"
+        host = client.inspect(container)["HostConfig"]
+        assert (host["MemorySwappiness"], host["CpuShares"]) == (7, 77)
     else:
         assert "does not support memory swappiness capabilities" in warned
+    for wrong in (-2, 101):
+        status, answer = client.machine.request(
+            "POST", f"/containers/{container}/update", {"MemorySwappiness": wrong}
+        )
+        words = f"Invalid value: {wrong}, valid memory swappiness range is 0-100"
+        assert (status, json.loads(answer)) == (400, {"message": words})
 
 
 def test_out_of_memory(client: Client, machine: Machine) -> None:

@@ -1,6 +1,7 @@
 """What an update of a container changes: its limits and its restart policy, merged and checked. Pure.
 
-0, "" and null leave a value, as dockerd reads the CLI's complete object. Messages are dockerd's (daemon/update.go, container_unix.go).
+0, "" and null leave a value, as dockerd reads the CLI's complete object; a swappiness, of which 0 is one, is checked and left, whatever
+is sent. Messages are dockerd's (daemon/update.go, container_unix.go).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ketchd.containers.shapes import HOST_CONFIG, fold, pick
 RESOURCES: tuple[str, ...] = (
     "BlkioWeight", "BlkioWeightDevice", "BlkioDeviceReadBps", "BlkioDeviceWriteBps", "BlkioDeviceReadIOps",
     "BlkioDeviceWriteIOps", "CpuPeriod", "CpuQuota", "CpuRealtimePeriod", "CpuRealtimeRuntime", "CpuShares", "CpusetCpus",
-    "CpusetMems", "Memory", "MemoryReservation", "MemorySwap", "MemorySwappiness", "NanoCpus", "OomKillDisable", "PidsLimit",
+    "CpusetMems", "Memory", "MemoryReservation", "MemorySwap", "NanoCpus", "OomKillDisable", "PidsLimit",
 )  # fmt: skip
 # What the kernel takes only together.
 _TOGETHER = (("Memory", "MemorySwap"), ("NanoCpus", "CpuQuota", "CpuPeriod"))
@@ -40,7 +41,7 @@ def merged(
     if wanted["PidsLimit"] is not None and wanted["PidsLimit"] <= 0:
         host["PidsLimit"] = None
     _merge_restart(host, sent)
-    check_host(host, cpus)
+    check_host(host | {"MemorySwappiness": wanted["MemorySwappiness"]}, cpus)
     live = {key: wanted[key] for key in changed}
     if "PidsLimit" in live and live["PidsLimit"] <= 0:
         live["PidsLimit"] = -1
@@ -51,8 +52,8 @@ def merged(
 
 
 def _lifts(key: str, wanted: Mapping[str, Any]) -> bool:
-    """0 pids means no limit; 0 swappiness is a swappiness."""
-    return key in ("PidsLimit", "MemorySwappiness") and wanted[key] == 0
+    """0 pids means no limit."""
+    return key == "PidsLimit" and wanted[key] == 0
 
 
 def _check_cpus(current: Mapping[str, Any], wanted: Mapping[str, Any], changed: list[str]) -> None:

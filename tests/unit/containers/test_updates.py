@@ -39,6 +39,14 @@ def test_limits_that_belong_together_are_written_together() -> None:
     assert live == {"NanoCpus": 10**9, "CpuQuota": 0, "CpuPeriod": 0}
 
 
+@pytest.mark.parametrize("before", [None, 0, 10])
+@pytest.mark.parametrize("sent", [None, -1, 0, 60])
+def test_swappiness_stays(before: int | None, sent: int | None) -> None:
+    """As in dockerd, whose update does not know it: a complete object of a client that writes 0 for null changes nothing."""
+    after, live = merged(current(MemorySwappiness=before), {"MemorySwappiness": sent, "CpuShares": 7}, cpus=4)
+    assert after["MemorySwappiness"] == before and live == {"CpuShares": 7}
+
+
 def test_no_pids_limit() -> None:
     """0 and -1 lift it."""
     for value in (0, -1):
