@@ -151,7 +151,7 @@ def _mount(root: int, plan: MountPlan, tree: int) -> int:
         mounted = tree
         _set_up_bind(plan, options, mounted)
         if plan.target == PROC:
-            _check_procfs(plan, options, mounted)
+            _check_procfs(plan, mounted)
             target = _directory(root, plan, ordinary=True)
         else:
             target = place(root, plan.target, directory=is_directory(mounted))
@@ -236,7 +236,7 @@ def _link(root: int, plan: MountPlan) -> int:
     return parent
 
 
-def _check_procfs(plan: MountPlan, options: MountOptions, mounted: int) -> None:
+def _check_procfs(plan: MountPlan, mounted: int) -> None:
     """Only a whole procfs may be bound as /proc: the masks are for what lies in one, and programs trust its words (CVE-2019-16884).
 
     Source: runc's rootfs_linux.go, checkProcMount, which still takes a part of one, with a warning.
@@ -245,8 +245,18 @@ def _check_procfs(plan: MountPlan, options: MountOptions, mounted: int) -> None:
         raise _refused(plan, plan.target, "not of type proc")
     if os.fstat(mounted).st_ino != _PROC_ROOT:
         raise _refused(plan, plan.target, "not the root of a procfs")
-    if options.propagation == detached.MS_SHARED:
-        raise _refused(plan, plan.target, "shared with the host")  # whose own the masks would then lie on
+
+
+def check_hidden(plans: Sequence[MountPlan], hidden: Sequence[str]) -> None:
+    """Refuse binds that are shared with the host where `hidden` paths lie: what covers those in the container would cover the host's own.
+
+    Raises LaunchError.
+    """
+    for plan in plans:
+        if plan.type == "bind" and not {"shared", "rshared"}.isdisjoint(plan.options):
+            below = plan.target.rstrip("/") + "/"
+            if any(f"{path}/".startswith(below) for path in hidden):
+                raise _refused(plan, plan.target, "shared with the host")
 
 
 def _keep_out_of_proc(root: int, plan: MountPlan, target: int) -> None:

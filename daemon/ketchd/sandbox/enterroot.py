@@ -12,7 +12,7 @@ from ketchd.kernel import detached, mounts
 from ketchd.kernel.openat import RESOLVE_NO_MAGICLINKS, RESOLVE_NO_XDEV, open_in_root
 from ketchd.sandbox import remapped
 from ketchd.sandbox.enterdevices import make_devices
-from ketchd.sandbox.entermounts import cut_propagation, mount_one, open_sources
+from ketchd.sandbox.entermounts import check_hidden, cut_propagation, mount_one, open_sources
 from ketchd.sandbox.enterprocess import check_working_directory
 from ketchd.sandbox.failures import LaunchError, as_launch_error, reason
 from ketchd.sandbox.layermounts import mount_chain
@@ -56,6 +56,7 @@ def build(plan: LaunchPlan, layers: dict[int, int], prepared: remapped.Prepared 
 
 
 def _fill(made: Root, plan: LaunchPlan, sources: dict[int, int]) -> Root:
+    check_hidden(plan.mounts, (*plan.masked_paths, *plan.readonly_paths))
     check_working_directory(made.fd, plan.process.cwd)
     own_dev = not any(one.type == "bind" and one.target.rstrip("/") == "/dev" for one in plan.mounts)
     devices_made = not own_dev

@@ -140,3 +140,22 @@ async def test_cve_2024_21626_a_bound_proc_is_no_way_out(box: Contained, procfs:
     """The host's processes are in it: an image's WORKDIR must not lead to what they have open."""
     with pytest.raises(LaunchFailed, match="chdir to cwd"):
         await box.start(box.plan("true", cwd=cwd, mounts=with_proc(box, procfs)))
+
+
+async def test_what_is_hidden_is_not_hidden_from_the_host(box: Contained) -> None:
+    """A directory that is shared both ways, as `-v /sys:/sys:rshared`: a mask in it would lie in the host's as well."""
+    place = box.base / "shared"
+    place.mkdir()
+    mounts.mount("shared", str(place), "tmpfs")
+    try:
+        mounts.mount(None, str(place), None, mounts.MS_SHARED)
+        (place / "secret").mkdir()
+        (place / "secret/file").write_text("the host's")
+        wanted = (*box.mounts(), MountPlan("/data", "bind", str(place), ("rbind", "rshared")))
+        for hidden in ({"masked_paths": ("/data/secret",)}, {"readonly_paths": ("/data/secret",)}):
+            with pytest.raises(LaunchFailed, match='"/data" cannot be mounted because it is shared'):
+                await box.start(box.plan("true", mounts=wanted, **hidden))
+        assert (await box.run("cat", "/data/secret/file", mounts=wanted)) == (0, "the host's")
+        assert (place / "secret/file").read_text() == "the host's"
+    finally:
+        mounts.umount(str(place), mounts.MNT_DETACH)
