@@ -10,7 +10,7 @@ import shutil
 import stat
 import subprocess
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -353,6 +353,39 @@ class LayerStoreSuite:
         }[format]
         assert inflated(blobs[1]) == tar
         assert (await bench.feed(blobs[1])).diff_id == layer
+
+    @pytest.mark.parametrize(
+        "packed", [bytes, gzip.compress, lambda tar: gzip.compress(tar[:1000]) + gzip.compress(tar[1000:]), zstandard.ZstdCompressor().compress]
+    )  # fmt: skip
+    async def test_a_blob_is_as_good_as_the_layer(
+        self, bench: Bench, packed: Callable[[bytes], bytes]
+    ) -> None:
+        """To compress a layer that is here as a blob only, of whatever form: the same bytes come out in every format."""
+        tar = make_tar(
+            *TREE, Member("big", data=os.urandom(1_500_000)), Member("text", data=b"some text\n" * 200_000)
+        )
+        layer, blob = Digest.of(tar), bench.root / "blob"
+        blob.write_bytes(packed(tar))
+        ways = [
+            Compression(format, level)
+            for format, level in (("gzip", None), ("gzip", 6), ("zstd", None), ("uncompressed", None))
+        ]
+        made = [
+            await bench.store.recompress(blob, layer, bench.root / f"r{n}", how) for n, how in enumerate(ways)
+        ]
+        await bench.feed(tar)
+        assert made == [
+            await bench.store.compress(layer, bench.root / f"c{n}", how) for n, how in enumerate(ways)
+        ]
+
+        for content, fault in (
+            (gzip.compress(tar[512:]), EngineFailure),
+            (gzip.compress(tar)[:-9], InvalidInput),
+        ):
+            blob.write_bytes(content)
+            with pytest.raises(fault):
+                await bench.store.recompress(blob, layer, bench.root / "none", ways[0])
+            assert not (bench.root / "none").exists()
 
     async def test_a_tar_is_adopted(self, bench: Bench) -> None:
         """It becomes the layer; the file is gone, also when it is none."""

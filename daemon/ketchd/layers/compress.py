@@ -1,4 +1,4 @@
-"""Layer worker job: a layer's tar as gzip, zstd or as it is; the same bytes for the same tar with the same library.
+"""Layer worker jobs: a layer's tar as gzip, zstd or as it is; the same bytes for the same tar with the same library.
 
 gzip without a level is ISA-L's, three times faster than zlib at the size of zlib's lowest levels; the levels are zlib's.
 """
@@ -9,11 +9,13 @@ import contextlib
 import os
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from isal import isal_zlib
 
+from ketch_wire.faults import EngineFailure
+from ketchd.layers.inflate import inflate
 from ketchd.layers.layerfile import PIECE, Hasher, write_all
 from ketchd.layers.worker import JobPort
 from ketchd.model.compression import GZIP, UNCOMPRESSED, ZSTD
@@ -28,19 +30,60 @@ def compress(arguments: dict[str, Any], port: JobPort) -> dict[str, Any]:
 
     Returns {digest, size} of what was made, which is not synced.
     """
-    source = os.open(arguments["path"], os.O_RDONLY | os.O_CLOEXEC)
+    with open(arguments["path"], "rb", buffering=0) as source:
+        tar = _extent(source.fileno(), arguments["offset"], arguments["size"])
+        return _make(tar, arguments["size"], arguments)
+
+
+def recompress(arguments: dict[str, Any], port: JobPort) -> dict[str, Any]:
+    """The same of a layer that is here in another form only. arguments: blob, its path; diff_id; the others as `compress` has
+    them, and what is made is what `compress` would make.
+
+    The blob is inflated twice: what is made depends on the tar's size, and nothing is made of what is not the layer.
+    Raises EngineFailure when it is not, InvalidInput when it is damaged.
+    """
+    with open(arguments["blob"], "rb", buffering=0) as blob:
+        size = 0
+        with contextlib.closing(Hasher()) as hasher:
+            for piece in inflate(blob.read):
+                hasher.feed(piece)
+                size += len(piece)
+            if hasher.digest() != arguments["diff_id"]:
+                raise EngineFailure(
+                    f"blob {os.path.basename(arguments['blob'])[:12]} is not layer {arguments['diff_id']}"
+                )
+        blob.seek(0)
+        return _make(_cut(inflate(blob.read)), size, arguments)
+
+
+def _make(tar: Iterator[bytes], size: int, arguments: dict[str, Any]) -> dict[str, Any]:
+    into = os.open(arguments["into"], os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        into = os.open(arguments["into"], os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            extent = (source, arguments["offset"], arguments["size"])
-            return _FORMATS[arguments["format"]](*extent, arguments["level"], into)
-        except BaseException:
-            os.unlink(arguments["into"])
-            raise
-        finally:
-            os.close(into)
+        with contextlib.closing(_Output(into)) as output:
+            _FORMATS[arguments["format"]](tar, size, arguments["level"], output)
+            return output.result()
+    except BaseException:
+        os.unlink(arguments["into"])
+        raise
     finally:
-        os.close(source)
+        os.close(into)
+
+
+def _extent(source: int, offset: int, size: int) -> Iterator[bytes]:
+    for at in range(offset, offset + size, PIECE):
+        yield os.pread(source, min(PIECE, offset + size - at), at)
+
+
+def _cut(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The same bytes in pieces as `_extent` has them: where they are cut may show in what a library makes of them."""
+    waiting = bytearray()
+    for piece in pieces:
+        waiting += piece
+        while len(waiting) >= PIECE:
+            yield bytes(waiting[:PIECE])
+            del waiting[:PIECE]
+    if waiting:
+        yield bytes(waiting)
 
 
 class _Output:
@@ -64,46 +107,37 @@ class _Output:
         self._hasher.close()
 
 
-def _gzip(source: int, offset: int, size: int, level: int | None, into: int) -> dict[str, Any]:
+def _gzip(tar: Iterator[bytes], size: int, level: int | None, output: _Output) -> None:
     deflate = (
         isal_zlib.compressobj(level=LEVEL, wbits=-15)
         if level is None
         else zlib.compressobj(level, wbits=-15, memLevel=9)
     )
     checksum = 0
-
-    def each(piece: bytes) -> bytes:
-        nonlocal checksum
+    output.put(_HEAD)
+    for piece in tar:
         checksum = isal_zlib.crc32(piece, checksum)
-        return deflate.compress(piece)
-
-    with contextlib.closing(_Output(into)) as output:
-        output.put(_HEAD)
-        _through(source, offset, size, each, output)
-        output.put(deflate.flush() + struct.pack("<II", checksum, size & 0xFFFFFFFF))
-        return output.result()
+        output.put(deflate.compress(piece))
+    output.put(deflate.flush() + struct.pack("<II", checksum, size & 0xFFFFFFFF))
 
 
-def _zstd(source: int, offset: int, size: int, level: int | None, into: int) -> dict[str, Any]:
+def _zstd(tar: Iterator[bytes], size: int, level: int | None, output: _Output) -> None:
     import zstandard
 
     made = zstandard.ZstdCompressor(level=level or _ZSTD_LEVEL, write_checksum=True)
     frame = made.compressobj(size=size)
-    with contextlib.closing(_Output(into)) as output:
-        _through(source, offset, size, frame.compress, output)
-        output.put(frame.flush())
-        return output.result()
+    for piece in tar:
+        output.put(frame.compress(piece))
+    output.put(frame.flush())
 
 
-def _as_it_is(source: int, offset: int, size: int, level: int | None, into: int) -> dict[str, Any]:
-    with contextlib.closing(_Output(into)) as output:
-        _through(source, offset, size, lambda piece: piece, output)
-        return output.result()
+def _as_it_is(tar: Iterator[bytes], size: int, level: int | None, output: _Output) -> None:
+    for piece in tar:
+        output.put(piece)
 
 
-def _through(source: int, offset: int, size: int, each: Callable[[bytes], bytes], output: _Output) -> None:
-    for at in range(offset, offset + size, PIECE):
-        output.put(each(os.pread(source, min(PIECE, offset + size - at), at)))
-
-
-_FORMATS = {GZIP: _gzip, ZSTD: _zstd, UNCOMPRESSED: _as_it_is}
+_FORMATS: dict[str, Callable[[Iterator[bytes], int, int | None, _Output], None]] = {
+    GZIP: _gzip,
+    ZSTD: _zstd,
+    UNCOMPRESSED: _as_it_is,
+}

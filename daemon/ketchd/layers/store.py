@@ -312,11 +312,25 @@ class LayerStore:
         Not synced: BlobStore.publish does. Raises NotFound, EngineFailure. Cancelled: the file is gone.
         """
         path, offset, size = await self.tar_range(diff_id)
-        arguments = {
-            "path": str(path), "offset": offset, "size": size, "into": str(into), "format": how.format, "level": how.level
-        }  # fmt: skip
+        return await self._compress(
+            "compress", {"path": str(path), "offset": offset, "size": size}, into, how
+        )
+
+    async def recompress(
+        self, blob: Path, diff_id: Digest, into: Path, how: Compression
+    ) -> tuple[Digest, int]:
+        """What `compress` makes, of a layer that is not here but as the file `blob`, in any form that inflates to it.
+
+        Raises EngineFailure (the blob is another layer), InvalidInput (it is damaged).
+        """
+        return await self._compress("recompress", {"blob": str(blob), "diff_id": str(diff_id)}, into, how)
+
+    async def _compress(
+        self, job: str, source: dict[str, Any], into: Path, how: Compression
+    ) -> tuple[Digest, int]:
+        arguments = {**source, "into": str(into), "format": how.format, "level": how.level}
         try:
-            result = await self._workers.run("ketchd.layers.compress:compress", arguments)
+            result = await self._workers.run(f"ketchd.layers.compress:{job}", arguments)
         except BaseException:
             into.unlink(missing_ok=True)
             raise
