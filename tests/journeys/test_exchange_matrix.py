@@ -247,14 +247,15 @@ def test_by_dockerds_registry_client(present: World, dockerd: Dockerd) -> None:
     assert present.shown(target)["RepoDigests"] == [theirs]
 
 
+COMPRESSIONS = [
+    ["--compression-format=gzip", "--compression-level=9", "--force-compression"],
+    ["--compression-format=uncompressed"],
+    ["--compression-format=zstd", "--compression-level=12"],
+]
+
+
 @pytest.mark.parametrize(
-    "options",
-    [
-        ["--compression-format=gzip", "--compression-level=9", "--force-compression"],
-        ["--compression-format=uncompressed"],
-        ["--compression-format=zstd", "--compression-level=12"],
-    ],
-    ids=["gzip", "uncompressed", "zstd"],
+    "options", COMPRESSIONS, ids=[options[0].rpartition("=")[2] for options in COMPRESSIONS]
 )
 def test_by_registry_in_another_compression(
     present: World, dockerd: Dockerd, tmp_path: Path, options: list[str]
@@ -367,6 +368,60 @@ def test_an_index_by_registry(world: World, index: tuple[str, str]) -> None:
         f"docker://{world.registry}/whole-copied:1",
     )  # fmt: skip
     assert world.raw("whole-copied", "1") == world.raw("multi", "1")
+
+
+@pytest.mark.parametrize(
+    "options", COMPRESSIONS, ids=[options[0].rpartition("=")[2] for options in COMPRESSIONS]
+)
+def test_an_index_in_another_compression(
+    world: World, index: tuple[str, str], dockerd: Dockerd, tmp_path: Path, options: list[str]
+) -> None:
+    """Every platform in it, under the IDs that they had: skopeo reads all of it, dockerd pulls its own, ketch all and runs its own.
+
+    zstd is beyond dockerd 20.10.
+    """
+    kind = options[0].rpartition("=")[2]
+    repository = f"all-{kind}"
+    target = f"{world.registry}/{repository}:1"
+    world.forget()
+    world.machine.run("ketch", "pull", "-q", "--all-platforms", index[0])
+    here = world.shown(index[0])["Id"]
+    world.machine.run("ketch", "tag", index[0], target)
+    said = world.machine.run("ketch", "push", "--all-platforms", *options, target).stdout
+    raw = run("skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{target}").encode()
+    assert f"1: digest: {digest_of(raw)} " in said and digest_of(raw) != index[1]
+    old = json.loads(world.raw("multi", "1")[0])
+    assert [entry["platform"] for entry in json.loads(raw)["manifests"]] == [
+        entry["platform"] for entry in old["manifests"]
+    ]
+    for entry in json.loads(raw)["manifests"]:
+        manifest = json.loads(world.raw(repository, entry["digest"])[0])
+        assert manifest["config"]["digest"] == ids(world)[entry["platform"]["architecture"]]
+        assert {
+            layer["mediaType"].removeprefix("application/vnd.oci.image.layer.v1.tar")
+            for layer in manifest["layers"]
+        } == {"" if kind == "uncompressed" else f"+{kind}"}
+    run(
+        "skopeo",
+        "copy",
+        "-q",
+        "--multi-arch",
+        "all",
+        *INSECURE[:1],
+        f"docker://{target}",
+        f"dir:{tmp_path / 'copied'}",
+    )
+    said = world.machine.run("ketch", "push", "--all-platforms", *options, target).stdout
+    assert "Pushed" not in said and f"1: digest: {digest_of(raw)} " in said
+    if kind != "zstd":
+        dockerd.docker("pull", "-q", target)
+        assert json.loads(dockerd.docker("inspect", target))[0]["Id"] == here
+        dockerd.docker("rmi", "-f", here)
+
+    world.forget()
+    world.machine.run("ketch", "pull", "-q", "--all-platforms", target)
+    assert platforms(world, target) == ids(world)
+    assert world.shown(target)["RepoDigests"] == [f"{world.registry}/{repository}@{digest_of(raw)}"]
 
 
 def test_an_index_by_skopeos_archive(world: World, index: tuple[str, str], tmp_path: Path) -> None:

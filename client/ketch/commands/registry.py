@@ -34,7 +34,7 @@ PUSH = Command(
     """
 --all-platforms  Push the image for every platform, or fail where one is not here
 -a, --all-tags  Push every tag of the repository
---compression-format string  Compress layers this way: gzip, zstd or uncompressed
+--compression-format string  Compress layers this way, of every platform: gzip, zstd or uncompressed
 --compression-level int  How much: 1 to 9 for gzip, 1 to 20 for zstd
 --disable-content-trust  Accepted; images are not signed (default true)
 --force-compression  Compress every layer anew, even where the format is the same

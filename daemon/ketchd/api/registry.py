@@ -77,8 +77,6 @@ class RegistryApi:
         if wanted is not None and everything:
             raise InvalidInput("conflicting options: platform and allPlatforms options cannot both be set")
         compression = self._compression(call)
-        if everything and compression is not None and compression.strict:
-            raise InvalidInput("conflicting options: all platforms go as they came, compressed as they are")
         async with JsonStream(call) as stream:
             await push(
                 self._rooms, reference, credentials, stream.send, platform=wanted, everything=everything,

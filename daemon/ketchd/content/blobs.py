@@ -144,12 +144,17 @@ class BlobStore:
         self.discard([digest])
 
     def forget(self, connection: sqlite3.Connection, digests: Sequence[Digest]) -> None:
-        """Delete the records, in the caller's transaction. `discard` them after the commit, before anything is awaited."""
+        """Delete the records, in the caller's transaction. `discard` them after the commit, before anything is awaited.
+
+        Whose form a blob is stays known while the layer is here.
+        """
         keys = json.dumps([str(digest) for digest in digests])
-        for table in ("blobs", "blob_sources"):
-            connection.execute(
-                f"DELETE FROM {table} WHERE digest IN (SELECT value FROM json_each(?))", (keys,)
-            )
+        for records in (
+            "blobs WHERE",
+            "blob_sources WHERE",
+            "layer_blobs WHERE diff_id NOT IN (SELECT diff_id FROM layers) AND",
+        ):
+            connection.execute(f"DELETE FROM {records} digest IN (SELECT value FROM json_each(?))", (keys,))
 
     def discard(self, digests: Sequence[Digest]) -> None:
         """Move the files of blobs that have no record any more to the trash. Raises EngineFailure."""

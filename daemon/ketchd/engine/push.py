@@ -2,7 +2,7 @@
 
 tag → per layer: there already? mounted from a repository that has it? else uploaded, in the bytes it was pulled in where they
 are known → config → manifest last. Returns when the registry has confirmed every digest. An index of which everything is
-here goes as it came, and so does an artifact (`pushwhole`).
+here goes as it came, and so does an artifact (`pushwhole`); or with its images in the compression that was asked for (`pushindex`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from ketchd.engine.conversation import conversation
 from ketchd.engine.platforms import image_for
 from ketchd.engine.progress import ProgressBoard, Send
 from ketchd.engine.pushimage import ImagePush
-from ketchd.engine.pushwhole import gather, publish_told, send_parts
+from ketchd.engine.pushindex import Plan, plan, remember, send_index
+from ketchd.engine.pushwhole import Parts, gather, publish_told, send_parts
 from ketchd.engine.referrers import push_referrers
 from ketchd.engine.rooms import Rooms
 from ketchd.model.compression import Compression
@@ -44,8 +45,8 @@ async def push(
 
     platform: that one's image alone. everything: the whole index, or a fault that says what of it is not here; without
     either, the index when all of it is here, else the tag's image. compression: what this push asks for, None for the daemon's
-    settings; where it is not content with known forms, one image goes in place of an index. referrers: the artifacts that are
-    here and refer to what is pushed, too.
+    settings; where it is not content with known forms, an index goes as a new one, of the same images. referrers: the artifacts
+    that are here and refer to what is pushed, too.
     send: takes messages of Docker's progress stream; the first one goes out before anything can fail.
     Raises InvalidInput, NotFound, Unauthorized, EngineFailure. Cancelled or failed: uploads under way are given up; what the
     registry has is used by the next push. Source: Engine API, ImagePush.
@@ -101,49 +102,82 @@ async def _push_one(
     compression: Compression | None,
     referrers: bool,
 ) -> None:
-    tag = target.tag or ""
-    is_asked = compression is not None and compression.strict
+    tag, how = target.tag or "", compression or rooms.compression
     async with rooms.leases.hold() as lease:
         lease.add("image", image_id)
         image = rooms.images.get(image_id)
         document = rooms.documents.named(target)
-        if is_asked and image.artifact_type is not None:
+        is_image = image.artifact_type is None
+        if compression is not None and compression.strict and not is_image:
             raise InvalidInput(
                 f"{target.familiar()} is an artifact: it is pushed as it is, not compressed anew"
             )
-        if platform is not None and image.artifact_type is None:
+        if platform is not None and is_image:
             image, document = image_for(rooms, target.familiar(), platform), None
             lease.add("image", image.id)
-        pushing = ImagePush(rooms, repository, target, image, board, lease, compression or rooms.compression)
-        parts = None if document is None or is_asked else gather(rooms.blobs, document)
-        whole = None
-        if parts is not None and (everything or not parts.absent or image.artifact_type is not None):
-            whole = parts
-            for digest in (*parts.blobs, *(known[0] for known in parts.manifests)):
-                lease.add("blob", digest)
-            await send_parts(repository, parts, rooms.registry.settings.uploads, pushing.blob, board)
-            content = parts.manifests[-1][2]
-            digest = await publish_told(repository, tag, parts.manifests[-1], board)
-            tracepoint.reach("push.manifest-put")
-            rooms.images.tag(target.with_digest(digest), image_id)
-            for blob in parts.blobs:
-                rooms.blobs.add_source(blob, target.repository)
-            tracepoint.reach("push.recorded")
-        else:
-            manifest = await pushing.run()
-            content = manifest.content
-            part = (Digest.of(content), manifest.media_type, content)
-            digest = await publish_told(repository, tag, part, board)
-            tracepoint.reach("push.manifest-put")
-            await _remember(rooms, target, image.id, manifest, digest)
-            if document is not None:
-                _tell_of_one(board, document, Descriptor(manifest.media_type, digest, len(content)))
+        pushing = ImagePush(rooms, repository, target, image.id, image.layers, board, lease, how)
+        whole: _Pushed | None = None
+        if document is not None and is_image and how.strict:
+            whole = await _index_anew(pushing, image_id, plan(rooms, document), everything)
+        elif document is not None:
+            whole = await _as_it_came(
+                pushing, image_id, gather(rooms.blobs, document), everything or not is_image
+            )
+        digest, content, inner = whole or await _image(pushing, document)
         if referrers:
-            inner = [] if whole is None else [known[0] for known in whole.manifests]
             await push_referrers(rooms, repository, [digest, *inner], pushing.blob, board, lease)
     size = len(content)
     board.say(f"{tag}: digest: {digest} size: {size}")
     board.tell({"progressDetail": {}, "aux": {"Tag": tag, "Digest": str(digest), "Size": size}})
+
+
+# The three ways to go: what the tag means at the registry then, its bytes, and the manifests that those refer to.
+_Pushed = tuple[Digest, bytes, list[Digest]]
+
+
+async def _index_anew(pushing: ImagePush, image_id: Digest, found: Plan, everything: bool) -> _Pushed | None:
+    """With every image in the compression that is asked for; None unless all of it is here, or everything is wanted."""
+    if found.absent and not everything:
+        return None
+    rooms, target = pushing.rooms, pushing.target
+    sent = await send_index(pushing, found, target.tag or "")
+    tracepoint.reach("push.manifest-put")
+    for made in await remember(pushing, found, sent):
+        rooms.documents.keep(made)
+    rooms.images.tag(target.with_digest(sent.digest), image_id)
+    tracepoint.reach("push.recorded")
+    return sent.digest, sent.content, sent.manifests
+
+
+async def _as_it_came(pushing: ImagePush, image_id: Digest, parts: Parts, everything: bool) -> _Pushed | None:
+    """Byte for byte; None unless all of it is here, or everything is wanted."""
+    if parts.absent and not everything:
+        return None
+    rooms, target, board = pushing.rooms, pushing.target, pushing.board
+    inner = [known[0] for known in parts.manifests]
+    for digest in (*parts.blobs, *inner):
+        pushing.lease.add("blob", digest)
+    await send_parts(pushing.repository, parts, rooms.registry.settings.uploads, pushing.blob, board)
+    digest = await publish_told(pushing.repository, target.tag or "", parts.manifests[-1], board)
+    tracepoint.reach("push.manifest-put")
+    rooms.images.tag(target.with_digest(digest), image_id)
+    for blob in parts.blobs:
+        rooms.blobs.add_source(blob, target.repository)
+    tracepoint.reach("push.recorded")
+    return digest, parts.manifests[-1][2], inner
+
+
+async def _image(pushing: ImagePush, document: Document | None) -> _Pushed:
+    """One image. document: the index in whose place it goes."""
+    manifest = await pushing.run()
+    content = manifest.content
+    part = (Digest.of(content), manifest.media_type, content)
+    digest = await publish_told(pushing.repository, pushing.target.tag or "", part, pushing.board)
+    tracepoint.reach("push.manifest-put")
+    await _remember(pushing.rooms, pushing.target, pushing.image_id, manifest, digest)
+    if document is not None:
+        _tell_of_one(pushing.board, document, Descriptor(manifest.media_type, digest, len(content)))
+    return digest, content, []
 
 
 def _tell_of_one(board: ProgressBoard, document: Document, pushed: Descriptor) -> None:

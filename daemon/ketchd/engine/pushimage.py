@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from ketch_wire.faults import EngineFailure, Fault
 from ketchd import tracepoint
-from ketchd.content.images import ImageRecord
 from ketchd.content.leases import Lease
 from ketchd.engine.progress import ProgressBoard
+from ketchd.engine.pushwhole import absent_fault
 from ketchd.engine.rooms import Rooms
 from ketchd.model import manifest as manifests
 from ketchd.model.compression import ZSTD, Compression
@@ -28,36 +28,36 @@ tracepoint.declare("push.layer-compressed", "push.blob-pushed", "push.config-pus
 class ImagePush:
     """One image on its way: `run` makes the registry have every blob, and says with which manifest.
 
-    how: which forms of its layers will do, and how those are made that do not exist.
+    layers: diff IDs, base first. how: which forms of its layers will do, and how those are made that do not exist.
+    came_with: the manifest that counts as the image's own, None for the one stored last. platform: to tell it by in an index.
     """
 
     rooms: Rooms
     repository: Repository
     target: Reference
-    image: ImageRecord
+    image_id: Digest
+    layers: tuple[Digest, ...]
     board: ProgressBoard
     lease: Lease
     how: Compression
+    came_with: Manifest | None = None
+    platform: str = ""
 
     async def run(self) -> Manifest:
         """The manifest, everything of which is at the registry then. Raises Refused, Unreachable, EngineFailure."""
-        known = self._manifest()
+        known = self.came_with or self._manifest()
         slots = asyncio.Semaphore(self.rooms.registry.settings.uploads)
         wanted: dict[Digest, list[Descriptor]] = {}
-        for position, diff_id in enumerate(self.image.layers):
-            first = [
-                layer
-                for layer in (known.layers[position : position + 1] if known else ())
-                if self._will_do(layer)
-            ]
-            wanted.setdefault(diff_id, self._candidates(diff_id, first))
+        for position, diff_id in enumerate(self.layers):
+            first = list(known.layers[position : position + 1]) if known else []
+            wanted.setdefault(diff_id, self._forms(diff_id, first))
         for diff_id in reversed(wanted):
             self.board.say("Preparing", diff_id.short)
         pushed = await together(
-            self._layer(diff_id, candidates, slots) for diff_id, candidates in reversed(wanted.items())
+            self._layer(diff_id, forms, slots) for diff_id, forms in reversed(wanted.items())
         )
         by_layer = dict(zip(reversed(wanted), pushed, strict=True))
-        layers = tuple(by_layer[diff_id] for diff_id in self.image.layers)
+        layers = tuple(by_layer[diff_id] for diff_id in self.layers)
         config = await self._config(known)
         tracepoint.reach("push.config-pushed")
         if known is not None and tuple(layer.digest for layer in known.layers) == tuple(
@@ -76,37 +76,38 @@ class ImagePush:
 
     def _tell_of_another(self, known: Manifest | None, converted: bool) -> None:
         """The manifest is not the one that the image came with, or not of the kind that one expects."""
-        tag = self.target.tag or self.target.familiar_name()
+        told = self.target.tag or self.target.familiar_name()
+        if self.platform:
+            told += f", {self.platform}"
         if converted:
-            self.board.say(f"{tag}: an OCI manifest, since Docker's schema 2 has no zstd layers")
+            self.board.say(f"{told}: an OCI manifest, since Docker's schema 2 has no zstd layers")
         if known is not None:
             self.board.say(
-                f"{tag}: the layers' compression differs: another digest than {Digest.of(known.content).short}, "
-                f"the same image ID {self.image.id.short}"
+                f"{told}: the layers' compression differs: another digest than {Digest.of(known.content).short}, "
+                f"the same image ID {self.image_id.short}"
             )
 
     def _manifest(self) -> Manifest | None:
         """The manifest that the image came with, if it fits the image."""
-        found = self.rooms.images.manifest_of(self.image.id)
+        found = self.rooms.images.manifest_of(self.image_id)
         if found is None:
             return None
         try:
             known = manifests.parse(self.rooms.blobs.read(found[0]), found[1])
         except Fault:
             return None  # damaged or of another kind: a new one will do
-        if not isinstance(known, Manifest) or known.config.digest != self.image.id:
+        if not isinstance(known, Manifest) or known.config.digest != self.image_id:
             return None
-        return known if len(known.layers) == len(self.image.layers) else None
+        return known if len(known.layers) == len(self.layers) else None
 
-    def _candidates(self, diff_id: Digest, first: list[Descriptor]) -> list[Descriptor]:
-        """The forms of the layer worth trying, the manifest's own first, then those whose bytes are here."""
+    def _forms(self, diff_id: Digest, first: list[Descriptor]) -> list[Descriptor]:
+        """The known forms of the layer, the manifest's own first, then those whose bytes are here."""
         blobs = self.rooms.blobs
         others = [
             Descriptor(form.media_type, form.digest, form.size)
             for form in blobs.of_layer(diff_id)
             if all(form.digest != known.digest for known in first)
         ]
-        others = [form for form in others if self._will_do(form)]
         wanted = self.how.suffix
         others.sort(
             key=lambda form: (
@@ -122,10 +123,9 @@ class ImagePush:
             return False
         return not self.how.strict or manifests.compression_of(form.media_type) == self.how.suffix
 
-    async def _layer(
-        self, diff_id: Digest, candidates: list[Descriptor], slots: asyncio.Semaphore
-    ) -> Descriptor:
+    async def _layer(self, diff_id: Digest, forms: list[Descriptor], slots: asyncio.Semaphore) -> Descriptor:
         shown = diff_id.short
+        candidates = [form for form in forms if self._will_do(form)]
         if slots.locked():
             self.board.say("Waiting", shown)
         async with slots:
@@ -136,7 +136,7 @@ class ImagePush:
             for candidate in candidates:
                 if await self._give(candidate, shown):
                     return candidate
-            made = await self._compress(diff_id)
+            made = await self._compress(diff_id, forms)
             if await self.repository.has_blob(made.digest, made.size):
                 self.board.say("Layer already exists", shown)
             elif not await self._give(made, shown):
@@ -204,18 +204,28 @@ class ImagePush:
             if name.startswith(prefix) and name != self.target.repository
         ][:4]
 
-    async def _compress(self, diff_id: Digest) -> Descriptor:
-        """The layer compressed, stored so that the next push sends the same bytes without making them again."""
-        rooms = self.rooms
+    async def _compress(self, diff_id: Digest, forms: list[Descriptor]) -> Descriptor:
+        """The layer compressed, stored so that the next push sends the same bytes without making them again.
+
+        forms: one of them will do to make it of when the layer itself is not here (another system's).
+        """
+        rooms, staged = self.rooms, self.rooms.blobs.stage_path()
+        here = [form.digest for form in forms if rooms.blobs.has(form.digest)]
+        is_here = rooms.layers.has(diff_id)
+        if not is_here and not here:
+            what = f"blob {forms[0].digest}" if forms else f"layer {diff_id}"
+            raise absent_fault([what + (f" of {self.platform}" if self.platform else "")])
         if self.how.is_slow:
             self.board.say("Compressing", diff_id.short)
-        staged = rooms.blobs.stage_path()
-        digest, size = await rooms.layers.compress(diff_id, staged, self.how)
+        if is_here:
+            digest, size = await rooms.layers.compress(diff_id, staged, self.how)
+        else:
+            digest, size = await rooms.layers.recompress(rooms.blobs.path(here[0]), diff_id, staged, self.how)
         try:
             media_type = manifests.layer_type(self.how.suffix, oci=self.how.format == ZSTD)
             self.lease.add("blob", digest)
-            rooms.blobs.relate(diff_id, digest, media_type, size)
             await rooms.blobs.publish(staged, digest, size, media_type)
+            rooms.blobs.relate(diff_id, digest, media_type, size)
         except BaseException:
             staged.unlink(missing_ok=True)
             raise
@@ -224,7 +234,7 @@ class ImagePush:
 
     async def _config(self, known: Manifest | None) -> Descriptor:
         """The config, at the registry."""
-        image_id, blobs = self.image.id, self.rooms.blobs
+        image_id, blobs = self.image_id, self.rooms.blobs
         media_type = known.config.media_type if known is not None else manifests.DOCKER_CONFIG
         descriptor = Descriptor(media_type, image_id, blobs.size(image_id))
         if not await self.repository.has_blob(descriptor.digest, descriptor.size):

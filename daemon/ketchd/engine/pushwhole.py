@@ -35,42 +35,56 @@ class Parts:
 def gather(blobs: BlobStore, document: Document) -> Parts:
     """Everything that the document refers to, followed through. Raises EngineFailure (damaged), InvalidInput."""
     parts = Parts()
-    _gather(blobs, document.digest, document.media_type, "", parts)
+    add(blobs, document.digest, document.media_type, "", parts)
     return parts
 
 
-def _gather(blobs: BlobStore, digest: Digest, media_type: str, platform: str, parts: Parts) -> None:
+def add(blobs: BlobStore, digest: Digest, media_type: str, about: str, parts: Parts) -> None:
+    """Gather one more. about: to say in the lines of what is absent, ` of PLATFORM`. Raises as `gather` does."""
     if any(known[0] == digest for known in parts.manifests):
         return
     if not blobs.has(digest):
-        parts.absent.append(f"manifest {digest}{platform}")
+        parts.absent.append(f"manifest {digest}{about}")
         return
     content = blobs.read(digest)
     found = manifests.parse(content, media_type)
     if isinstance(found, Index):
         for entry in found.entries:
-            about = "" if entry.platform is None else f" of {entry.platform}"
-            _gather(blobs, entry.digest, entry.media_type, about, parts)
-        _leaves(blobs, found.others, platform, parts)
+            add(blobs, entry.digest, entry.media_type, about_entry(entry), parts)
+        add_leaves(blobs, found.others, about, parts)
     else:
-        _leaves(blobs, (found.config, *found.layers), platform, parts)
+        add_leaves(blobs, (found.config, *found.layers), about, parts)
     parts.manifests.append((digest, found.media_type, content))
 
 
-def _leaves(blobs: BlobStore, found: tuple[Descriptor, ...], platform: str, parts: Parts) -> None:
+def about_entry(entry: Descriptor) -> str:
+    """Which entry of an index, in a line of what is absent."""
+    return "" if entry.platform is None else f" of {entry.platform}"
+
+
+def add_leaves(blobs: BlobStore, found: tuple[Descriptor, ...], about: str, parts: Parts) -> None:
+    """Gather what is no manifest."""
     for leaf in found:
         if leaf.digest not in parts.blobs and not blobs.has(leaf.digest):
-            parts.absent.append(f"blob {leaf.digest}{platform}")
+            parts.absent.append(f"blob {leaf.digest}{about}")
         parts.blobs[leaf.digest] = leaf
 
 
 async def send_parts(
     repository: Repository, parts: Parts, limit: int, give: GiveBlob, board: ProgressBoard
 ) -> None:
-    """Have the registry hold everything but the document itself. give: hands over one blob, False when it is not here.
+    """Have the registry hold everything but the document itself, the last of the manifests. give: hands over one blob, False
+    when it is not here.
 
     Raises NotFound with what is neither here nor there; Refused, Unreachable.
     """
+    await send_blobs(repository, parts, limit, give)
+    for part in parts.manifests[:-1]:
+        await publish_told(repository, part[0], part, board)
+
+
+async def send_blobs(repository: Repository, parts: Parts, limit: int, give: GiveBlob) -> None:
+    """Have the registry hold every blob of the parts. Raises as `send_parts` does."""
     slots = asyncio.Semaphore(limit)
 
     async def one(leaf: Descriptor) -> None:
@@ -82,8 +96,6 @@ async def send_parts(
         if line.startswith("manifest "):
             raise absent_fault(parts.absent)
     await together(one(leaf) for leaf in parts.blobs.values())
-    for part in parts.manifests[:-1]:
-        await publish_told(repository, part[0], part, board)
 
 
 async def publish_told(
