@@ -131,6 +131,31 @@ async def test_a_second_push_sends_nothing(
     assert target.manifests["copy"]["1"] == first and target.asked("POST", "/uploads/") == []
 
 
+@pytest.mark.parametrize("how", [ZSTD, FORCED], ids=["format", "forced"])
+async def test_a_layer_of_two_images_is_made_and_sent_once(
+    engine: Engine, hostile: HostileRegistry, target: HostileRegistry, how: Compression
+) -> None:
+    """Though the images go at the same time."""
+    shared, entries = tar_of({"shared": noise(300_000)}), []
+    for architecture in ("amd64", "arm64", "riscv64"):
+        image = hostile.put_image(
+            "multi", architecture, [shared, tar_of({"own": architecture.encode()})], architecture=architecture
+        )
+        entries.append(
+            {
+                "mediaType": DOCKER_MANIFEST, "digest": image.digest, "size": len(image.manifest),
+                "platform": {"os": "linux", "architecture": architecture},
+            }
+        )  # fmt: skip
+    put_document(hostile, "multi", "1", {"mediaType": DOCKER_INDEX, "manifests": entries})
+    name = await copy_of(engine, f"{hostile.host}/multi:1", f"{target.host}/copy:1")
+    await push_whole(engine, name, everything=True, compression=how)
+    said = engine.statuses(Digest.of(shared).short)
+    assert (said.count("Pushed"), said.count("Layer already exists")) == (1, 1)  # of the others in a row, one
+    assert said.count("Compressing") == (how is FORCED)
+    assert len(target.asked("POST", "/uploads/")) == len(target.blobs["copy"]) == 1 + 3 + 3
+
+
 async def test_an_index_in_the_asked_form_goes_byte_for_byte(
     engine: Engine, hostile: HostileRegistry, target: HostileRegistry
 ) -> None:

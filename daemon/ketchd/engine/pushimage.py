@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ketch_wire.faults import EngineFailure, Fault
 from ketchd import tracepoint
@@ -29,7 +30,8 @@ class ImagePush:
     """One image on its way: `run` makes the registry have every blob, and says with which manifest.
 
     layers: diff IDs, base first. how: which forms of its layers will do, and how those are made that do not exist.
-    came_with: the manifest that counts as the image's own, None for the one stored last. platform: to tell it by in an index.
+    Of one in an index: came_with, the manifest that counts as its own, not the one stored last; platform, to tell it by; and what
+    all of them share (`dataclasses.replace` hands it on): slots for transfers, turns at a layer, and what was made.
     """
 
     rooms: Rooms
@@ -42,19 +44,21 @@ class ImagePush:
     how: Compression
     came_with: Manifest | None = None
     platform: str = ""
+    slots: asyncio.Semaphore | None = None
+    turns: defaultdict[Digest, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))
+    made: dict[Digest, Descriptor] = field(default_factory=dict)
 
     async def run(self) -> Manifest:
         """The manifest, everything of which is at the registry then. Raises Refused, Unreachable, EngineFailure."""
         known = self.came_with or self._manifest()
-        slots = asyncio.Semaphore(self.rooms.registry.settings.uploads)
+        slots = self.slots or asyncio.Semaphore(self.rooms.registry.settings.uploads)
         wanted: dict[Digest, list[Descriptor]] = {}
         for position, diff_id in enumerate(self.layers):
-            first = list(known.layers[position : position + 1]) if known else []
-            wanted.setdefault(diff_id, self._forms(diff_id, first))
+            wanted.setdefault(diff_id, list(known.layers[position : position + 1]) if known else [])
         for diff_id in reversed(wanted):
             self.board.say("Preparing", diff_id.short)
         pushed = await together(
-            self._layer(diff_id, forms, slots) for diff_id, forms in reversed(wanted.items())
+            self._layer(diff_id, first, slots) for diff_id, first in reversed(wanted.items())
         )
         by_layer = dict(zip(reversed(wanted), pushed, strict=True))
         layers = tuple(by_layer[diff_id] for diff_id in self.layers)
@@ -123,12 +127,14 @@ class ImagePush:
             return False
         return not self.how.strict or manifests.compression_of(form.media_type) == self.how.suffix
 
-    async def _layer(self, diff_id: Digest, forms: list[Descriptor], slots: asyncio.Semaphore) -> Descriptor:
+    async def _layer(self, diff_id: Digest, first: list[Descriptor], slots: asyncio.Semaphore) -> Descriptor:
         shown = diff_id.short
-        candidates = [form for form in forms if self._will_do(form)]
-        if slots.locked():
+        turn = self.turns[diff_id]  # another image of the index may have the same layer
+        if slots.locked() or turn.locked():
             self.board.say("Waiting", shown)
-        async with slots:
+        async with turn, slots:
+            forms = self._forms(diff_id, first)
+            candidates = [form for form in forms if self._will_do(form)]
             for candidate in candidates:
                 if await self.repository.has_blob(candidate.digest, candidate.size):
                     self.board.say("Layer already exists", shown)
@@ -136,7 +142,7 @@ class ImagePush:
             for candidate in candidates:
                 if await self._give(candidate, shown):
                     return candidate
-            made = await self._compress(diff_id, forms)
+            made = self.made[diff_id] = self.made.get(diff_id) or await self._compress(diff_id, forms)
             if await self.repository.has_blob(made.digest, made.size):
                 self.board.say("Layer already exists", shown)
             elif not await self._give(made, shown):

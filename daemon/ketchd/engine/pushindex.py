@@ -5,6 +5,7 @@ What is no image (attestations, artifacts, strangers) goes as it came.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field, replace
 
 from ketch_wire.faults import InvalidInput
@@ -26,6 +27,7 @@ from ketchd.model.digest import Digest
 from ketchd.model.imageconfig import ImageConfig
 from ketchd.model.manifest import Descriptor, Index, Manifest
 from ketchd.model.replacing import with_replaced
+from ketchd.registry.together import together
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,20 +141,15 @@ async def send_index(pushing: ImagePush, found: Plan, tag: str) -> Sent:
     if not found.is_known:
         raise absent_fault(found.absent)
     _lease(pushing, found)
-    await send_blobs(repository, found.rest, pushing.rooms.registry.settings.uploads, pushing.blob)
+    limit = pushing.rooms.registry.settings.uploads
+    await send_blobs(repository, found.rest, limit, pushing.blob)
     for part in found.rest.manifests:
         await publish_told(repository, part[0], part, board)
     inner = [part[0] for part in found.rest.manifests]
-    changed: list[tuple[Member, Manifest]] = []
+    changed = []
     changes: dict[Digest, Descriptor] = {}
-    for member in found.images:
-        one = replace(
-            pushing, image_id=member.manifest.config.digest, layers=member.layers, came_with=member.manifest,
-            platform=member.platform,
-        )  # fmt: skip
-        made = await one.run()
+    for member, made in zip(found.images, await _send_images(pushing, found.images, limit), strict=True):
         digest = Digest.of(made.content)
-        await publish_told(repository, digest, (digest, made.media_type, made.content), board)
         inner.append(digest)
         if digest != member.digest:
             changed.append((member, made))
@@ -171,6 +168,25 @@ async def send_index(pushing: ImagePush, found: Plan, tag: str) -> Sent:
         await publish_told(repository, name, (digest, index.media_type, content), board)
         inner.append(digest)
     return Sent(inner.pop(), content, changed, new, inner)
+
+
+async def _send_images(pushing: ImagePush, images: list[Member], limit: int) -> list[Manifest]:
+    """Each image's manifest at the registry, which is there. limit: layers on their way at once, of all of them, and images."""
+    slots, places = asyncio.Semaphore(limit), asyncio.Semaphore(limit)
+
+    async def send(member: Member) -> Manifest:
+        one = replace(
+            pushing, image_id=member.manifest.config.digest, layers=member.layers, came_with=member.manifest,
+            platform=member.platform, slots=slots,
+        )  # fmt: skip
+        async with places:
+            made = await one.run()
+            digest = Digest.of(made.content)
+            part = (digest, made.media_type, made.content)
+            await publish_told(pushing.repository, digest, part, pushing.board)
+        return made
+
+    return await together(send(member) for member in images)
 
 
 def _lease(pushing: ImagePush, found: Plan) -> None:
