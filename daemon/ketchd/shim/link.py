@@ -92,6 +92,8 @@ class Link:
             self._lost()
             return
         for message in messages:
+            if self._channel.fileno() < 0:
+                return  # it broke while we answered: what it had asked for besides is nobody's wish now, and its files are closed
             if message.get("op") == "fds":
                 continue  # they lie ready for the message that counts them
             count = int(message.get("fds", 0))

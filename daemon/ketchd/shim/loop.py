@@ -34,11 +34,13 @@ class Loop:
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._timers: list[Timer] = []
+        self._new: set[int] = set()  # watched since the kernel was last asked
         self._running = True
 
     def watch(self, fd: int, events: int, handler: Callable[[int], None]) -> None:
         """Call `handler(events)` when `fd` is ready. Hang-ups are told even with events 0."""
         self._handlers[fd] = handler
+        self._new.add(fd)
         self._epoll.register(fd, events)
 
     def change(self, fd: int, events: int) -> None:
@@ -67,8 +69,11 @@ class Loop:
     def run(self) -> None:
         """Handle what happens until `stop`."""
         while self._running:
+            self._new.clear()
             for fd, events in self._epoll.poll(self._next(), _BATCH):
-                handler = self._handlers.get(fd)
+                # What happened to a number that has been closed and given out again since belongs to another: a hang-up of the old
+                # one would end the new one. If something happened to the new one, the kernel says so the next time.
+                handler = self._handlers.get(fd) if fd not in self._new else None
                 if handler is not None:
                     handler(events)
             if self._timers:
