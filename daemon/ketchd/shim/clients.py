@@ -44,7 +44,7 @@ class Client:
         self._moved = 0
         self._reading = True
         self._parked = False
-        self._ended = self._input_over = self._closing = False
+        self._ended = self._input_over = self._output_over = self._closing = False
         self.on_input: Callable[[bytes], None] = lambda data: None
         self.on_eof: Callable[[], None] = lambda: None
         self.on_room: Callable[[], None] = lambda: None
@@ -63,7 +63,7 @@ class Client:
 
     def send(self, stream: int, header: bytes, data: bytes) -> None:
         """Output of `stream` (1, 2). header: the frame's, used when the client wants frames."""
-        if self._ended or not self.wants[stream]:
+        if self._ended or self._output_over or not self.wants[stream]:
             return
         if self._spill is not None:
             self._put(header if self._framed else b"")
@@ -77,7 +77,7 @@ class Client:
         except BlockingIOError:
             sent = 0
         except OSError:
-            self._end(False)
+            self._lose_output()
             return
         whole = len(data) + (len(header) if self._framed else 0)
         if sent < whole:
@@ -156,11 +156,30 @@ class Client:
         elif events & GONE:
             self._peer_gone()
 
+    def _lose_output(self) -> None:
+        """The peer takes no more. What it has given before lies in the socket, and is still for the process."""
+        if not self.gives or self._input_over or self._closing:
+            self._end(False)
+            return
+        self._output_over = True
+        self._drop_output()
+        self._update()
+        self.on_room()
+
+    def _drop_output(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._spill is not None:
+            self._spill.close()
+            self._spill = None
+        self._pending = memoryview(b"")
+
     def _peer_gone(self) -> None:
         """The peer has hung up; input of its may lie in the socket."""
-        if not self.gives or self._input_over:
-            self._end(False)
-        elif self._reading:
+        self._lose_output()
+        if self._ended:
+            return
+        if self._reading:
             self._take()  # the process has begun to read again since this was seen
         else:
             self._parked = True
@@ -187,8 +206,11 @@ class Client:
                     self._timer.cancel()
         except BlockingIOError:
             return
+        except ConnectionError:
+            self._lose_output()
+            return
         except OSError:
-            self._end(False)
+            self._end(False)  # the file cannot be read
             return
         if self._closing:
             self._end(False)
@@ -206,6 +228,9 @@ class Client:
             return
         if not data:
             self._input_over = True
+            if self._output_over:
+                self._end(False)
+                return
             self._update()
             self.on_eof()
             return
@@ -236,8 +261,4 @@ class Client:
     def _release(self) -> None:
         self._loop.forget(self._fd)
         self._channel.close()
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._spill is not None:
-            self._spill.close()
-        self._pending = memoryview(b"")
+        self._drop_output()

@@ -184,30 +184,119 @@ def test_the_end_comes_without_a_reset_though_input_was_never_read(bench: Bench)
     assert client.recv(100) == b""
 
 
-def test_a_client_that_leaves_while_the_process_begins_to_read_again_loses_no_input(bench: Bench) -> None:
-    """Both are seen in one look at the kernel: the room in the pipe first, the hang-up, known without the input, second."""
-    source, sink = os.pipe()
-    streams = Streams(bench.loop, terminal=False, stdin_once=True, log=None, spill_directory=-1)
-    streams.connect_pipes(sink, {})
-    client, theirs = socket.socketpair()
-    streams.attach(theirs.detach(), SPEC | {"stdin": True})
-    data, arrived = os.urandom(160_000), bytearray()
-    client.sendall(data)
-    passes = iter(range(10))
-    bench.run_until(lambda: next(passes) == 9)  # the pipe is full, and the rest waits in the socket
+class Reader:
+    """A process that reads its input when it likes, beside a bench: `streams` give it what `client` sends; it writes into
+    `writer`."""
 
-    arrived += os.read(source, 65536)
-    client.close()
-    os.set_blocking(source, False)
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._source, sink = os.pipe()
+        output, self.writer = os.pipe()
+        os.set_blocking(self._source, False)
+        self.streams = Streams(bench.loop, terminal=False, stdin_once=True, log=None, spill_directory=-1)
+        self.streams.connect_pipes(sink, {output: 1})
+        self.client, theirs = socket.socketpair()
+        self.streams.attach(theirs.detach(), SPEC | {"stdin": True})
+        self.arrived = bytearray()
 
-    def all_read() -> bool:
+    def stop_reading(self) -> bytes:
+        """What the client has sent; half of it fills the pipe, and the rest waits in the socket."""
+        data = os.urandom(160_000)
+        self.client.sendall(data)
+        passes = iter(range(10))
+        self._bench.run_until(lambda: next(passes) == 9)
+        return data
+
+    def read(self) -> bool:
+        """Take what is there; whether the end has come."""
         try:
-            while piece := os.read(source, 65536):
-                arrived.extend(piece)
+            while piece := os.read(self._source, 65536):
+                self.arrived.extend(piece)
         except BlockingIOError:
             return False
         return True
 
-    bench.run_until(all_read)
-    os.close(source)
-    assert bytes(arrived) == data
+    def write_until_it_waits(self) -> None:
+        """The client takes nothing: some of the output waits in a file."""
+        os.set_blocking(self.writer, False)
+
+        def write() -> bool:
+            try:
+                os.write(self.writer, bytes(65536))
+            except BlockingIOError:
+                pass
+            return self.streams._clients[0]._spill is not None
+
+        self._bench.run_until(write)
+        os.set_blocking(self.writer, True)
+
+    def close(self) -> None:
+        """The process ends."""
+        os.close(self._source)
+        os.close(self.writer)
+        self.client.close()
+        self._bench.run_until(lambda: not self.streams.has_output)
+        self.streams.finish()
+        self._bench.run_until(lambda: not self.streams.has_clients)
+
+
+@pytest.fixture
+def reader(bench: Bench) -> Iterator[Reader]:
+    """Ended afterwards, with its clients."""
+    made = Reader(bench)
+    yield made
+    made.close()
+
+
+def test_a_client_that_leaves_while_the_process_begins_to_read_again_loses_no_input(
+    bench: Bench, reader: Reader
+) -> None:
+    """Both are seen in one look at the kernel: the room in the pipe first, the hang-up, known without the input, second."""
+    data = reader.stop_reading()
+    reader.read()
+    reader.client.close()
+
+    bench.run_until(reader.read)
+    assert bytes(reader.arrived) == data
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["none waits", "some waits"])
+def test_output_that_nobody_takes_loses_no_input(bench: Bench, reader: Reader, waits: bool) -> None:
+    """A process that answers while it reads, to a client that has sent everything and is gone. waits: output is held for it."""
+    data = reader.stop_reading()
+    if waits:
+        reader.write_until_it_waits()
+    else:
+        os.write(reader.writer, b"an answer")
+    reader.client.close()
+
+    bench.run_until(reader.read)
+    assert bytes(reader.arrived) == data
+
+
+def test_a_client_that_only_writes_loses_no_input(bench: Bench, reader: Reader) -> None:
+    """It has shut its reading side; what the process says goes nowhere, what the client types arrives."""
+    reader.client.shutdown(socket.SHUT_RD)
+    os.write(reader.writer, b"nobody reads this")
+    passes = iter(range(10))
+    bench.run_until(lambda: next(passes) == 9)
+    reader.client.sendall(b"typed later")
+    reader.client.shutdown(socket.SHUT_WR)
+
+    bench.run_until(reader.read)
+    assert bytes(reader.arrived) == b"typed later"
+
+
+def test_a_client_that_left_its_input_unread_and_its_output_untaken_ends_with_the_process(
+    bench: Bench, reader: Reader
+) -> None:
+    """Nothing of it is waited for: the shim could not end."""
+    reader.stop_reading()
+    reader.write_until_it_waits()
+    reader.client.close()
+    passes = iter(range(10))
+    bench.run_until(lambda: next(passes) == 9)
+    assert reader.streams.has_clients
+
+    reader.streams.finish()
+    assert not reader.streams.has_clients
