@@ -144,10 +144,8 @@ class Contained:
 
     def _give_up(self) -> None:
         """Whoever holds the output still is not waited for; a client that has not taken it yet is (and for its own time only)."""
-        if self.streams.is_held_up:
+        if not self.streams.give_up_output():
             self._timer = self._loop.later(DRAIN_SECONDS, self._give_up)
-        else:
-            self.streams.give_up_output()
 
     def _drained(self) -> None:
         if self._timer is not None:

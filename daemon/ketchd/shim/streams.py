@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ketchd.shim.logs import Log
 
 _CHUNK = 65536
+_PIPE_CHUNKS = 16  # pipe(7): what a pipe holds at most, unless root has raised /proc/sys/fs/pipe-max-size
 _NAMES = {1: b"stdout", 2: b"stderr"}
 _FRAME = struct.Struct(">B3xI")
 
@@ -115,19 +116,20 @@ class Streams:
         if events & (READ | GONE):
             self._read(self._sink)
 
-    def _read(self, fd: int) -> None:
+    def _read(self, fd: int) -> bool:
+        """Hand on what `fd` has, a piece of it; False when there is nothing more now."""
         stream = self._outputs.get(fd)
         if stream is None or self._held_up:
-            return
+            return False
         try:
             data = os.read(fd, _CHUNK)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             data = b""  # EIO: nobody holds the terminal's other side any more
         if not data:
             self._output_ended(fd)
-            return
+            return False
         if self._clients:
             header = _FRAME.pack(stream, len(data))
             for client in list(self._clients):
@@ -136,6 +138,7 @@ class Streams:
             self._log.write(_NAMES[stream], data)
         if self._clients and any(client.holds_up for client in self._clients):
             self._hold_up(True)
+        return True
 
     def _hold_up(self, held: bool) -> None:
         if held == self._held_up:
@@ -164,10 +167,20 @@ class Streams:
         if not self._outputs:
             self.on_drained()
 
-    def give_up_output(self) -> None:
-        """The process is gone and something else still holds its output: wait no longer."""
+    def give_up_output(self) -> bool:
+        """The process is gone and something else still holds its output: take what lies there, and wait for no more.
+
+        False: a client has to be waited for first.
+        """
         for fd in list(self._outputs):
-            self._output_ended(fd)
+            for _ in range(_PIPE_CHUNKS):
+                if not self._read(fd):
+                    break
+            if self._held_up:
+                return False
+            if fd in self._outputs:
+                self._output_ended(fd)
+        return True
 
     def finish(self) -> None:
         """Everything was read: clients get what they have not taken yet, then their end."""
@@ -181,6 +194,7 @@ class Streams:
         clients, self._clients = self._clients, []
         for client in clients:
             client.abandon()
+        self._room()
 
     # input
 

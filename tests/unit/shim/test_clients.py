@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -300,3 +301,15 @@ def test_a_client_that_left_its_input_unread_and_its_output_untaken_ends_with_th
 
     reader.streams.finish()
     assert not reader.streams.has_clients
+
+
+def test_what_lies_in_a_pipe_is_taken_before_its_output_is_given_up(bench: Bench) -> None:
+    """Somebody else holds it still: what was written reaches the client, who is waited for as long as it takes something."""
+    client = bench.attach()
+    size = fcntl.fcntl(bench.writer, fcntl.F_SETPIPE_SZ, 1 << 20)
+    data = os.urandom(size)
+    assert os.write(bench.writer, data) == size
+
+    assert not bench.streams.give_up_output()
+    assert receive_all(bench, client, size) == data
+    assert bench.streams.give_up_output() and bench.drained
