@@ -86,7 +86,8 @@ class Client:
             self._update()
 
     def _put(self, data: bytes | memoryview) -> None:
-        assert self._spill is not None
+        if self._spill is None:
+            return  # it has been cut off over the first part
         try:
             self._spill.put(data)
         except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -313,3 +314,22 @@ def test_what_lies_in_a_pipe_is_taken_before_its_output_is_given_up(bench: Bench
     assert not bench.streams.give_up_output()
     assert receive_all(bench, client, size) == data
     assert bench.streams.give_up_output() and bench.drained
+
+
+def test_a_full_disk_cuts_off_who_needs_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the beginning of a frame: its head finds no room. The process goes on."""
+
+    class Full(spilling.Spill):
+        """A file that takes what waited, and no more."""
+
+        def put(self, data: bytes | bytearray | memoryview) -> None:
+            if self.size:
+                raise OSError(errno.ENOSPC, "no space left on device")
+            super().put(data)
+
+    monkeypatch.setattr(clients, "Spill", Full)
+    bench.attach(multiplexed=True)
+
+    bench.write_all(os.urandom(4 << 20))
+
+    bench.run_until(lambda: not bench.streams.has_clients)
