@@ -70,7 +70,7 @@ class Execs:
     ) -> None:
         """Begin one beside the process that the pidfd `container` names; the answer to `sequence` follows.
 
-        fd: the client's socket, ours from now on, or -1. Raises LaunchError.
+        fd: the client's socket, ours from now on, or -1. Raises LaunchError, OSError (no descriptors).
         """
         exec_id, process = wire["id"], process_plan(wire["process"])
         streams = Streams(
@@ -88,7 +88,7 @@ class Execs:
                 stdout=bool(wants.get("stdout")), stderr=bool(wants.get("stderr")),
                 cgroup=version_two_cgroup(self._cgroups), owner=self._owner,
             )  # fmt: skip
-        except LaunchError:
+        except (LaunchError, OSError):
             if fd >= 0:
                 streams.attach(fd, wants)
                 streams.abandon()

@@ -1,13 +1,19 @@
-"""The shim's loop and its link to ketchd: descriptors whose numbers are given out again, requests of a ketchd that is gone."""
+"""The shim's loop, its link to ketchd and what comes over it: who owns a descriptor, and what is for one who is gone."""
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
-from typing import Any
+from typing import Any, NoReturn
+
+import pytest
 
 from ketch_wire.frames import pack
+from ketch_wire.launch import ProcessPlan
+from ketch_wire.shim import ExecPlan
+from ketchd.shim import execs
 from ketchd.shim.link import Link
 from ketchd.shim.loop import GONE, READ, WRITE, Loop
 
@@ -75,4 +81,26 @@ def test_a_ketchd_that_is_gone_wants_nothing_more() -> None:
     assert asked == [{"op": "resize", "seq": 1}] and closed == [link]
     assert kept.recv(1) == b""
     kept.close()
+    loop.close()
+
+
+def test_an_exec_that_gets_no_descriptors_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's socket is let go of, so that it ends when ketchd has answered."""
+    loop = Loop()
+    given, client = socket.socketpair()
+
+    def spawn(*_: object, **__: object) -> NoReturn:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(execs, "spawn", spawn)
+    stream = {
+        "stdin": True, "stdout": True, "stderr": True, "multiplexed": False, "detach_keys": b"", "initial": b"",
+    }  # fmt: skip
+    running = execs.Execs(loop, (), -1, lambda _: True)
+    with pytest.raises(OSError, match="too many open files"):
+        running.start(-1, ExecPlan("e", ProcessPlan(("true",), ())).to_wire(), stream, given.detach(), 1)
+
+    client.settimeout(10)
+    assert client.recv(1) == b"" and running.are_over
+    client.close()
     loop.close()
