@@ -48,10 +48,14 @@ def spawn(
 
     A stream that is not wanted is the container's /dev/null. Raises LaunchError.
     """
-    ours, theirs = _pair()
     child_ends, sink, outputs = _pipes(
         stdin and not terminal, stdout and not terminal, stderr and not terminal
     )
+    try:
+        ours, theirs = _pair()
+    except OSError:
+        _close(*child_ends, sink, *outputs)
+        raise
     try:
         if owner is not None:
             for fd in child_ends:
@@ -59,8 +63,7 @@ def spawn(
                     os.fchown(fd, *owner)
         pid = _fork(cgroup, flags)
     except OSError as error:
-        for fd in (*filter(lambda fd: fd >= 0, (*child_ends, sink)), *outputs):
-            os.close(fd)
+        _close(*child_ends, sink, *outputs)
         ours.close()
         theirs.close()
         raise LaunchError(_why_no_fork(error)) from error
@@ -71,9 +74,7 @@ def spawn(
         finally:
             os._exit(1)
     theirs.close()
-    for fd in child_ends:
-        if fd >= 0:
-            os.close(fd)
+    _close(*child_ends)
     return Spawned(pid, ours, sink, outputs)
 
 
@@ -83,16 +84,28 @@ def _pair() -> tuple[_socket.socket, _socket.socket]:
 
 
 def _pipes(stdin: bool, stdout: bool, stderr: bool) -> tuple[Stdio, int, dict[int, int]]:
-    sink = source = -1
-    if stdin:
-        source, sink = os.pipe2(os.O_CLOEXEC)
+    """(the child's ends, our end of its input or -1, our ends of its output). Raises OSError; then there is none."""
+    sink = -1
     outputs: dict[int, int] = {}
-    ends = [source, -1, -1]
-    for number, wanted in ((1, stdout), (2, stderr)):
-        if wanted:
-            reader, ends[number] = os.pipe2(os.O_CLOEXEC)
-            outputs[reader] = number
+    ends = [-1, -1, -1]
+    try:
+        if stdin:
+            ends[0], sink = os.pipe2(os.O_CLOEXEC)
+        for number, wanted in ((1, stdout), (2, stderr)):
+            if wanted:
+                reader, ends[number] = os.pipe2(os.O_CLOEXEC)
+                outputs[reader] = number
+    except OSError:
+        _close(*ends, sink, *outputs)
+        raise
     return (ends[0], ends[1], ends[2]), sink, outputs
+
+
+def _close(*fds: int) -> None:
+    """Those that are open: -1 is none."""
+    for fd in fds:
+        if fd >= 0:
+            os.close(fd)
 
 
 def _fork(cgroup: str, flags: int) -> int:
