@@ -235,6 +235,10 @@ class Client:
             self._update()
             self.on_eof()
             return
+        self.give(data)
+
+    def give(self, data: bytes) -> None:
+        """Take `data` as if it had come from the socket: what a client has sent with its request."""
         if not self.gives:
             return
         data, detached = self._keys.feed(data)

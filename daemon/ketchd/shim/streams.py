@@ -95,8 +95,8 @@ class Streams:
             client.on_input = self._type
             client.on_eof = self.close_input
         self._clients.append(client)
-        if client.gives and client.initial:
-            self._type(client.initial)
+        if client.initial:
+            client.give(client.initial)
         if self._input:
             client.pause_input(True)
         if self._finished:

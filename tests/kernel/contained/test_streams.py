@@ -243,6 +243,24 @@ async def test_detach_keys_leave_the_container_alone(box: Contained) -> None:
     await box.end(link)
 
 
+async def test_detach_keys_that_come_with_the_request_count(box: Contained) -> None:
+    """Typed ahead: what a client sends before it has its answer."""
+    plan = box.plan("cat", open_stdin=True)
+    link = await box.start(plan)
+    client, stream = attached(
+        stdin=True, multiplexed=False, detach_keys=b"\x10\x11", initial=b"before\n\x10\x11after\n"
+    )
+    await link.attach(stream)
+
+    await read_all(client)
+    await until(lambda: box.logged(plan) == "before\n")
+
+    assert box.detached == [(plan.id, "")]
+    await link.signal(signal.SIGKILL)
+    await box.end(link)
+    client.close()
+
+
 async def test_output_that_somebody_else_holds_is_not_waited_for_without_end(box: Contained) -> None:
     """In the host's pid namespace a child may live on, with our pipe in its hand, outside of every cgroup of ours."""
     plan = box.plan(
