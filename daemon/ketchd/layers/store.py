@@ -25,6 +25,7 @@ from ketchd.layers.endings import to_the_end
 from ketchd.layers.erofs import HEAD
 from ketchd.layers.ingestion import Ingestion, IngestResult, LayerMismatch
 from ketchd.layers.placing import place, remove_staged
+from ketchd.layers.remade import RemadeTars
 from ketchd.layers.trash import Trash
 from ketchd.layers.workers import WorkerPool
 from ketchd.model.compression import Compression
@@ -41,7 +42,6 @@ __all__ = [
     "wire_mounts",
 ]
 FILE, DIRECTORY = "erofs", "directory"
-_REMADE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class LayerStore:
         self._stage.mkdir(exist_ok=True, mode=0o710)
         self._chains = Chains(root / "init", self._stage, workers, self._trash)
         self._locks: weakref.WeakValueDictionary[Digest, asyncio.Lock] = weakref.WeakValueDictionary()
-        self._remade: dict[Digest, tuple[Path, asyncio.TimerHandle]] = {}
+        self._remade = RemadeTars(self._stage, workers)
 
     # -- asking
 
@@ -284,27 +284,8 @@ class LayerStore:
         if record.kind != DIRECTORY:
             return self.path(diff_id), HEAD, record.tar_size
         async with self._lock(diff_id):
-            if diff_id in self._remade:
-                path, timer = self._remade[diff_id]
-                timer.cancel()
-            else:
-                path = self._stage / uuid.uuid4().hex
-                try:
-                    await self._workers.run(
-                        "ketchd.layers.directories:remake",
-                        {"layer": str(self.path(diff_id)), "into": str(path), "diff_id": str(diff_id)},
-                    )
-                except BaseException:
-                    await asyncio.to_thread(remove_staged, str(path))
-                    raise
-            timer = asyncio.get_running_loop().call_later(_REMADE_SECONDS, self._drop_remade, diff_id)
-            self._remade[diff_id] = (path, timer)
+            path = await self._remade.get(diff_id, self.path(diff_id))
         return path, 0, record.tar_size
-
-    def _drop_remade(self, diff_id: Digest) -> None:
-        path, timer = self._remade.pop(diff_id)
-        timer.cancel()
-        path.unlink(missing_ok=True)
 
     async def compress(self, diff_id: Digest, into: Path, how: Compression) -> tuple[Digest, int]:
         """The layer compressed at the free path `into`, the same bytes for the same layer always: (digest, size).
@@ -368,14 +349,12 @@ class LayerStore:
         held = heldlayers.names(str(self.path(diff_id)) for diff_id in diff_ids)
         try:
             for diff_id in diff_ids:
-                if diff_id in self._remade:
-                    self._drop_remade(diff_id)
+                self._remade.drop(diff_id)
                 self._chains.forget(diff_id)
                 self._trash.take(self.path(diff_id))
         finally:
-            self._let_go(
-                held
-            )  # not before they are gone: a container that starts this moment would find them, and hold them again
+            # not before they are gone: a container that starts this moment would find them, and hold them again
+            self._let_go(held)
         tracepoint.reach("layer.removed")
 
     async def remove(self, diff_id: Digest) -> None:
@@ -388,8 +367,7 @@ class LayerStore:
 
     async def close(self) -> None:
         """Remove what was only made for the moment."""
-        for diff_id in list(self._remade):
-            self._drop_remade(diff_id)
+        self._remade.drop_all()
 
     def _lock(self, diff_id: Digest) -> asyncio.Lock:
         lock = self._locks.get(diff_id)
