@@ -34,7 +34,7 @@ async def networks(path: Path | None = None, **given: Any) -> AsyncIterator[Netw
     """Started networks over a catalogue, ended afterwards."""
     with tempfile.TemporaryDirectory() as directory:
         catalogue = Catalogue(path or Path(directory) / "catalogue.sqlite")
-        made = Networks(catalogue, bridge=BRIDGE, log=LOG, **given)
+        made = Networks(catalogue, **{"bridge": BRIDGE, "log": LOG, **given})
         try:
             await made.start()
             await made.restore([])
@@ -246,6 +246,29 @@ async def one_a_bridge() -> None:
             await beside.close()
             catalogue.close()
             assert first.instance in output("nft", "list", "tables")
+    assert left() == [], left()
+
+
+async def without_a_default_bridge() -> None:
+    """Any number of ketchd has no default bridge: each keeps its own networks and ports, also when the other starts and ends."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "first.sqlite"
+        async with networks(path, bridge="none") as first:
+            assert first.ids().keys() == {"host", "none"}
+            made, _ = await first.create({"Name": "shop"})
+            web = await contain(first, "web", ("127.0.0.1", "8080", 80), network="shop", names=["web"])
+            await web.guest.ask("serve", port=80, name="web")
+            async with networks(bridge="none") as second:
+                other, _ = await second.create({"Name": "shop"})
+                links = output("ip", "-br", "link")
+                assert made.link in links and other.link in links and made.subnet != other.subnet
+                assert get("127.0.0.1", 8080).startswith("web")
+            assert get("127.0.0.1", 8080).startswith("web")
+            assert await asked(web, "web") == ("NOERROR", [web.lease.address])
+            await first.release("web")
+            name = first.instance
+        async with networks(path, bridge="none") as again:
+            assert again.instance == name and again.find("shop").link in output("ip", "-br", "link")
     assert left() == [], left()
 
 

@@ -20,7 +20,7 @@ pytestmark = [
 @pytest.mark.parametrize(
     "scenario",
     [
-        "connects", "publishes", "publishes_udp", "reapplies", "restores", "one_a_bridge",
+        "connects", "publishes", "publishes_udp", "reapplies", "restores", "one_a_bridge", "without_a_default_bridge",
         "lets_nobody_through_loopback", "through_a_drop_policy", "through_a_later_drop_policy", "names", "internal_stays_inside", "several_networks",
         "neighbours_do_not_reach_loopback", "networks_come_back", "forgets_connections", "heals_the_bridge",
         "keeps_its_address_while_in_use",

@@ -1,4 +1,4 @@
-"""One ketchd a default bridge: two would take each other's links for strays.
+"""One ketchd a default bridge: two would take each other's links for strays. Without a default bridge it has a name of its own.
 
 The lock is one byte of one file that only root may open, LOCK_FILE: which byte, the network namespace and the bridge's name say.
 So nobody without rights can keep ketchd from starting (a socket's abstract name could be taken by any user, and by a container on
@@ -18,7 +18,16 @@ from pathlib import Path
 from ketch_wire.faults import EngineFailure
 
 LOCK_FILE = Path("/run/ketch-bridges.lock")
+NO_BRIDGE = "none"
 _FLOCK = struct.Struct("@hhqqi4x")  # l_type, l_whence, l_start, l_len, l_pid
+
+
+def name_of(bridge: str, catalogue_id: str) -> str:
+    """What an instance is called in its rules and the aliases of its bridges: as its default bridge.
+
+    Without one, which any number of ketchd on a host may be, after something random that its catalogue keeps.
+    """
+    return f"{NO_BRIDGE}-{catalogue_id[:9]}" if bridge == NO_BRIDGE else bridge
 
 
 class Instance:

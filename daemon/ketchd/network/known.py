@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections.abc import Iterator
 
 from ketch_wire.faults import InvalidInput, NotFound
 from ketchd.catalogue.database import Catalogue
-from ketchd.network.definition import Network
+from ketchd.network.definition import DRIVERS, Network
 
 
 class KnownNetworks:
@@ -29,6 +31,14 @@ class KnownNetworks:
     def named(self, name: str) -> Network | None:
         """By its exact name."""
         return next((one for one in self._by_id.values() if one.name == name), None)
+
+    def predefined(self, name: str) -> Network:
+        """`bridge`, `host` or `none`; with a new id, which it keeps, in a catalogue that had none."""
+        found = self.named(name)
+        if found is None:
+            found = Network(secrets.token_hex(32), name, DRIVERS[name], time.time_ns())
+            self.save(found)
+        return found
 
     def find(self, reference: str) -> Network:
         """By full id, exact name, or unique id prefix. Raises NotFound, InvalidInput. Source: Engine API, NetworkInspect."""

@@ -17,9 +17,9 @@ from ketchd import tracepoint
 from ketchd.catalogue.database import Catalogue
 from ketchd.network import bridges, conntrack, foreign, hostfiles, rules, wishes
 from ketchd.network.addresses import mac_of
-from ketchd.network.definition import BRIDGE, DRIVERS, PREDEFINED, Network, configured
+from ketchd.network.definition import BRIDGE, NONE, PREDEFINED, Network, configured
 from ketchd.network.firewall import Firewall
-from ketchd.network.instance import Instance
+from ketchd.network.instance import NO_BRIDGE, Instance, name_of
 from ketchd.network.known import KnownNetworks
 from ketchd.network.leases import EndpointLease, LeaseBook, inside
 from ketchd.network.leftovers import Leftovers
@@ -61,13 +61,14 @@ class Networks:
         """bridge: name of the default network's bridge, `none` for no default network. bip: its address, CIDR; None for a
         subnet that nothing on this host uses. default_ip: where ports are published that name no address. Raises InvalidInput.
         """
-        self.instance = rules.check_bridge_name(bridge)
+        self._known = KnownNetworks(catalogue)
+        self._has_default = bridge != NO_BRIDGE
+        self.instance = name_of(rules.check_bridge_name(bridge), self._known.predefined(NONE).id)
         self._bip = bip
         self._default_ip = default_ip
         self._ip_forward = ip_forward
         self._settings: dict[str, Any] = {"mtu": mtu, "masquerade": masquerade, "icc": icc}
         self._log = log
-        self._known = KnownNetworks(catalogue)
         self._book = LeaseBook(catalogue)
         self._firewall = Firewall(self.instance, log)
         self._thread = ThreadPoolExecutor(1, "network")
@@ -109,12 +110,10 @@ class Networks:
 
     def _predefine(self) -> None:
         for name in PREDEFINED:
-            known = self._known.named(name)
-            if name == BRIDGE and self.instance == "none":
-                if known is not None:
-                    self._known.hide(known.id)
+            known = self._known.predefined(name)
+            if name == BRIDGE and not self._has_default:
+                self._known.hide(known.id)
                 continue
-            known = known or Network(secrets.token_hex(32), name, DRIVERS[name], time.time_ns())
             if name == BRIDGE:
                 known, kept = configured(
                     known,
