@@ -198,8 +198,11 @@ async def restores() -> None:
         await killed.restore([])
         web = await contain(killed, "web", ("127.0.0.1", "8080", 80))
         lost = await contain(killed, "lost")
+        await killed.create({"Name": "back", "IPAM": {"Config": [{"Subnet": "10.77.0.0/24"}]}})
+        killed.reserve("web", network="back", address="10.77.0.9")  # it was about to be connected
         await web.guest.ask("serve", port=80, name="web")
         await killed._watch.close()  # as the kernel does at a kill -9
+        await killed._naming.close()
         killed._instance.close()
         catalogue.close()
         catalogue = Catalogue(path)
@@ -212,6 +215,7 @@ async def restores() -> None:
         assert get("127.0.0.1", 8080).startswith("web")
         links = output("ip", "-br", "link")
         assert web.lease.link in links and lost.lease.link not in links, links
+        assert again.reserve("web", network="back", address="10.77.0.9").address == "10.77.0.9"
         third = await contain(again, "third")
         assert third.lease.address not in (web.lease.address, lost.lease.address)
         await again.close()

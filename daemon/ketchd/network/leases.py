@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any
@@ -151,11 +151,22 @@ class LeaseBook:
         with self._catalogue.transaction() as connection:
             connection.execute("DELETE FROM addresses WHERE network_id = ?", (network_id,))
 
-    def keep_only(self, container_ids: set[str]) -> None:
-        """Give back what belongs to anybody else."""
-        owners = {owner for held in self._owners.values() for owner in held.values()}
-        for container_id in owners - container_ids:
-            self.give_back(container_id)
+    def keep_only(self, leases: Iterable[EndpointLease]) -> None:
+        """Give back every address but those of `leases`: also what a container that runs had taken and never got to use."""
+        kept = {(one.network_id, int(IPv4Address(one.address)), one.container_id) for one in leases}
+        gone = [
+            (network_id, number)
+            for network_id, owners in self._owners.items()
+            for number, owner in owners.items()
+            if (network_id, number, owner) not in kept
+        ]
+        with self._catalogue.transaction() as connection:
+            for network_id, number in gone:
+                del self._owners[network_id][number]
+                connection.execute(
+                    "DELETE FROM addresses WHERE network_id = ? AND address = ?",
+                    (network_id, str(IPv4Address(number))),
+                )
 
     def users(self, network_id: str) -> set[str]:
         """Containers that have an address on the network."""

@@ -151,7 +151,7 @@ class Networks:
             ]
             self._leases[one["container_id"]] = {lease.network_id: lease for lease in leases}
             self._publishing.hold_again(leases[0], one["published"])
-        self._book.keep_only(set(self._leases))
+        self._book.keep_only(self._every_lease())
         self._naming.changed()
         names = {lease.link for lease in self._every_lease()}
         try:
