@@ -534,6 +534,26 @@ async def forgets_connections() -> None:
         await rooms.release("second")
 
 
+async def leads_no_port_to_another() -> None:
+    """What a container published before it left its last network does not lead to who gets its address next."""
+    async with networks() as rooms:
+        await rooms.create({"Name": "shop", "IPAM": {"Config": [{"Subnet": "10.77.0.0/24"}]}})
+        first = await contain(rooms, "first", ("127.0.0.1", "8080", 80), network="shop")
+        await rooms.disconnect(first.lease)
+        second = await contain(rooms, "second", network="shop", address=first.lease.address)
+        await second.guest.ask("serve", port=80, name="second")
+        assert get(second.lease.address, 80).startswith("second")
+        assert get("127.0.0.1", 8080, timeout=0.5).startswith("error")
+        again = rooms.reserve("first", network="shop")
+        await rooms.connect(again, first.guest.pid)
+        await rooms.publish(again, first.records)
+        await first.guest.configure(rooms.netlink_messages(again))
+        await first.guest.ask("serve", port=80, name="first")
+        assert get("127.0.0.1", 8080).startswith("first")
+        await rooms.release("first")
+        await rooms.release("second")
+
+
 async def heals_the_bridge() -> None:
     """A bridge that somebody deleted is made again, with its address, by the next container."""
     async with networks() as rooms:

@@ -333,14 +333,15 @@ class Networks:
 
     async def publish(self, lease: EndpointLease, records: Sequence[Mapping[str, Any]]) -> None:
         """Lead the reserved ports to the container, to this endpoint from now on. Raises EngineFailure."""
-        before = self._publishing.stop_leading(lease.container_id)
-        if before:
-            await self._run(self._firewall.remove, before)
+        await self._unpublish(self._publishing.stop_leading(lease.container_id))
         if not await self._run(self._firewall.add, self._publishing.lead(lease, records)):
             await self.apply_rules()
 
     async def disconnect(self, lease: EndpointLease) -> None:
-        """Take one endpoint of a running container away. Its published ports lead nowhere until they are published anew."""
+        """Take one endpoint of a running container away. Ports that led to it lead nowhere until they are published anew: the
+        address may be another container's next."""
+        if self._publishing.leads_to(lease):
+            await self._unpublish(self._publishing.stop_leading(lease.container_id))
         held = self._leases.get(lease.container_id, {})
         held.pop(lease.network_id, None)
         self._book.give_back(lease.container_id, lease.network_id)
@@ -358,15 +359,19 @@ class Networks:
         if leases:
             self._naming.changed()
             self._leftovers.expect_gone([lease.link for lease in leases.values()])
-        if forwards:
-            if not await self._run(self._firewall.remove, forwards):
-                with contextlib.suppress(EngineFailure):
-                    await self.apply_rules()
-            if datagrams := {one.address for one in forwards if one.proto == "udp"}:
-                self._forgetting.submit(conntrack.forget_quietly, datagrams)
+        await self._unpublish(forwards)
+
+    async def _unpublish(self, forwards: Sequence[rules.Forward]) -> None:
+        if not forwards:
+            return
+        if not await self._run(self._firewall.remove, forwards):
+            with contextlib.suppress(EngineFailure):
+                await self.apply_rules()
+        if datagrams := {one.address for one in forwards if one.proto == "udp"}:
+            self._forgetting.submit(conntrack.forget_quietly, datagrams)
 
     def lead_by(self, container_id: str, network_id: str) -> list[EndpointLease]:
-        """The container's default route goes by that network from now on; its leases as they are then."""
+        """The container's default route goes by that network from now on, unless it is internal; its leases as they are then."""
         held = self._leases.get(container_id, {})
         for key, lease in held.items():
             held[key] = replace(lease, default_route=key == network_id and not lease.internal)

@@ -59,6 +59,10 @@ class Publishing:
         self._forwards[lease.container_id] = found
         return found
 
+    def leads_to(self, lease: EndpointLease) -> bool:
+        """Whether the container's ports lead to this endpoint of it."""
+        return any(one.address == lease.address for one in self._forwards.get(lease.container_id, ()))
+
     def stop_leading(self, container_id: str) -> list[Forward]:
         """The ports stay held and lead nowhere; the elements to take out of the rules."""
         return self._forwards.pop(container_id, [])
