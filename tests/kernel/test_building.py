@@ -231,6 +231,18 @@ async def test_copy_from_a_stage_keeps_owners_and_hits_by_content(yard: Yard) ->
     assert await yard.content(first, "y") == b"a file"
 
 
+async def test_a_linked_copy_asks_its_own_base_for_names(yard: Yard) -> None:
+    """Numbers come from the cache on any base, a name only where it is explained by the same files."""
+    await yard.base_image("other", BASE | {"etc/passwd": PASSWD.replace("77:88", "78:88")})
+    owners = []
+    for chown in ("web", "7:8"):
+        for base in ("busybox", "other"):
+            image_id, said = await yard.build(f"FROM {base}\nCOPY --link --chown={chown} a.txt /n\n", CONTEXT)
+            owners.append(((await yard.layer(image_id))["n"].uid, "Using cache" in said))
+
+    assert owners == [(77, False), (78, False), (7, False), (7, True)]
+
+
 async def test_cache_says_why(yard: Yard) -> None:
     """Said once, at the step where it begins, with the input that differs; a first build has nothing to say."""
     text = "FROM busybox\nARG V=1\nCOPY a.txt dir /d/\nRUN touch /x $V\nENV E=1\nRUN touch /y\n"

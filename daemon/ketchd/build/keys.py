@@ -61,12 +61,17 @@ def inputs(node: Node, chain: str, layers: Sequence[str], platform: str) -> Inpu
         case CopyOp():
             del common["text"]
             return {
-                **common, "kind": op.keyword.lower(), "root": "" if op.link else layers_name(layers),
+                **common, "kind": op.keyword.lower(), "root": "" if _stands_alone(op) else layers_name(layers),
                 "sources": list(op.sources), "urls": list(op.urls), "destination": op.destination, "chown": op.chown,
                 "chmod": op.chmod, "exclude": list(op.exclude), "link": op.link, "unpack": [op.unpack, op.unpack_urls],
                 "heredocs": digest([list(item) for item in op.files]), "foreign": op.from_node is not None or bool(op.from_image),
             }  # fmt: skip
     return None
+
+
+def _stands_alone(op: CopyOp) -> bool:
+    """Whether what lies below changes nothing: `--link`, and no name that `/etc/passwd` or `/etc/group` there would explain."""
+    return op.link and all(part.isdigit() for part in op.chown.split(":") if part)
 
 
 def _mount(mount: MountOp) -> list[Any]:
