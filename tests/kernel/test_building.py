@@ -343,6 +343,20 @@ async def test_cancelled_builds_leave_nothing(yard: Yard) -> None:
     assert yard.runner.cancelled == 1 and yard.images.count() == 1 and yard.leftovers() == []
 
 
+async def test_an_image_that_is_copied_from_may_be_removed_meanwhile(yard: Yard) -> None:
+    """The build has its layers from the beginning."""
+    other = await yard.base_image("other", {"only-here": "of another image"})
+    text = "FROM busybox\nRUN wait\nCOPY --from=other /only-here /y\n"
+    building = asyncio.create_task(yard.build(text))
+    await yard.runner.waiting.wait()
+    yard.images.remove(other)
+    await yard.rooms.garbage.sweep()
+    yard.runner.go_on.set()
+    image_id, _ = await building
+
+    assert await yard.content(image_id, "y") == b"of another image"
+
+
 async def test_a_client_that_is_gone_ends_its_build(yard: Yard) -> None:
     """Sending fails: the running step is cancelled, the connection's fault is raised."""
 

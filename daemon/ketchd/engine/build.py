@@ -240,16 +240,15 @@ class Builder:
         while wanted := stages.survey(dockerfile, target, found)[1]:
             try:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [(one, group.create_task(self._base(request, one, send))) for one in wanted]
+                    tasks = [(one, group.create_task(self._base(request, one, lease, send))) for one in wanted]
             except BaseExceptionGroup as errors:
                 raise _first(errors) from None
             for one, task in tasks:
-                image_id, base = task.result()
-                lease.add("image", image_id)
-                found[one.name, one.platform] = base
+                found[one.name, one.platform] = task.result()
         return found
 
-    async def _base(self, request: BuildRequest, wanted: Wanted, send: Send) -> tuple[Digest, Base]:
+    async def _base(self, request: BuildRequest, wanted: Wanted, lease: Lease, send: Send) -> Base:
+        """The image, pulled where needed; its layers are kept from now on, even when somebody removes it."""
         images = self._rooms.images
         platform_text = wanted.platform or request.options.platform
         host = Platform.host(os.uname().machine)
@@ -270,7 +269,10 @@ class Builder:
                 raise wanted.place.located(fault) from fault
         record = images.get(image_id)
         config = record.config
-        return image_id, Base(
+        lease.add("image", image_id)
+        for layer in record.layers:
+            lease.add("layer", layer)
+        return Base(
             image_id=str(image_id),
             layers=tuple(str(layer) for layer in record.layers),
             config=config.raw.get("config") or {},
