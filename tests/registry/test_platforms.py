@@ -162,6 +162,24 @@ async def test_a_pull_keeps_the_index(engine: Engine, hostile: HostileRegistry) 
     assert garbage(engine) == []
 
 
+async def test_a_pull_of_everything_that_fails_leaves_no_image(
+    engine: Engine, hostile: HostileRegistry
+) -> None:
+    """What has arrived of the other platforms is for the next pull."""
+    image = hostile.put_image("half", "own", [tar_of({"a": b"1"})])
+    entries = [
+        {"mediaType": DOCKER_MANIFEST, "digest": digest, "size": len(image.manifest), "platform": {"os": "linux", "architecture": name}}
+        for digest, name in ((image.digest, "amd64"), (digest_of(b"nowhere"), "arm64"))
+    ]  # fmt: skip
+    put_document(hostile, "half", "1", {"mediaType": OCI_INDEX, "manifests": entries})
+
+    with pytest.raises(NotFound):
+        await pull_whole(engine, f"{hostile.host}/half:1")
+
+    assert engine.rooms.images.all() == []
+    assert engine.rooms.catalogue.query("SELECT 1 FROM layers")
+
+
 async def test_platforms_of_one_name_stand_side_by_side(engine: Engine, hostile: HostileRegistry) -> None:
     """The later pull takes the name, the earlier image stays and is found by its platform; the list has one row."""
     put_index(hostile, "1", "linux/amd64", "linux/arm64/v8")

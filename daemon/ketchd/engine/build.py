@@ -240,7 +240,9 @@ class Builder:
         while wanted := stages.survey(dockerfile, target, found)[1]:
             try:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [(one, group.create_task(self._base(request, one, lease, send))) for one in wanted]
+                    tasks = [
+                        (one, group.create_task(self._base(request, one, lease, send))) for one in wanted
+                    ]
             except BaseExceptionGroup as errors:
                 raise _first(errors) from None
             for one, task in tasks:

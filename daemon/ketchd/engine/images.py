@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ketch_wire.faults import Conflict, Fault, InvalidInput
@@ -64,15 +64,23 @@ def tag_image(rooms: Rooms, name: str, target: Reference) -> None:
     announce(rooms, image_id, "tag", target.familiar())
 
 
-async def delete_image(rooms: Rooms, name: str, *, force: bool = False, prune_parents: bool = True) -> Report:
+async def delete_image(
+    rooms: Rooms,
+    name: str,
+    *,
+    force: bool = False,
+    prune_parents: bool = True,
+    still: Callable[[Digest], bool] = lambda image_id: True,
+) -> Report:
     """Take the name away and, when it was the last, the image with its nameless parents.
 
-    With an index' last name go its images of other platforms, unless a container or another name needs them.
+    With an index' last name go its images of other platforms, unless a container or another name needs them. still: asked when
+    nothing can come between any more, whether what the name means then is to go; else it stays.
     Raises NotFound, InvalidInput, Conflict in dockerd's words. Cancelled: what is reported as gone is gone, the rest stays.
     """
     report: Report = []
     try:
-        await _delete(rooms, name, report, force=force, prune_parents=prune_parents)
+        await _delete(rooms, name, report, still, force=force, prune_parents=prune_parents)
     finally:
         await _release(rooms, report)
     await rooms.trash.settle()
@@ -83,7 +91,7 @@ async def _release(rooms: Rooms, report: Report) -> None:
     """Take away what only documents without a name have needed."""
     released = rooms.documents.release()
     for image_id in released.images:
-        if rooms.images.has(image_id):
+        if rooms.images.has(image_id) and not _is_leased(rooms, image_id):
             await _remove(rooms, image_id, report, force=False, prune_parents=True, quiet=True)
     if released.blobs:
         await rooms.garbage.sweep([("blob", digest.text) for digest in released.blobs])
@@ -122,9 +130,19 @@ async def _holding(rooms: Rooms, find: Callable[[], Digest | None]) -> AsyncIter
                 return
 
 
-async def _delete(rooms: Rooms, name: str, report: Report, *, force: bool, prune_parents: bool) -> None:
+async def _delete(
+    rooms: Rooms,
+    name: str,
+    report: Report,
+    still: Callable[[Digest], bool],
+    *,
+    force: bool,
+    prune_parents: bool,
+) -> None:
     async with _holding(rooms, lambda: rooms.images.resolve(name)) as image_id:
         assert image_id is not None
+        if not still(image_id):
+            return
         told: Report = []
         with rooms.catalogue.transaction(durable=True):
             removed = _take(rooms, image_id, name, told, force=force)
@@ -301,6 +319,30 @@ def _content(rooms: Rooms, record: ImageRecord) -> list[Node]:
     ]
 
 
+def forget_unnamed(rooms: Rooms, made: Collection[Digest]) -> None:
+    """Forget those images of a journey that ended early to which nobody has come; what they consist of is garbage then.
+
+    Call it when the journey's own lease is over.
+    """
+    members = rooms.documents.members() if made else set()
+    for image_id in made:
+        if (
+            rooms.images.has(image_id)
+            and image_id not in members
+            and not _is_leased(rooms, image_id)
+            and not rooms.images.get(image_id).references
+            and not rooms.images.children(image_id)
+            and not rooms.supervisor.users_of_image(image_id.text)
+        ):
+            rooms.images.remove(image_id)
+    if made:
+        rooms.documents.release()  # an artifact's
+
+
+def _is_leased(rooms: Rooms, image_id: Digest) -> bool:
+    return ("image", image_id.text) in rooms.leases.held()
+
+
 async def prune_images(rooms: Rooms, filters: Filters) -> tuple[Report, int]:
     """Remove the images that no container uses and nothing names (`dangling=false`: named ones too): (report, bytes won back).
 
@@ -315,16 +357,17 @@ async def prune_images(rooms: Rooms, filters: Filters) -> tuple[Report, int]:
     until = parse_timestamp(untils[0], time.time_ns()) if untils else None
     before = _stored_bytes(rooms)
     report: Report = []
-    members = rooms.documents.members()
     for record in rooms.images.all():
-        if not record.references and record.id in members:
-            continue  # another platform of a name
-        if not _prunable(rooms, record, filters, until, dangling_only):
+
+        def still(image_id: Digest, wanted: Digest = record.id) -> bool:
+            return image_id == wanted and _prunable(rooms, image_id, filters, until, dangling_only)
+
+        if not still(record.id):
             continue
         names = [reference.canonical() for reference in record.references] or [record.id.hex]
         for name in names:
             try:
-                report += await delete_image(rooms, name)
+                report += await delete_image(rooms, name, still=still)
             except Fault:
                 continue
     since = time.time_ns() - GARBAGE_AGE_NS
@@ -339,13 +382,19 @@ async def prune_images(rooms: Rooms, filters: Filters) -> tuple[Report, int]:
 
 
 def _prunable(
-    rooms: Rooms, record: ImageRecord, filters: Filters, until: int | None, dangling_only: bool
+    rooms: Rooms, image_id: Digest, filters: Filters, until: int | None, dangling_only: bool
 ) -> bool:
-    if not rooms.images.has(record.id) or rooms.supervisor.users_of_image(record.id.text):
-        return False  # gone with a child meanwhile, or in use
+    """As it is now: it may have gone with a child, or come to a name or a user."""
+    if not rooms.images.has(image_id) or rooms.supervisor.users_of_image(image_id.text):
+        return False
+    if _is_leased(rooms, image_id):
+        return False  # a pull, load or build is about to name it, or stands on it
+    record = rooms.images.get(image_id)
     if dangling_only and record.tags:
         return False
-    if not record.references and rooms.images.children(record.id):
+    if not record.references and (
+        rooms.images.children(image_id) or image_id in rooms.documents.members()  # another platform of a name
+    ):
         return False
     if until is not None and (record.created_ns is None or record.created_ns > until):
         return False

@@ -20,7 +20,7 @@ from ketchd.content.archives import Contents, Piece, copy_piece, look_through
 from ketchd.content.documents import Document, Kind
 from ketchd.content.marking import Node
 from ketchd.engine.bodies import staged_plain
-from ketchd.engine.images import announce
+from ketchd.engine.images import announce, forget_unnamed
 from ketchd.engine.loadlayout import blob_name, blob_of, is_for_layouts, read_layout
 from ketchd.engine.platforms import host_platform
 from ketchd.engine.rooms import Rooms
@@ -70,6 +70,7 @@ async def load(
                 else:
                     raise InvalidInput("invalid archive: it has neither manifest.json nor index.json")
         except BaseException:
+            forget_unnamed(rooms, loader.images)
             await asyncio.shield(asyncio.ensure_future(rooms.garbage.sweep(loader.made)))
             raise
 
@@ -86,6 +87,7 @@ class _Loader:
         self._is_whole = False
         self.keep: Callable[[Any, object], None] = lambda kind, key: None
         self.made: list[Node] = []
+        self.images: list[Digest] = []  # that were not here before
 
     async def docker_archive(self) -> None:
         """Every entry of manifest.json."""
@@ -136,7 +138,10 @@ class _Loader:
             await self._take_blob(part)
         document = await self._document(manifest.content, manifest.media_type, "artifact", parts)
         if listed:
+            self.keep("image", document.digest)
             self._rooms.documents.keep(document)
+            if not self._rooms.images.has(document.digest):
+                self.images.append(document.digest)
             kind = manifests.artifact_type(manifest) or manifest.config.media_type
             size = len(manifest.content) + sum(part.size for part in parts)
             self._rooms.images.register_artifact(document.digest, kind, size)
@@ -197,8 +202,10 @@ class _Loader:
         """One image whole but for its names: layers, record."""
         rooms = self._rooms
         self.keep("blob", Digest.of(config))
+        self.keep("image", Digest.of(config))  # nothing names it before everything is there
         if manifest is not None:
             self.keep("blob", Digest.of(manifest.content))
+            self.made += [("blob", Digest.of(manifest.content).text)]
         self.made += [("layer", layer.diff_id.text) for layer in layers]
         self.made += [("blob", Digest.of(config).text)]
         unique = {layer.diff_id: (position, layer) for position, layer in enumerate(layers)}
@@ -216,6 +223,8 @@ class _Loader:
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from failed
         tracepoint.reach("load.layers-made")
+        if not rooms.images.has(Digest.of(config)):
+            self.images.append(Digest.of(config))
         image_id = await rooms.images.register(
             config,
             manifest=None if manifest is None else manifest.content,

@@ -13,6 +13,7 @@ from ketch_wire.faults import Forbidden, InvalidInput, NotFound
 from ketchd import tracepoint
 from ketchd.content.documents import Document
 from ketchd.engine.conversation import conversation
+from ketchd.engine.images import forget_unnamed
 from ketchd.engine.platforms import DEPTH, host_platform, offers, platform_of
 from ketchd.engine.progress import ProgressBoard, Send
 from ketchd.engine.pullcontent import Fetching, explained
@@ -135,28 +136,48 @@ async def _pull_one(
             return known, _name(
                 rooms, reference, known, digest, board, [] if document is None else [document]
             )
-    async with rooms.leases.hold() as lease:
-        fetching = Fetching(rooms, repository, reference, board, lease)
-        found = await _find(fetching, digest, wanted, board)
-        if manifests.artifact_type(found.manifest) is not None:
-            documents = [await fetching.artifact(found.manifest)]
-            image_id = documents[0].digest
-        else:
-            documents = []
-            image_id = await fetching.image(found.manifest, platform)
-        for index in reversed(found.indexes):
-            documents.append(await fetching.index(index))
-        if everything and found.indexes:
-            documents = [*await fetching.rest(found.indexes[0]), *documents]
-        is_new = _name(rooms, reference, image_id, found.digest, board, documents)
-        if referrers:
-            subjects = [
-                found.digest,
-                Digest.of(found.manifest.content),
-                *_entries(found, documents, everything),
-            ]
-            await fetch_referrers(rooms, fetching, repository, subjects, board)
-        return image_id, is_new
+    made: list[Digest] = []
+    try:
+        async with rooms.leases.hold() as lease:
+            fetching = Fetching(rooms, repository, reference, board, lease)
+            made = fetching.made
+            return await _fetch(rooms, fetching, digest, platform, wanted, everything, referrers)
+    except BaseException:
+        forget_unnamed(rooms, made)
+        raise
+
+
+async def _fetch(
+    rooms: Rooms,
+    fetching: Fetching,
+    digest: Digest | None,
+    platform: Platform | None,
+    wanted: Platform,
+    everything: bool,
+    referrers: bool,
+) -> tuple[Digest, bool]:
+    """All of it, and the name. Images without a name stay when it fails: `forget_unnamed`."""
+    reference, repository, board = fetching.reference, fetching.repository, fetching.board
+    found = await _find(fetching, digest, wanted, board)
+    if manifests.artifact_type(found.manifest) is not None:
+        documents = [await fetching.artifact(found.manifest)]
+        image_id = documents[0].digest
+    else:
+        documents = []
+        image_id = await fetching.image(found.manifest, platform)
+    for index in reversed(found.indexes):
+        documents.append(await fetching.index(index))
+    if everything and found.indexes:
+        documents = [*await fetching.rest(found.indexes[0]), *documents]
+    is_new = _name(rooms, reference, image_id, found.digest, board, documents)
+    if referrers:
+        subjects = [
+            found.digest,
+            Digest.of(found.manifest.content),
+            *_entries(found, documents, everything),
+        ]
+        await fetch_referrers(rooms, fetching, repository, subjects, board)
+    return image_id, is_new
 
 
 def _entries(found: Found, documents: list[Document], everything: bool) -> list[Digest]:

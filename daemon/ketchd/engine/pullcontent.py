@@ -40,11 +40,12 @@ class Fetching:
         self, rooms: Rooms, repository: Repository, reference: Reference, board: ProgressBoard, lease: Lease
     ) -> None:
         self._rooms = rooms
-        self._repository = repository
+        self.repository = repository
         self.reference = reference
-        self._board = board
+        self.board = board
         self._lease = lease
         self._left = _PARTS_LIMIT
+        self.made: list[Digest] = []  # images that were not here before
 
     # -- documents
 
@@ -52,7 +53,7 @@ class Fetching:
         """A manifest by tag or digest; by digest it may be here already. Raises NotFound, InvalidInput, EngineFailure."""
         if isinstance(wanted, Digest) and self._rooms.blobs.has(wanted):
             return Fetched(self._rooms.blobs.read(wanted), "", wanted)
-        return await explained(self.reference, self._repository.manifest(wanted))
+        return await explained(self.reference, self.repository.manifest(wanted))
 
     async def entry(self, entry: Descriptor) -> Manifest | Index:
         """What an index' entry refers to, of the size that the index says. Raises as `document` does."""
@@ -86,7 +87,7 @@ class Fetching:
             elif _is_image(entry, found):
                 await self.image(found, None)
             elif any(part.is_foreign or part.urls for part in found.layers):
-                self._board.say(f"{entry.platform}: its layers are not in the registry: left out")
+                self.board.say(f"{entry.platform}: its layers are not in the registry: left out")
             else:
                 documents.append(await self.artifact(found, listed=False))
         for entry in index.others:
@@ -114,7 +115,10 @@ class Fetching:
             self._rooms.blobs.add_source(part.digest, self.reference.repository)
         if listed:
             # Recorded at once, or the artifact would be there without being known as one.
+            self._lease.add("image", document.digest)
             self._rooms.documents.keep(document)
+            if not self._rooms.images.has(document.digest):
+                self.made.append(document.digest)
             kind = manifests.artifact_type(manifest) or manifest.config.media_type
             size = len(manifest.content) + sum(part.size for part in parts)
             self._rooms.images.register_artifact(document.digest, kind, size)
@@ -132,16 +136,16 @@ class Fetching:
         rooms, shown = self._rooms, part.digest.short
         if rooms.blobs.has(part.digest):
             rooms.blobs.touch(part.digest)
-            self._board.say("Already exists", shown)
+            self.board.say("Already exists", shown)
             return
         if part.size <= _SMALL:
-            content = await explained(self.reference, self._repository.small_blob(part, _SMALL))
+            content = await explained(self.reference, self.repository.small_blob(part, _SMALL))
             await rooms.blobs.put(content, part.media_type)
         else:
             await explained(
-                self.reference, rooms.transfers.blob(self._repository, part, self._reporter(shown))
+                self.reference, rooms.transfers.blob(self.repository, part, self._reporter(shown))
             )
-        self._board.say("Download complete", shown)
+        self.board.say("Download complete", shown)
 
     # -- images
 
@@ -150,10 +154,11 @@ class Fetching:
 
         Raises NotFound, InvalidInput, EngineFailure.
         """
-        rooms, reference, board, lease = self._rooms, self.reference, self._board, self._lease
+        rooms, reference, board, lease = self._rooms, self.reference, self.board, self._lease
         manifests.check_image(manifest)
         for digest in (Digest.of(manifest.content), manifest.config.digest):
             lease.add("blob", digest)
+        lease.add("image", manifest.config.digest)  # nothing names it before everything is there
         content = await self._config(manifest.config)
         config = ImageConfig.parse(content)
         check_config(config, manifest)
@@ -174,6 +179,8 @@ class Fetching:
         tracepoint.reach("pull.layers-published")
         for layer in (manifest.config, *manifest.layers):
             rooms.blobs.add_source(layer.digest, reference.repository)
+        if not rooms.images.has(manifest.config.digest):
+            self.made.append(manifest.config.digest)
         image_id = await rooms.images.register(
             content, manifest=manifest.content, manifest_media_type=manifest.media_type,
             config_media_type=manifest.config.media_type,
@@ -184,12 +191,12 @@ class Fetching:
     async def _config(self, descriptor: Descriptor) -> bytes:
         if self._rooms.blobs.has(descriptor.digest):
             return self._rooms.blobs.read(descriptor.digest)
-        return await explained(self.reference, self._repository.small_blob(descriptor, SIZE_LIMIT))
+        return await explained(self.reference, self.repository.small_blob(descriptor, SIZE_LIMIT))
 
     def _warn_platform(self, config: ImageConfig, platform: Platform) -> None:
         here = Platform.of(config.os, config.architecture, config.variant)
         if here not in platform.accepts():
-            self._board.say(
+            self.board.say(
                 f"WARNING: image with reference {self.reference.familiar()} was found but its platform ({here}) does not match "
                 f"the specified platform ({platform})"
             )
@@ -197,18 +204,18 @@ class Fetching:
     async def _layer(self, layer: Descriptor, diff_id: Digest) -> None:
         shown = layer.digest.short
         found = await explained(
-            self.reference, self._rooms.transfers.layer(self._repository, layer, self._reporter(shown))
+            self.reference, self._rooms.transfers.layer(self.repository, layer, self._reporter(shown))
         )
         if found != diff_id:
             raise EngineFailure("layers from manifest don't match image configuration")
-        self._board.say("Pull complete", shown)
+        self.board.say("Pull complete", shown)
 
     def _reporter(self, shown: str) -> Callable[[str, int, int], None]:
         def report(status: str, current: int, total: int) -> None:
             if status in (DOWNLOADING, EXTRACTING):
-                self._board.move(status, shown, current, total)
+                self.board.move(status, shown, current, total)
             else:
-                self._board.say(status, shown)
+                self.board.say(status, shown)
 
         return report
 

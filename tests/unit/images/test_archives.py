@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from ketch_testing.rooms import image_of, layer_of, tar_of
 from ketch_wire.faults import EngineFailure, Fault, InvalidInput, NotFound
-from ketchd.engine.images import delete_image
+from ketchd.engine.images import delete_image, prune_images
 from ketchd.engine.imports import download, import_image
 from ketchd.engine.load import load
 from ketchd.engine.rooms import Rooms
@@ -219,9 +219,17 @@ async def test_an_oci_layout_keeps_manifest_and_blobs(rooms: Rooms) -> None:
     assert rubbish(rooms) == []
 
 
-async def test_of_several_platforms_the_fitting_one(rooms: Rooms) -> None:
+def of_two_platforms(*, damaged: bool = False) -> bytes:
+    """A layout of an index named x:1. damaged: its second image has another layer than its config says."""
     arm, arm_blobs = oci_image([tar_of({"a": b"arm"})], architecture="arm64")
     amd, amd_blobs = oci_image([tar_of({"a": b"amd"})])
+    if damaged:
+        wrong = config_of([tar_of({"a": b"other"})])
+        amd = amd.replace(
+            json.dumps(described("config.v1+json", amd_blobs[1])).encode(),
+            json.dumps(described("config.v1+json", wrong)).encode(),
+        )
+        amd_blobs = [amd_blobs[0], wrong, amd]
     inner = json.dumps(
         {
             "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
@@ -232,12 +240,35 @@ async def test_of_several_platforms_the_fitting_one(rooms: Rooms) -> None:
         }
     ).encode()  # fmt: skip
     name = {"io.containerd.image.name": "docker.io/library/x:1", "org.opencontainers.image.ref.name": "1"}
-    archive = layout([*arm_blobs, *amd_blobs, inner], [described("index.v1+json", inner, annotations=name)])
+    return layout([*arm_blobs, *amd_blobs, inner], [described("index.v1+json", inner, annotations=name)])
 
+
+async def test_of_several_platforms_the_fitting_one(rooms: Rooms) -> None:
+    archive = of_two_platforms()
     assert await read_in(rooms, archive, platform=Platform("linux", "arm64")) == ["Loaded image: x:1\n"]
     assert rooms.images.get(rooms.images.resolve("x:1")).architecture == "arm64"
     with pytest.raises(NotFound, match="no image for platform linux/s390x"):
         await read_in(rooms, archive, platform=Platform("linux", "s390x"))
+
+
+async def test_of_several_platforms_all_or_none(rooms: Rooms) -> None:
+    with pytest.raises(InvalidInput, match="invalid diffID"):
+        await read_in(rooms, of_two_platforms(damaged=True))
+
+    assert rooms.images.all() == [] and rubbish(rooms) == []
+
+
+async def test_a_prune_takes_no_platform_of_a_load_under_way(rooms: Rooms) -> None:
+    """The first one has no name before the last one is there."""
+    counts = []
+
+    async def send(message: dict[str, Any]) -> None:
+        counts.append(rooms.images.count())
+        await prune_images(rooms, {})
+
+    await load(rooms, pieces(of_two_platforms()), quiet=False, platform=None, send=send)
+
+    assert 1 in counts and rooms.images.count() == 2
 
 
 LAYER = tar_of({"a": b"1"})

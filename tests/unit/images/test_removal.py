@@ -228,6 +228,31 @@ async def test_prune_takes_what_nothing_names_and_nothing_uses(rooms: Rooms) -> 
     assert actions(rooms)[-1] == ("image", "prune")
 
 
+async def test_prune_leaves_what_is_named_meanwhile(rooms: Rooms) -> None:
+    """What a name has come to while it waited, on this image or on one before."""
+    layers = [await layer_of(rooms, {"a": bytes([at])}) for at in range(2)]
+    found = [await image_of(rooms, [layer]) for layer in layers]
+
+    async with rooms.layers.holding(layers):
+        pruning = asyncio.ensure_future(prune_images(rooms, {}))
+        await asyncio.sleep(0)
+        for at, image in enumerate(found):
+            tag_image(rooms, image.text, Reference.parse(f"kept:{at}"))
+    report, _ = await pruning
+
+    assert report == [] and all(rooms.images.get(image).repo_tags for image in found)
+
+
+async def test_prune_leaves_what_a_journey_is_about_to_name(rooms: Rooms) -> None:
+    image = await image_of(rooms, [await layer_of(rooms, {"a": b"1"})])
+    async with rooms.leases.hold() as lease:
+        lease.add("image", image)
+        assert await prune_images(rooms, {}) == ([], 0)
+        rooms.images.tag(Reference.parse("x"), image)
+
+    assert rooms.images.get(image).repo_tags == ["x:latest"]
+
+
 async def test_prune_takes_what_a_failed_journey_left(rooms: Rooms, monkeypatch: pytest.MonkeyPatch) -> None:
     left = await layer_of(rooms, {"a": b"1" * 9000})
 
