@@ -133,6 +133,70 @@ def test_connect_and_disconnect(machine: Machine) -> None:
         docker(machine, "network", "rm", "back")
 
 
+def test_who_leads_outside(machine: Machine) -> None:
+    """Default route and published ports follow the networks of a running container, past internal ones and a kill -9."""
+    port = free_port()
+    for words in (("--internal", "inner"), ("first",), ("second",)):
+        docker(machine, "network", "create", *words)
+    try:
+        docker(
+            machine, "run", "-d", "--name", "web", "--network", "inner", "-p", f"{port}:80", "busybox", *serve("web")
+        )  # fmt: skip
+
+        def leads_by() -> str:
+            networks = inspect(machine, "container", "web")["NetworkSettings"]["Networks"]
+            route = docker(machine, "exec", "web", "ip", "route")
+            table = ("inet", f"ketch-{machine.bridge}")
+            rules = machine.run("nft", "list", "map", *table, "ports_any").stdout
+            name = next((n for n, at in networks.items() if f"default via {at['Gateway']} " in route), "")
+            assert f"{port} : {networks[name or 'inner']['IPAddress']} . 80" in rules
+            return name
+
+        assert leads_by() == ""
+        docker(machine, "network", "connect", "first", "web")
+        assert leads_by() == "first" and answer(port) == "web"
+        docker(machine, "network", "connect", "second", "web")
+        machine.kill()
+        machine.start()
+        assert leads_by() == "first" and answer(port) == "web"
+        docker(machine, "network", "disconnect", "first", "web")
+        assert leads_by() == "second" and answer(port) == "web"
+        machine.kill()
+        machine.start()
+        assert leads_by() == "second" and answer(port) == "web"
+        docker(machine, "network", "connect", "first", "web")
+        assert leads_by() == "second"
+    finally:
+        docker(machine, "rm", "-f", "web", check=False)
+        for name in ("inner", "first", "second"):
+            docker(machine, "network", "rm", name)
+
+
+@pytest.mark.parametrize("point", ["disconnect.recorded", "disconnect.gone"])
+def test_a_killed_disconnect(machine: Machine, point: str) -> None:
+    """Killed while a container leaves a network: it has left it, and reaches the outside by the other one."""
+    port = free_port()
+    docker(machine, "network", "create", "shop")
+    try:
+        docker(machine, "run", "-d", "--name", "web", "-p", f"{port}:80", "busybox", *serve("web"))
+        docker(machine, "network", "connect", "shop", "web")
+        machine.stop()
+        machine.start(tracepoints=f"{point}=kill")
+        docker(machine, "network", "disconnect", "bridge", "web", check=False)
+        assert machine.process is not None
+        machine.process.wait(20)
+        machine.start()
+        networks = inspect(machine, "container", "web")["NetworkSettings"]["Networks"]
+        assert networks.keys() == {"shop"}
+        inside = docker(machine, "exec", "web", "ip", "route")
+        assert f"default via {networks['shop']['Gateway']} " in inside and answer(port) == "web"
+        assert docker(machine, "exec", "web", "ls", "/sys/class/net").split() == ["eth1", "lo"]
+        assert not ports_of(machine.bridge)
+    finally:
+        docker(machine, "rm", "-f", "web", check=False)
+        docker(machine, "network", "rm", "shop")
+
+
 @pytest.mark.parametrize(
     ("network", "container", "force", "status", "words"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,9 +20,9 @@ from ketchd.network.files import (
     render_hosts,
     render_resolv_conf,
 )
-from ketchd.network.leases import EndpointLease, inside, routes
+from ketchd.network.leases import EndpointLease, inside, outward, routes
 
-tracepoint.declare("connect.leased", "connect.connected", "disconnect.gone")
+tracepoint.declare("connect.leased", "connect.connected", "disconnect.recorded", "disconnect.gone")
 
 NETWORK_FILES = ("hosts", "hostname", "resolv.conf")
 _INSIDE = "ketchd.network.inside:configure"
@@ -76,11 +77,6 @@ def _lease(
         names=endpoints.dns_names(record.name, record.id, record.config["Hostname"], one.aliases),
         upstream=rooms.defaults.resolving(record.host_config)[0],
     )
-
-
-def outward(leases: list[EndpointLease]) -> EndpointLease:
-    """The endpoint that published ports lead to: the one of the default route, else the first."""
-    return next((lease for lease in leases if lease.default_route), leases[0])
 
 
 def record_leases(record: ContainerRecord, leases: list[EndpointLease]) -> None:
@@ -175,7 +171,7 @@ async def connect(rooms: Rooms, network: Network, box: Box, sent: Mapping[str, A
             tracepoint.reach("connect.leased")
             await rooms.networks.connect(lease, record.pid)
             await _configure(rooms, record, inside([lease], loopback=False) + routes([*leases, lease]))
-            if record.published and not leases:
+            if record.published and outward([*leases, lease]) is lease:
                 await rooms.networks.publish(lease, record.published)
         except BaseException as error:
             await rooms.networks.disconnect(lease)
@@ -200,22 +196,41 @@ async def disconnect(rooms: Rooms, network: Network, box: Box) -> None:
         if key is None:
             word = "to network" if record.has_process else "to the network"
             raise EngineFailure(f"container {record.id} is not connected {word} {network.name}")
-        del record.networking[key]
-        lease = next((one for one in rooms.networks.leases(record.id) if one.network_id == network.id), None)
+        held = rooms.networks.leases(record.id)
+        lease = next((one for one in held if one.network_id == network.id), None)
         if lease is None:
+            del record.networking[key]
             rooms.supervisor.save(record)
             return
+        left = [one for one in held if one is not lease]
+        if left and lease.default_route:
+            led = rooms.networks.lead_by(record.id, _leading(rooms, record, left))
+            left = [one for one in led if one.network_id != network.id]
+        if left:
+            with contextlib.suppress(Conflict):  # it has just ended: what follows that is under way
+                await _configure(rooms, record, routes(left))
+        del record.networking[key]
+        # Killed from here on: the next ketchd takes a link away that no record has. So the container has its routes already.
+        _settle(rooms, record, left)
+        tracepoint.reach("disconnect.recorded")
         await rooms.networks.disconnect(lease)
         tracepoint.reach("disconnect.gone")
-        left = rooms.networks.leases(record.id)
-        if left and lease.default_route:
-            left = rooms.networks.lead_by(record.id, outward(left).network_id)
-        _settle(rooms, record, left)
-        if left:
-            await _configure(rooms, record, routes(left))
-            if record.published:
-                await rooms.networks.publish(outward(left), record.published)
+        if left and record.published:
+            await rooms.networks.publish(outward(left), record.published)
         announce(rooms, "disconnect", record, lease.to_record())
+
+
+def _leading(rooms: Rooms, record: ContainerRecord, leases: Sequence[EndpointLease]) -> str:
+    """The network of `leases` that the default route goes by, as at a start; empty when none leads outside."""
+    priorities = {
+        network.id: one.priority
+        for one in endpoints.wanted(record.networking)
+        if (network := _found(rooms, one.network)) is not None
+    }
+    lead = endpoints.leading(
+        [(one.network_name, priorities.get(one.network_id, 0), one.internal) for one in leases]
+    )
+    return "" if lead is None else leases[lead].network_id
 
 
 def _settle(rooms: Rooms, record: ContainerRecord, leases: list[EndpointLease]) -> None:
@@ -231,12 +246,16 @@ def _settle(rooms: Rooms, record: ContainerRecord, leases: list[EndpointLease]) 
 def _key(rooms: Rooms, record: ContainerRecord, network: Network) -> str | None:
     """The key under which the record has the network: its name, its id or a part of it."""
     for key in record.networking:
-        try:
-            if rooms.networks.find(key).id == network.id:
-                return key
-        except Fault:
-            continue
+        if (found := _found(rooms, key)) is not None and found.id == network.id:
+            return key
     return None
+
+
+def _found(rooms: Rooms, reference: str) -> Network | None:
+    try:
+        return rooms.networks.find(reference)
+    except Fault:
+        return None
 
 
 async def _configure(rooms: Rooms, record: ContainerRecord, messages: list[bytes]) -> None:

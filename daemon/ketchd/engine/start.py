@@ -26,7 +26,7 @@ from ketchd.containers.supervisor import Box
 from ketchd.engine import announcing, ending, health
 from ketchd.engine import networks as networking
 from ketchd.engine.rooms import Rooms
-from ketchd.network.networks import EndpointLease
+from ketchd.network.leases import EndpointLease, outward
 
 tracepoint.declare("start.leased", "start.launched", "start.connected", "start.running", "start.recorded")
 
@@ -104,9 +104,9 @@ async def _launch(
     networking.record_leases(record, leases)
     bindings = launching.wanted_ports(record)
     if bindings and leases:
-        outward = networking.outward(leases)
+        leading = outward(leases)
         reserved = rooms.networks.reserve_ports(
-            bindings, endpoint_name=record.name, endpoint_id=outward.endpoint_id
+            bindings, endpoint_name=record.name, endpoint_id=leading.endpoint_id
         )
         sockets = [one.socket for one in reserved]
         record.published = [one.to_record() for one in reserved]
@@ -153,7 +153,7 @@ async def _launch(
             for one in leases:
                 await rooms.networks.connect(one, network_pid)
             if record.published:
-                await rooms.networks.publish(networking.outward(leases), record.published)
+                await rooms.networks.publish(outward(leases), record.published)
             tracepoint.reach("start.connected")
             undo.callback(announcing.failed, rooms, record, networking.stored_leases(record))
 

@@ -71,6 +71,11 @@ class EndpointLease:
         return EndpointLease(**values)
 
 
+def outward(leases: Sequence[EndpointLease]) -> EndpointLease:
+    """The endpoint that published ports lead to: the one of the default route, else the first."""
+    return next((lease for lease in leases if lease.default_route), leases[0])
+
+
 def inside(leases: Sequence[EndpointLease], *, loopback: bool = True) -> list[bytes]:
     """rtnetlink messages for the container's own namespace, in order: loopback up, each interface, routes.
 

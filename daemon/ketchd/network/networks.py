@@ -21,7 +21,7 @@ from ketchd.network.definition import BRIDGE, NONE, PREDEFINED, Network, configu
 from ketchd.network.firewall import Firewall
 from ketchd.network.instance import NO_BRIDGE, Instance, name_of
 from ketchd.network.known import KnownNetworks
-from ketchd.network.leases import EndpointLease, LeaseBook, inside
+from ketchd.network.leases import EndpointLease, LeaseBook, inside, outward
 from ketchd.network.leftovers import Leftovers
 from ketchd.network.naming import Naming
 from ketchd.network.publishing import Publishing
@@ -150,7 +150,7 @@ class Networks:
                 EndpointLease.from_record(stored) for stored in (one["endpoint"], *one.get("endpoints", ()))
             ]
             self._leases[one["container_id"]] = {lease.network_id: lease for lease in leases}
-            self._publishing.hold_again(leases[0], one["published"])
+            self._publishing.hold_again(outward(leases), one["published"])
         self._book.keep_only(self._every_lease())
         self._naming.changed()
         names = {lease.link for lease in self._every_lease()}
