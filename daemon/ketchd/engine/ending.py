@@ -26,8 +26,8 @@ async def watch(rooms: Rooms, box: Box, link: ShimLink) -> None:
             await finish(rooms, box, ended)
 
 
-async def finish(rooms: Rooms, box: Box, ended: ExitRecord | None) -> None:
-    """Record the end of the run; None when nobody saw it. The lock is held."""
+async def finish(rooms: Rooms, box: Box, ended: ExitRecord | None, *, restarts: bool = True) -> None:
+    """Record the end of the run; None when nobody saw it. The lock is held. restarts: the policy has its say now."""
     tracepoint.reach("end.seen")
     record = box.record
     box.link = None
@@ -44,16 +44,20 @@ async def finish(rooms: Rooms, box: Box, ended: ExitRecord | None) -> None:
     record.finished_ns = time.time_ns() if ended is None else ended.finished_ns
     record.endpoint, record.endpoints, record.published = None, [], []
     uptime = max(0, record.finished_ns - record.started_ns) / 1e9
-    wait = next_wait(
-        Policy(
-            record.host_config["RestartPolicy"]["Name"],
-            record.host_config["RestartPolicy"]["MaximumRetryCount"],
-        ),
-        exit_code=box.exit_code(),
-        tries=record.restart_count,
-        last_wait_seconds=box.restart_wait_seconds,
-        uptime_seconds=uptime,
-        stopped_by_hand=record.stopped_by_hand or was_paused,
+    wait = (
+        None
+        if not restarts
+        else next_wait(
+            Policy(
+                record.host_config["RestartPolicy"]["Name"],
+                record.host_config["RestartPolicy"]["MaximumRetryCount"],
+            ),
+            exit_code=box.exit_code(),
+            tries=record.restart_count,
+            last_wait_seconds=box.restart_wait_seconds,
+            uptime_seconds=uptime,
+            stopped_by_hand=record.stopped_by_hand or was_paused,
+        )
     )
     if wait is not None:
         record.state = box.ask(Happening.BACK_OFF)

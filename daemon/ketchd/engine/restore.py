@@ -77,14 +77,7 @@ async def _restore_one(rooms: Rooms, box: Box, link: ShimLink | None) -> bool:
                 # It ran and ended before its start was recorded.
                 record.started_ns, record.started_once = left.finished_ns, True
                 _note_start(rooms, box)
-            policy, record.host_config["RestartPolicy"] = (
-                record.host_config["RestartPolicy"], {"Name": "no", "MaximumRetryCount": 0},
-            )  # fmt: skip
-            try:
-                await ending.finish(rooms, box, left)
-            finally:
-                record.host_config["RestartPolicy"] = policy
-                rooms.supervisor.save(record)
+            await ending.finish(rooms, box, left, restarts=False)  # that is `start_by_policy`'s
     elif decision is Decision.UNDO_START:
         await rooms.networks.release(record.id)
         rooms.cgroups.remove(record.id)
@@ -96,6 +89,8 @@ async def _restore_one(rooms: Rooms, box: Box, link: ShimLink | None) -> bool:
             await remove(rooms, box, volumes=record.auto_remove)
         except Fault as fault:
             rooms.log.warning("removal could not be completed", container=record.id, reason=fault.message)
+    elif record.auto_remove and (record.started_once or record.error):
+        await ending.remove_quietly(rooms, box)  # its end was recorded, and the last ketchd came no further
     return False
 
 

@@ -1,0 +1,103 @@
+"""Ends, and what a ketchd finds that was killed amid one."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ketch_testing.rooms import container_of, image_of, rooms_below
+from ketchd import tracepoint
+from ketchd.containers.lifecycle import State
+from ketchd.containers.record import ContainerRecord
+from ketchd.containers.supervisor import Box
+from ketchd.engine import ending
+from ketchd.engine.restore import restore
+from ketchd.engine.rooms import Rooms
+
+
+@pytest.fixture
+async def rooms(tmp_path: Path) -> AsyncIterator[Rooms]:
+    """Rooms in which nothing runs."""
+
+    async def nothing(*_: Any, **__: Any) -> None:
+        return None
+
+    async with rooms_below(tmp_path / "data") as made:
+        networks: Any = SimpleNamespace(ids=dict, release=nothing, restore=nothing)
+        cgroups: Any = SimpleNamespace(place=lambda *_: "", remove=lambda *_: None)
+        shims: Any = SimpleNamespace(adopt=nothing)
+        made.networks, made.cgroups, made.shims = networks, cgroups, shims
+        yield made
+
+
+async def ran(rooms: Rooms, state: State, *, policy: str = "no", auto_remove: bool = False) -> Box:
+    """A container that has run once."""
+    box = container_of(rooms, await image_of(rooms, [], "x:1"), "it", state=state, started_once=True)
+    box.record.host_config["RestartPolicy"] = {"Name": policy, "MaximumRetryCount": 0}
+    box.record.host_config["AutoRemove"] = auto_remove
+    rooms.supervisor.save(box.record)
+    return box
+
+
+def stored(rooms: Rooms) -> list[ContainerRecord]:
+    """As another connection to the catalogue, which is a ketchd after a kill, sees them."""
+    connection = sqlite3.connect(rooms.data_root / "catalogue.sqlite")
+    try:
+        return [
+            ContainerRecord.from_json(row[0]) for row in connection.execute("SELECT record FROM containers")
+        ]
+    finally:
+        connection.close()
+
+
+async def test_a_kill_while_an_end_is_caught_up_with_loses_no_policy(
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ran(rooms, State.RUNNING, policy="always")
+    seen: list[str] = []
+
+    def look(name: str) -> None:
+        if name == "end.recorded":
+            seen.extend(one.host_config["RestartPolicy"]["Name"] for one in stored(rooms))
+
+    monkeypatch.setattr(tracepoint, "reach", look)
+    await restore(rooms)
+
+    assert seen == ["always"]
+    assert [one.state for one in stored(rooms)] == [State.EXITED]  # `start_by_policy` comes later
+
+
+async def test_what_was_to_be_removed_at_its_end_is_removed_by_the_next_ketchd(
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the end's record and the removal's mark."""
+    box = await ran(rooms, State.RUNNING, auto_remove=True)
+
+    async def killed(*_: Any) -> None:
+        return None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ending, "remove_quietly", killed)
+        async with box.lock:
+            await ending.finish(rooms, box, None)
+    assert [one.state for one in stored(rooms)] == [State.EXITED]
+
+    await restore(rooms)
+
+    assert stored(rooms) == []
+    assert not rooms.container_dir(box.record.id).exists()
+
+
+async def test_what_never_ran_waits_for_its_start(rooms: Rooms) -> None:
+    box = await ran(rooms, State.CREATED, auto_remove=True)
+    box.record.started_once = False
+    rooms.supervisor.save(box.record)
+
+    await restore(rooms)
+
+    assert [one.state for one in stored(rooms)] == [State.CREATED]
