@@ -76,7 +76,7 @@ async def finish(rooms: Rooms, box: Box, ended: ExitRecord | None, *, restarts: 
     tracepoint.reach("end.recorded")
     if wait is not None:
         _restart_later(rooms, box, wait)
-    elif record.auto_remove:
+    elif record.auto_remove and not box.keepers:
         asyncio.get_running_loop().create_task(remove_quietly(rooms, box))
     box.announce_exit()
 

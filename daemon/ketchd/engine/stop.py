@@ -138,16 +138,14 @@ async def kill(rooms: Rooms, box: Box, signal_name: str) -> None:
 
 async def restart(rooms: Rooms, box: Box, *, grace_seconds: int | None = None, stop_signal: str = "") -> None:
     """stop (if it runs), then start. Source: Engine API, ContainerRestart."""
-    auto_remove, box.record.host_config["AutoRemove"] = box.record.auto_remove, False
+    box.keepers += 1  # not in the record: killed here, `--rm` still holds
     try:
-        try:
-            await stop(rooms, box, grace_seconds=grace_seconds, stop_signal=stop_signal)
-        except NotModified:
-            pass
-        await start(rooms, box)
+        await stop(rooms, box, grace_seconds=grace_seconds, stop_signal=stop_signal)
+    except NotModified:
+        pass
     finally:
-        box.record.host_config["AutoRemove"] = auto_remove
-        rooms.supervisor.save(box.record)
+        box.keepers -= 1
+    await start(rooms, box)
     rooms.supervisor.announce(box, "restart")
 
 

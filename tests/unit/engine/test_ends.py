@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,8 +15,9 @@ from ketch_testing.rooms import container_of, image_of, rooms_below
 from ketchd import tracepoint
 from ketchd.containers.lifecycle import State
 from ketchd.containers.record import ContainerRecord
+from ketchd.containers.shims import ExitRecord
 from ketchd.containers.supervisor import Box
-from ketchd.engine import ending
+from ketchd.engine import ending, stop
 from ketchd.engine.restore import restore
 from ketchd.engine.rooms import Rooms
 
@@ -101,3 +103,40 @@ async def test_what_never_ran_waits_for_its_start(rooms: Rooms) -> None:
     await restore(rooms)
 
     assert [one.state for one in stored(rooms)] == [State.CREATED]
+
+
+class Link:
+    """A shim whose container ends at any signal."""
+
+    def __init__(self, rooms: Rooms, box: Box) -> None:
+        self._rooms, self._box = rooms, box
+        self.signals: list[int] = []
+        box.link = self  # type: ignore[assignment]
+
+    async def signal(self, number: int) -> None:
+        self.signals.append(number)
+        if self._box.link is self:
+            self._box.link = None
+            self.end = asyncio.ensure_future(self._end())
+
+    async def _end(self) -> None:
+        async with self._box.lock:
+            await ending.finish(self._rooms, self._box, ExitRecord(137, False, 2))
+
+
+async def test_two_restarts_at_once_leave_the_rm_that_was_asked_for(
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither is it ever out of the record, for a kill to find it so."""
+    box = await ran(rooms, State.RUNNING, auto_remove=True)
+    Link(rooms, box)
+    seen: list[bool] = []
+
+    async def start(*_: Any) -> None:
+        seen.extend(one.auto_remove for one in stored(rooms))
+
+    monkeypatch.setattr(stop, "start", start)
+    await asyncio.gather(stop.restart(rooms, box), stop.restart(rooms, box))
+
+    assert seen == [True, True]
+    assert [one.auto_remove for one in stored(rooms)] == [True]
