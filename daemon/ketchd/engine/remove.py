@@ -26,30 +26,46 @@ async def remove(rooms: Rooms, box: Box, *, force: bool = False, volumes: bool =
 
     Raises Conflict. Cancelled after the mark: the removal still completes. Source: Engine API, ContainerDelete.
     """
-    if force and (box.record.is_running or box.record.state is State.STARTING):
-        await _end(rooms, box)
-    async with box.lock:
-        following = box.ask(Happening.ASK_REMOVE)
-        box.record.state = following
-        rooms.supervisor.save(box.record)
+    box.keepers += force  # the end that we bring about is not `--rm`'s to follow up
+    killed = force
+    try:
+        while True:
+            if force and _runs(box):
+                killed = await _end(rooms, box)
+            async with box.lock:
+                if killed and _runs(box):
+                    continue  # somebody's start came between
+                following = box.ask(Happening.ASK_REMOVE)
+                box.record.state = following
+                rooms.supervisor.save(box.record)
+                break
+    finally:
+        box.keepers -= force
     await asyncio.shield(asyncio.ensure_future(_carry_out(rooms, box, volumes)))
 
 
-async def _end(rooms: Rooms, box: Box) -> None:
+def _runs(box: Box) -> bool:
+    return box.record.is_running or box.record.state is State.STARTING
+
+
+async def _end(rooms: Rooms, box: Box) -> bool:
+    """Kill it; False when nothing was ended by that."""
     async with box.lock:
         ending.cancel_restart(box)
-        if box.record.state is State.RESTARTING:
+        link = box.link
+        if link is None:
+            if box.record.state is not State.RESTARTING:
+                return False
             box.record.state = State.EXITED
+            return True
         box.record.stopped_by_hand = True
         waiter: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         box.exit_waiters.append(waiter)
-        link = box.link
-        if link is not None:
-            await send_signal(rooms, box, link, signal.SIGKILL)
-            if box.record.state is State.PAUSED:
-                await asyncio.to_thread(rooms.cgroups.thaw, box.record.id)
-    if link is not None:
-        await asyncio.wait([waiter], timeout=10)
+        await send_signal(rooms, box, link, signal.SIGKILL)
+        if box.record.state is State.PAUSED:
+            await asyncio.to_thread(rooms.cgroups.thaw, box.record.id)
+    await asyncio.wait([waiter], timeout=10)
+    return waiter.done()
 
 
 async def _carry_out(rooms: Rooms, box: Box, volumes: bool) -> None:

@@ -18,6 +18,7 @@ from ketchd.containers.record import ContainerRecord
 from ketchd.containers.shims import ExitRecord
 from ketchd.containers.supervisor import Box
 from ketchd.engine import ending, stop
+from ketchd.engine.remove import remove
 from ketchd.engine.restore import restore
 from ketchd.engine.rooms import Rooms
 
@@ -140,3 +141,38 @@ async def test_two_restarts_at_once_leave_the_rm_that_was_asked_for(
 
     assert seen == [True, True]
     assert [one.auto_remove for one in stored(rooms)] == [True]
+
+
+async def test_a_forced_removal_is_not_refused_for_the_rm_of_the_same_container(rooms: Rooms) -> None:
+    box = await ran(rooms, State.RUNNING, auto_remove=True)
+    link = Link(rooms, box)
+
+    await remove(rooms, box, force=True)
+    await link.end
+
+    assert stored(rooms) == []
+    assert [event.action for event in rooms.events.since(0)].count("destroy") == 1
+
+
+async def test_a_forced_removal_ends_what_was_started_meanwhile(rooms: Rooms) -> None:
+    """Whoever waited for the end was faster, and started it again."""
+    box = await ran(rooms, State.RUNNING)
+    first = Link(rooms, box)
+    await box.lock.acquire()
+    removing = asyncio.ensure_future(remove(rooms, box, force=True))
+    await asyncio.sleep(0)  # it waits for the lock
+    starting = asyncio.ensure_future(box.lock.acquire())
+    box.lock.release()
+    await starting
+    assert first.signals == [9]
+    starting = asyncio.ensure_future(box.lock.acquire())  # behind the end, and ahead of the mark
+    box.lock.release()
+    await starting
+    assert box.record.state is State.EXITED
+    box.record.state, second = State.RUNNING, Link(rooms, box)
+    box.lock.release()
+
+    await removing
+
+    assert second.signals == [9]
+    assert stored(rooms) == []
