@@ -90,7 +90,8 @@ class Box:
                 waiter.set_result(0)
 
     def announce_removed(self) -> None:
-        """Let go everybody who waited for the removal."""
+        """Let go everybody who waited for the removal, and whoever waited for an end that comes no more. Source: moby state.go, Wait."""
+        self.announce_exit()
         waiters, self.remove_waiters = self.remove_waiters, []
         for waiter in waiters:
             if not waiter.done():

@@ -34,6 +34,7 @@ async def stop(rooms: Rooms, box: Box, *, grace_seconds: int | None = None, stop
             box.record.stopped_by_hand = True
             rooms.supervisor.save(box.record)
             rooms.supervisor.announce(box, "stop")
+            box.announce_exit()
             return
         box.record.stopped_by_hand = True
         rooms.supervisor.save(box.record)
@@ -132,8 +133,8 @@ async def kill(rooms: Rooms, box: Box, signal_name: str) -> None:
             await send_signal(rooms, box, box.link, number)
     if number == signal.SIGKILL:
         await asyncio.wait([ended], timeout=KILL_WAIT_SECONDS)
-    else:
-        ended.cancel()
+    elif ended in box.exit_waiters:
+        box.exit_waiters.remove(ended)
 
 
 async def restart(rooms: Rooms, box: Box, *, grace_seconds: int | None = None, stop_signal: str = "") -> None:

@@ -120,6 +120,10 @@ class Link:
             self._box.link = None
             self.end = asyncio.ensure_future(self._end())
 
+    async def note(self, number: int) -> None:
+        """`signal`, of a container that minds none."""
+        self.signals.append(number)
+
     async def _end(self) -> None:
         async with self._box.lock:
             await ending.finish(self._rooms, self._box, ExitRecord(137, False, 2))
@@ -176,3 +180,52 @@ async def test_a_forced_removal_ends_what_was_started_meanwhile(rooms: Rooms) ->
 
     assert second.signals == [9]
     assert stored(rooms) == []
+
+
+async def waiting(rooms: Rooms, box: Box, condition: str) -> asyncio.Task[int]:
+    """A client's wait, registered."""
+    stands = asyncio.Event()
+    task = asyncio.create_task(rooms.supervisor.wait(box, condition, stands.set))
+    await stands.wait()
+    return task
+
+
+@pytest.mark.parametrize("condition", ["not-running", "next-exit"])
+async def test_a_stop_between_two_runs_is_an_end_to_wait_for(rooms: Rooms, condition: str) -> None:
+    box = await ran(rooms, State.RESTARTING, policy="always")
+    box.record.exit_code = 3
+    client = await waiting(rooms, box, condition)
+
+    await stop.stop(rooms, box)
+
+    assert await asyncio.wait_for(client, 5) == 3
+
+
+@pytest.mark.parametrize(
+    ("state", "condition"),
+    [
+        (State.CREATED, "next-exit"), (State.CREATED, "removed"), (State.EXITED, "next-exit"),
+        (State.RESTARTING, "not-running"), (State.RESTARTING, "next-exit"),
+    ],
+)  # fmt: skip
+async def test_nobody_waits_for_the_end_of_what_is_removed(
+    rooms: Rooms, state: State, condition: str
+) -> None:
+    box = await ran(rooms, state)
+    client = await waiting(rooms, box, condition)
+
+    await remove(rooms, box, force=True)
+
+    assert await asyncio.wait_for(client, 5) == 0
+
+
+async def test_signals_that_end_nothing_leave_nobody_waiting(rooms: Rooms) -> None:
+    box = await ran(rooms, State.RUNNING)
+    link = Link(rooms, box)
+    link.signal = link.note  # type: ignore[method-assign]
+
+    for _ in range(3):
+        await stop.kill(rooms, box, "USR1")
+
+    assert link.signals == [10, 10, 10]
+    assert box.exit_waiters == []
