@@ -54,6 +54,7 @@ async def start_locked(rooms: Rooms, box: Box) -> None:
     try:
         async with AsyncExitStack() as undo:
             link = await _launch(rooms, box, undo, attachments)
+            undo.push_async_callback(link.abort)  # it runs: what follows may find the disk full
             tracepoint.reach("start.running")
             record.state = State.RUNNING
             record.pid, record.start_time = link.pid, link.start_time
@@ -79,6 +80,7 @@ async def start_locked(rooms: Rooms, box: Box) -> None:
 def _note_failure(rooms: Rooms, box: Box, error: BaseException) -> None:
     record = box.record
     record.state = record.after_failed_start
+    record.pid = record.start_time = 0
     record.endpoint, record.endpoints, record.published = None, [], []
     if not isinstance(error, Exception):
         rooms.supervisor.save(record)
