@@ -113,6 +113,8 @@ async def _launch(
         sockets = [one.socket for one in reserved]
         record.published = [one.to_record() for one in reserved]
     try:
+        # The last run's end is none of this one's, whoever finds the record next.
+        rooms.container_dir(record.id).joinpath("exit").unlink(missing_ok=True)
         # A shim that outlives us from here on is found with its addresses and ports.
         rooms.supervisor.save(record)
         tracepoint.reach("start.leased")
@@ -126,7 +128,6 @@ async def _launch(
         _write_files(rooms, box, leases)
         run_dir = rooms.run_dir(record.id)
         run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        rooms.container_dir(record.id).joinpath("exit").unlink(missing_ok=True)
         init = await rooms.layers.compose(record.diff_ids)
         donors = _donors(rooms, box, donor_pid)
         plan = launching.plan(

@@ -1,0 +1,67 @@
+"""Starts and ends that are cut short: nothing of the first runs on, nothing is told of the second that was not so."""
+
+from __future__ import annotations
+
+import json
+import time
+from urllib.parse import quote
+
+import pytest
+from conftest import needs_root
+
+from ketch_testing.clients import Client
+from ketch_testing.consistency import cgroups_left, differences
+from ketch_testing.machine import Machine, processes_naming
+
+pytestmark = [needs_root, pytest.mark.root]
+
+
+def actions(machine: Machine, name: str) -> list[str]:
+    """The container's events so far."""
+    filters = quote(json.dumps({"container": [name], "type": ["container"]}))
+    status, answer = machine.request(
+        "GET", f"/events?since=0&until={time.time() + 0.001:.6f}&filters={filters}"
+    )
+    assert status == 200
+    return [json.loads(line)["Action"] for line in answer.splitlines() if line.strip()]
+
+
+def test_a_start_that_cannot_be_recorded_leaves_nothing_that_runs(ketch: Client, machine: Machine) -> None:
+    """As on a full disk."""
+    machine.stop()
+    machine.start(tracepoints="start.running=raise")
+    try:
+        made = ketch("create", "--name", "full", "busybox", "sleep", "86399").strip()
+        assert "start.running" in ketch.says("start", "full", code=1)
+        assert ketch.inspect("full")["State"]["Status"] == "created"
+        assert processes_naming("86399") == []
+        assert cgroups_left({made}) == []
+    finally:
+        machine.stop()
+        machine.start()
+    ketch("start", "full")
+    assert len(processes_naming("86399")) == 1
+    ketch("rm", "-f", "full")
+    assert differences(machine) == []
+
+
+def test_a_killed_start_is_no_run_that_ended_as_the_last_one(ketch: Client, machine: Machine) -> None:
+    ketch("run", "--name", "again", "busybox", "sh", "-c", "exit 3", code=3)
+    machine.kill()
+    machine.start(tracepoints="start.leased=kill")
+    try:
+        machine.run(ketch.program, "start", "again", check=False)
+    finally:
+        machine.kill()
+        machine.start()
+
+    state = ketch.inspect("again")["State"]
+    assert (state["Status"], state["ExitCode"]) == ("exited", 3)
+    told = actions(machine, "again")
+    assert (told.count("start"), told.count("die")) == (1, 1)
+
+
+def test_rm_f_of_a_container_with_rm(client: Client) -> None:
+    made = client("run", "-d", "--rm", "busybox", "sleep", "3600").strip()
+    client("rm", "-f", made)
+    assert client("ps", "-aq") == ""
