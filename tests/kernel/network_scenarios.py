@@ -534,6 +534,31 @@ async def forgets_connections() -> None:
         await rooms.release("second")
 
 
+async def forgets_what_nobody_answered() -> None:
+    """A peer that goes on sending while the container is away reaches it when it is back: by one host address, and by all."""
+    async with networks() as rooms:
+        for host_ip in ("", "127.0.0.1"):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+                peer.settimeout(0.1)
+                peer.sendto(b"?", ("127.0.0.1", 5300))  # tracked by now, as a flow to the host itself
+                server = await contain(rooms, "server", (host_ip, "5300", 53), proto="udp")
+                await server.guest.ask("serve_udp", port=53, name="server")
+
+                def answered(peer: socket.socket = peer) -> bool:
+                    peer.sendto(b"?", ("127.0.0.1", 5300))
+                    try:
+                        return peer.recv(100).startswith(b"server")
+                    except TimeoutError:
+                        return False
+
+                async with asyncio.timeout(20):
+                    await until(answered)
+            await rooms.release("server")
+            for one in server.sockets:
+                one.close()
+            await server.guest.close()
+
+
 async def leads_no_port_to_another() -> None:
     """What a container published before it left its last network does not lead to who gets its address next."""
     async with networks() as rooms:

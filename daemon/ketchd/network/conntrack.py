@@ -1,6 +1,7 @@
 """Flows that the kernel still leads to a container which has ended: forgotten, or a peer that keeps its source port
-(WireGuard, syslog, a DNS forwarder) would talk to the dead address for as long as it talks. A TCP connection ends by itself: its
-packets come back as unreachable.
+(WireGuard, syslog, a DNS forwarder) would talk to the dead address for as long as it talks. The same when it talks on while
+nobody publishes the port: its flow is the host's then, and would stay so. A TCP connection ends by itself: its packets come back
+as unreachable.
 
 Messages are pure; `forget` acts, blocking: called on a thread of its own.
 Source: linux/netfilter/nfnetlink_conntrack.h; moby libnetwork/iptables/conntrack.go for why.
@@ -11,17 +12,18 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address
 
-from ketchd.network import rtnetlink
+from ketchd.network import links, rtnetlink
 
 _NETLINK_NETFILTER, _SUBSYSTEM = 12, 1
 _GET, _DELETE = (_SUBSYSTEM << 8) | 1, (_SUBSYSTEM << 8) | 2
 _REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
 _TUPLE_ORIG, _TUPLE_REPLY, _FILTER = 1, 2, 25
-_TUPLE_IP, _IP_V4_SRC = 1, 1
-_FILTER_REPLY_FLAGS, _BY_SOURCE = 2, 1
+_TUPLE_IP, _IP_V4_SRC, _IP_V4_DST = 1, 1, 2
+_TUPLE_PROTO, _PROTO_NUMBER, _PROTO_DST_PORT = 2, 1, 3
+_FILTER_ORIG_FLAGS, _FILTER_REPLY_FLAGS, _BY_SOURCE, _BY_PROTO_AND_PORT = 1, 2, 0x1, 0x8 | 0x20
 _NESTED = 0x8000
 _FAMILY = struct.pack("=BBH", socket.AF_INET, 0, 0)
 _BATCH = 64
@@ -53,6 +55,35 @@ def answered_by(payload: bytes, address: IPv4Address) -> bytes | None:
     return found.get(_TUPLE_ORIG) if source == address.packed else None
 
 
+def listing_port(port: int) -> bytes:
+    """Ask for the UDP flows that began towards `port`, on any address. A kernel before 5.8 does not filter and sends all."""
+    wanted = _attribute(_PROTO_NUMBER, bytes([socket.IPPROTO_UDP]))
+    wanted += _attribute(_PROTO_DST_PORT, struct.pack("!H", port))
+    chosen = _attribute(_FILTER_ORIG_FLAGS, struct.pack("=I", _BY_PROTO_AND_PORT))
+    tuple_ = _attribute(_TUPLE_PROTO | _NESTED, wanted)
+    return _message(
+        _GET, _DUMP, 1, _attribute(_TUPLE_ORIG | _NESTED, tuple_) + _attribute(_FILTER | _NESTED, chosen)
+    )
+
+
+def led_elsewhere(
+    payload: bytes, local: Callable[[IPv4Address], bool], port: int, address: IPv4Address
+) -> bytes | None:
+    """The original direction of a listed UDP flow to `port` of an address that is `local`, when another than `address` answers."""
+    found = rtnetlink.attributes(payload, len(_FAMILY))
+    original = rtnetlink.attributes(found.get(_TUPLE_ORIG, b""))
+    protocol = rtnetlink.attributes(original.get(_TUPLE_PROTO, b""))
+    target = rtnetlink.attributes(original.get(_TUPLE_IP, b"")).get(_IP_V4_DST, b"")
+    if (
+        protocol.get(_PROTO_NUMBER) != bytes([socket.IPPROTO_UDP])
+        or protocol.get(_PROTO_DST_PORT) != struct.pack("!H", port)
+        or len(target) != 4
+        or not local(IPv4Address(target))
+    ):
+        return None
+    return found[_TUPLE_ORIG] if answered_by(payload, address) is None else None
+
+
 def deletion(original: bytes, sequence: int) -> bytes:
     """Forget one connection."""
     return _message(_DELETE, _ACK, sequence, _attribute(_TUPLE_ORIG | _NESTED, original))
@@ -60,18 +91,38 @@ def deletion(original: bytes, sequence: int) -> bytes:
 
 def forget(address: IPv4Address) -> int:
     """Forget every connection that `address` answers; how many. Raises OSError."""
+    return _forget(listing(address), lambda payload: answered_by(payload, address))
+
+
+def forget_port(host_ip: str, port: int, address: IPv4Address) -> int:
+    """Forget UDP flows to a port that leads to `address` now and lead elsewhere; how many. Raises OSError.
+
+    host_ip: where it is published, `0.0.0.0` for every address of the host.
+    """
+    if host_ip == "0.0.0.0":
+        ours = {interface.ip for _, interface in links.addresses()}
+    else:
+        ours = {IPv4Address(host_ip)}
+
+    def local(target: IPv4Address) -> bool:
+        return target in ours or (host_ip == "0.0.0.0" and target.is_loopback)
+
+    return _forget(listing_port(port), lambda payload: led_elsewhere(payload, local, port, address))
+
+
+def _forget(request: bytes, choose: Callable[[bytes], bytes | None]) -> int:
     with socket.socket(
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
     ) as channel:
         channel.bind((0, 0))
-        channel.send(listing(address))
+        channel.send(request)
         found: list[bytes] = []
         listed = False
         while not listed:
             for answer in rtnetlink.answers(channel.recv(1 << 18)):
                 if answer.kind == rtnetlink.NLMSG_DONE or answer.error is not None:
                     listed = True
-                elif (original := answered_by(answer.payload, address)) is not None:
+                elif (original := choose(answer.payload)) is not None:
                     found.append(original)
         for begin in range(0, len(found), _BATCH):
             batch = found[begin : begin + _BATCH]
@@ -89,3 +140,10 @@ def forget_quietly(addresses: Iterable[str]) -> None:
     for address in addresses:
         with contextlib.suppress(OSError):
             forget(IPv4Address(address))
+
+
+def forget_ports_quietly(ports: Iterable[tuple[str, int, str]]) -> None:
+    """`forget_port` each (host address, port, container address); a kernel that cannot is as good."""
+    for host_ip, port, address in ports:
+        with contextlib.suppress(OSError):
+            forget_port(host_ip, port, IPv4Address(address))

@@ -334,8 +334,11 @@ class Networks:
     async def publish(self, lease: EndpointLease, records: Sequence[Mapping[str, Any]]) -> None:
         """Lead the reserved ports to the container, to this endpoint from now on. Raises EngineFailure."""
         await self._unpublish(self._publishing.stop_leading(lease.container_id))
-        if not await self._run(self._firewall.add, self._publishing.lead(lease, records)):
+        forwards = self._publishing.lead(lease, records)
+        if not await self._run(self._firewall.add, forwards):
             await self.apply_rules()
+        if stale := [(one.host_ip, one.host_port, one.address) for one in forwards if one.proto == "udp"]:
+            self._forgetting.submit(conntrack.forget_ports_quietly, stale)
 
     async def disconnect(self, lease: EndpointLease) -> None:
         """Take one endpoint of a running container away. Ports that led to it lead nowhere until they are published anew: the

@@ -98,3 +98,4 @@ def test_connections_are_known_by_who_answers() -> None:
 @given(st.binary(max_size=200))
 def test_any_connection_can_be_read(payload: bytes) -> None:
     conntrack.answered_by(payload, IPv4Address("172.17.0.2"))
+    conntrack.led_elsewhere(payload, lambda _: True, 53, IPv4Address("172.17.0.2"))
