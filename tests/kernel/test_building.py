@@ -387,6 +387,49 @@ async def test_equal_steps_of_two_builds_run_once(yard: Yard) -> None:
     assert yard.runner.ran == ["wait"] and results[0][0] == results[1][0]
 
 
+async def test_a_shared_step_has_the_context_of_who_began_it(yard: Yard) -> None:
+    """Its build is cancelled, the other one goes on with the step."""
+    text = "FROM busybox\nRUN --mount=type=bind,source=a.txt,target=/a wait\n"
+    first = asyncio.create_task(yard.build(text, CONTEXT, tags=("app:0",)))
+    await yard.runner.waiting.wait()
+    second = asyncio.create_task(yard.build(text, CONTEXT, tags=("app:1",)))
+    flights = yard.builder._shop.flights._flights
+    async with asyncio.timeout(20):
+        while not flights or next(iter(flights.values())).waiting < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    stage = set(yard.leftovers())
+    first.cancel()
+    await asyncio.wait({first}, timeout=0.3)
+    assert set(yard.leftovers()) == stage  # the context's tar and the lease among it
+    yard.runner.go_on.set()
+
+    image_id, _ = await second
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert yard.images.get(image_id).repo_tags == ["app:1"] and yard.runner.ran == ["wait"]
+
+
+async def test_a_layer_that_is_made_again_while_it_is_removed(yard: Yard) -> None:
+    """The build has it from before it is published, whatever waits to remove it."""
+    text = "FROM busybox\nRUN touch /same\n"
+    old, _ = await yard.build(text, clamp=0)
+    layer = yard.images.get(old).layers[-1]
+    async with yard.layers.holding([layer]):
+        building = asyncio.create_task(yard.build(text, clamp=0, no_cache=True, tags=("new",)))
+        async with asyncio.timeout(20):
+            while not yard.layers._lock(layer)._waiters:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        yard.images.remove(old)
+        with yard.catalogue.transaction() as connection:
+            connection.execute("DELETE FROM build_cache")
+        sweeping = asyncio.create_task(yard.rooms.garbage.sweep())
+        await asyncio.sleep(0)
+    await sweeping
+    image_id, _ = await building
+
+    assert yard.images.get(image_id).layers[-1] == layer and await yard.layers.verify(layer)
+
+
 async def test_the_queue_holds_a_third_build(yard: Yard) -> None:
     """Two at once; the third says that it waits."""
     messages: list[dict[str, Any]] = []

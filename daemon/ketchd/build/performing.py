@@ -23,7 +23,7 @@ from ketchd.build.runner import RunFailed, StepRunner
 from ketchd.build.solver import Output
 from ketchd.layers.endings import in_thread
 from ketchd.layers.placing import remove_staged
-from ketchd.layers.store import LayerStore, wire_mounts
+from ketchd.layers.store import Keep, LayerStore, wire_mounts
 from ketchd.layers.trash import Trash
 from ketchd.layers.workers import WorkerPool
 from ketchd.model.digest import Digest
@@ -78,8 +78,9 @@ class Performer:
         limits: Limits,
         output: Output,
         clamp: int | None,
+        keep: Keep,
     ) -> Digest | None:
-        """RUN. clamp: SOURCE_DATE_EPOCH. Raises RunFailed with the exit code, Fault."""
+        """RUN. clamp: SOURCE_DATE_EPOCH. keep: see LayerStore.publish. Raises RunFailed with the exit code, Fault."""
         work = self._stage / uuid.uuid4().hex
         mounts = RunMounts(self._cache, self._stage, partial(self._extract, roots, context, place))
         async with AsyncExitStack() as undo:
@@ -100,10 +101,16 @@ class Performer:
             if plans:
                 targets = [plan.target for plan in plans]
                 await in_thread(strip_mount_points, str(work / "upper"), targets)
-            return await self._layers.from_upper(work / "upper", roots.layers, clamp_mtime=clamp)
+            return await self._layers.from_upper(work / "upper", roots.layers, clamp_mtime=clamp, keep=keep)
 
     async def copy(
-        self, op: CopyOp, roots: Roots, context: Context, downloads: Sequence[Download], epoch: int
+        self,
+        op: CopyOp,
+        roots: Roots,
+        context: Context,
+        downloads: Sequence[Download],
+        epoch: int,
+        keep: Keep,
     ) -> Digest:
         """COPY or ADD. epoch: seconds, the time of directories that it makes. Raises NotFound, InvalidInput."""
         source = roots.source(op.from_node, op.from_image)
@@ -134,7 +141,7 @@ class Performer:
                 for one in downloads
             ],
         }
-        layer = await self._make("ketchd.build.copyjob:copy", arguments)
+        layer = await self._make("ketchd.build.copyjob:copy", arguments, keep)
         assert layer is not None
         return layer
 
@@ -149,11 +156,11 @@ class Performer:
         }
         return await self._workers.run("ketchd.build.contenthash:measure", arguments)
 
-    async def workdir(self, op: WorkdirOp, roots: Roots, epoch: int) -> Digest | None:
+    async def workdir(self, op: WorkdirOp, roots: Roots, epoch: int, keep: Keep) -> Digest | None:
         """WORKDIR: None when the directory is there. Raises InvalidInput."""
         mounts = await self._root(roots.layers)
         return await self._make(
-            "ketchd.build.copyjob:workdir", {"root": mounts, "path": op.path, "epoch": epoch}
+            "ketchd.build.copyjob:workdir", {"root": mounts, "path": op.path, "epoch": epoch}, keep
         )
 
     async def _root(self, layers: Sequence[Digest]) -> list[dict[str, str]]:
@@ -164,7 +171,7 @@ class Performer:
             mounts.insert(0, {"kind": "directory", "path": str(init)})
         return mounts
 
-    async def _make(self, job: str, arguments: dict[str, Any]) -> Digest | None:
+    async def _make(self, job: str, arguments: dict[str, Any], keep: Keep) -> Digest | None:
         place = self._layers.new_place()
         try:
             facts = await self._workers.run(job, {**arguments, "place": place})
@@ -173,7 +180,7 @@ class Performer:
             raise
         if facts.get("empty"):
             return None
-        return (await self._layers.adopt(facts)).diff_id
+        return (await self._layers.adopt(facts, keep=keep)).diff_id
 
     async def _extract(
         self, roots: Roots, context: Context, place: Place, mount: MountOp, directory: str

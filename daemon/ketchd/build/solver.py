@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Generic, TypeVar
 
@@ -50,6 +51,13 @@ async def solve(
     return done
 
 
+async def _ended(task: asyncio.Task[Result]) -> None:
+    """Wait for its end, however often the waiting is cancelled: who calls this is on its way out already."""
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([task])
+
+
 class _Flight(Generic[Result]):
     def __init__(self) -> None:
         self.task: asyncio.Task[Result] | None = None
@@ -82,7 +90,8 @@ class Flights(Generic[Result]):
     ) -> tuple[Result, bool]:
         """(the result, whether it was somebody else's). Raises what `perform` raises.
 
-        Cancelled: the step goes on as long as another build waits for it, else it is cancelled and waited for.
+        Cancelled: the step goes on as long as another build waits for it, else it is cancelled and waited for. Who began it stays
+        for that long: `perform` works with what is the beginner's, its context and its lease.
         """
         flight = self._flights.get(key)
         joined = flight is not None
@@ -97,16 +106,16 @@ class Flights(Generic[Result]):
             if joined:
                 await self._replay(flight, output)
             return await asyncio.shield(flight.task), joined
-        except asyncio.CancelledError:
-            if flight.waiting == 1 and not flight.task.done():
-                self._land(key, flight)
-                flight.task.cancel()
-                await asyncio.wait([flight.task])
-            raise
         finally:
             flight.waiting -= 1
             if output in flight.sinks:
                 flight.sinks.remove(output)
+            if not flight.waiting and not flight.task.done():
+                self._land(key, flight)
+                flight.task.cancel()
+                await _ended(flight.task)
+            elif not joined:
+                await _ended(flight.task)
             if flight.task.done() and not flight.task.cancelled():
                 flight.task.exception()  # seen, whoever was waiting for it
 

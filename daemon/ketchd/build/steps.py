@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from ketch_wire.faults import EngineFailure, Fault
@@ -252,15 +253,16 @@ class Steps:
 
         async def perform(output: Output) -> Cached:
             layer: Digest | None
+            keep = partial(job.lease.add, "layer")
             if isinstance(op, RunOp):
                 layer = await shop.performer.run(
-                    op, node.place, roots, job.context, job.limits, output, job.clamp
+                    op, node.place, roots, job.context, job.limits, output, job.clamp, keep
                 )
             elif isinstance(op, CopyOp):
-                layer = await shop.performer.copy(op, roots, job.context, downloads, job.clamp or 0)
+                layer = await shop.performer.copy(op, roots, job.context, downloads, job.clamp or 0, keep)
             else:
                 assert isinstance(op, WorkdirOp)
-                layer = await shop.performer.workdir(op, roots, job.clamp or 0)
+                layer = await shop.performer.workdir(op, roots, job.clamp or 0, keep)
             tracepoint.reach("build.step-done")
             made = Cached(key, time.time_ns(), None if layer is None else str(layer), label, inputs)
             shop.cache.store(made, parent=before.chain, description=node.text)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from ketch_wire.faults import Conflict, Fault
@@ -54,9 +55,7 @@ async def commit(
     async with rooms.leases.hold() as lease:
         for layer in record.diff_ids:
             lease.add("layer", layer)
-        made = await _make_layer(rooms, box, pause)
-        if made is not None:
-            lease.add("layer", made)
+        made = await _make_layer(rooms, box, pause, partial(lease.add, "layer"))
         tracepoint.reach("commit.layer-made")
         document = _document(rooms, record, merged, made, author, comment)
         image_id = Digest.of(document)
@@ -73,13 +72,13 @@ async def commit(
     return image_id
 
 
-async def _make_layer(rooms: Rooms, box: Box, pause: bool) -> Digest | None:
+async def _make_layer(rooms: Rooms, box: Box, pause: bool, keep: Callable[[Digest], None]) -> Digest | None:
     upper = rooms.container_dir(box.record.id) / "upper"
     if not box.record.has_process:
         async with box.lock:  # nobody starts it meanwhile
-            return await rooms.layers.from_upper(upper, box.record.diff_ids)
+            return await rooms.layers.from_upper(upper, box.record.diff_ids, keep=keep)
     async with _still(rooms, box, pause):
-        return await rooms.layers.from_upper(upper, box.record.diff_ids)
+        return await rooms.layers.from_upper(upper, box.record.diff_ids, keep=keep)
 
 
 @asynccontextmanager

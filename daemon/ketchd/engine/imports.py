@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -47,11 +48,10 @@ async def import_image(
     config = apply_changes({}, changes)
     comment = message or f"Imported from {source}"
     async with rooms.leases.hold() as lease:
-        async with rooms.layers.ingest() as ingest:
+        async with rooms.layers.ingest(keep=partial(lease.add, "layer")) as ingest:
             async for chunk in chunks:
                 await ingest.feed(chunk)
             layer = await ingest.finish()
-        lease.add("layer", layer.diff_id)
         tracepoint.reach("import.layer-made")
         now = time.time_ns()
         document = image_document(

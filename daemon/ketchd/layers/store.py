@@ -11,6 +11,7 @@ import uuid
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,11 @@ __all__ = [
     "wire_mounts",
 ]
 FILE, DIRECTORY = "erofs", "directory"
+Keep = Callable[[Digest], None]
+
+
+def _keep_nothing(diff_id: Digest) -> None:
+    """Nobody needs the layer for more than a moment, or its diff ID was known and leased before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +144,18 @@ class LayerStore:
 
     # -- taking in
 
-    def ingest(self, compression: str | None = None, *, keep_blob: Path | None = None) -> Ingestion:
+    def ingest(
+        self, compression: str | None = None, *, keep_blob: Path | None = None, keep: Keep = _keep_nothing
+    ) -> Ingestion:
         """A layer that arrives piece by piece: `async with` it, `feed`, `finish`.
 
         compression: a media type or name; it is a hint only, the bytes themselves decide ("none": never decompress).
         keep_blob: a free path on the same filesystem, for the bytes as they came; it is the caller's after `finish`.
+        keep: see `publish`.
         """
-        return Ingestion(self.publish, self._workers, self._arguments(compression, keep_blob))
+        return Ingestion(
+            partial(self.publish, keep=keep), self._workers, self._arguments(compression, keep_blob)
+        )
 
     async def ingest_file(
         self,
@@ -166,12 +177,17 @@ class LayerStore:
             path.unlink(missing_ok=True)
 
     async def from_upper(
-        self, upper: Path, lower: Sequence[Digest], *, clamp_mtime: int | None = None
+        self,
+        upper: Path,
+        lower: Sequence[Digest],
+        *,
+        clamp_mtime: int | None = None,
+        keep: Keep = _keep_nothing,
     ) -> Digest | None:
         """The layer that makes `lower` (base first) look like an overlay of it and the writable directory `upper`.
 
         None when nothing changed. clamp_mtime: seconds since the epoch; nothing in the layer is younger (SOURCE_DATE_EPOCH).
-        Nothing may write to `upper` meanwhile, or the layer holds some of both.
+        Nothing may write to `upper` meanwhile, or the layer holds some of both. keep: see `publish`.
         """
         arguments = {
             "place": self.new_place(),
@@ -182,7 +198,7 @@ class LayerStore:
         facts = await self._run("ketchd.layers.diff:from_upper", arguments)
         if facts.get("empty"):
             return None
-        return (await self.adopt(facts)).diff_id
+        return (await self.adopt(facts, keep=keep)).diff_id
 
     def new_place(self) -> dict[str, Any]:
         """Where and what a worker's job is to make: the argument of `LayerFile`. Give what its `seal` returns to `adopt`."""
@@ -191,10 +207,12 @@ class LayerStore:
             "kind": DIRECTORY if self.kind == DIRECTORY else FILE,
         }
 
-    async def adopt(self, facts: dict[str, Any], expected_diff_id: Digest | None = None) -> IngestResult:
+    async def adopt(
+        self, facts: dict[str, Any], expected_diff_id: Digest | None = None, *, keep: Keep = _keep_nothing
+    ) -> IngestResult:
         """Publish a layer that a job has sealed. Raises as Ingestion.finish does; then the staged layer is gone."""
         try:
-            return await self.publish(facts, expected_diff_id)
+            return await self.publish(facts, expected_diff_id, keep=keep)
         except BaseException:
             await asyncio.to_thread(remove_staged, facts["path"])
             raise
@@ -221,8 +239,13 @@ class LayerStore:
         facts: dict[str, Any],
         expected_diff_id: Digest | None = None,
         expected_blob: Digest | None = None,
+        *,
+        keep: Keep = _keep_nothing,
     ) -> IngestResult:
-        """Give a sealed layer its name and record it, if it is what was expected. Of two equal ones the second is dropped."""
+        """Give a sealed layer its name and record it, if it is what was expected. Of two equal ones the second is dropped.
+
+        keep: told of the diff ID before that, for who does not know it sooner to lease it: afterwards a removal may come between.
+        """
         diff_id = Digest(facts["diff_id"])
         blob = Digest(facts.get("blob_digest", facts["diff_id"]))
         tracepoint.reach("layer.staged")
@@ -232,6 +255,7 @@ class LayerStore:
         ):
             if expected is not None and expected != found:
                 raise LayerMismatch(what, expected, found)
+        keep(diff_id)
         await to_the_end(self._publish(diff_id, facts))
         return IngestResult(diff_id, blob, facts.get("blob_size", facts["tar_size"]), facts["tar_size"])
 

@@ -133,7 +133,7 @@ async def test_equal_steps_are_shared() -> None:
 
 
 async def test_a_shared_step_outlives_the_build_that_began_it() -> None:
-    """Cancelled by its first build, it goes on for the second; left by both, it is cancelled."""
+    """Cancelled by its first build, whose things it needs, it goes on for the second; left by both, it is cancelled."""
     flights: Flights[str] = Flights()
     go_on, begun, cancelled = asyncio.Event(), asyncio.Event(), []
 
@@ -150,12 +150,28 @@ async def test_a_shared_step_outlives_the_build_that_began_it() -> None:
     await begun.wait()
     second = asyncio.create_task(flights.share("k", perform, no_output))
     await asyncio.sleep(0)
-    first.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await first
-    assert cancelled == []
+    for _ in range(3):
+        first.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert cancelled == [] and not first.done()
     go_on.set()
     assert await second == ("layer", True)
+    with pytest.raises(asyncio.CancelledError):
+        await first
+
+    go_on.clear()
+    begun.clear()
+    both = [asyncio.create_task(flights.share("k", perform, no_output)) for _ in range(2)]
+    await begun.wait()
+    for one in both:
+        one.cancel()
+    assert [type(one) for one in await asyncio.gather(*both, return_exceptions=True)] == [
+        asyncio.CancelledError,
+        asyncio.CancelledError,
+    ]
+    assert cancelled == [1] and len(flights) == 0
+    cancelled.clear()
 
     go_on.clear()
     begun.clear()
