@@ -413,6 +413,64 @@ async def names() -> None:
     assert left() == [], left()
 
 
+class Picky(asyncio.DatagramProtocol):
+    """A DNS server that refuses everything, or answers one name alone and leaves all others waiting."""
+
+    def __init__(self, only: str = "") -> None:
+        self.only = only
+        self.seen = 0
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self.seen += 1
+        query = dns.message.from_wire(data)
+        name = query.question[0].name
+        response = dns.message.make_response(query)
+        if not self.only:
+            response.set_rcode(dns.rcode.Rcode.REFUSED)
+            self.transport.sendto(response.to_wire(), addr)
+        elif name.to_text() == self.only:
+            response.answer.append(dns.rrset.from_text(name, 60, "IN", "A", "9.9.9.9"))
+            self.transport.sendto(response.to_wire(), addr)
+
+
+async def names_in_a_storm() -> None:
+    """A container that floods the server with questions nobody answers takes no names from itself, and nothing from others.
+
+    A server that refuses a question is not the last that is asked.
+    """
+    loop = asyncio.get_running_loop()
+    picky, refusing = Picky("other.example."), Picky()
+    await loop.create_datagram_endpoint(lambda: picky, local_addr=("127.0.0.1", 53))
+    await loop.create_datagram_endpoint(lambda: refusing, local_addr=("127.0.0.9", 53))
+    async with networks() as rooms:
+        rooms._naming._host_resolv_conf = lambda: "nameserver 127.0.0.1\n"
+        await rooms.create({"Name": "shop"})
+        noisy = await contain(rooms, "noisy", network="shop", names=["noisy"])
+        calm = await contain(rooms, "calm", network="shop", names=["calm"])
+        storm = (
+            "import socket\n"
+            "peer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+            f"for _ in range(1200): peer.sendto(bytes.fromhex('{question('void.example')}'), ('127.0.0.11', 53))\n"
+        )
+        for _ in range(6):  # more than a socket's buffer holds at once
+            await noisy.guest.ask("run", command=["python3", "-c", storm])
+        assert picky.seen >= 100
+        assert await asked(noisy, "calm") == ("NOERROR", [calm.lease.address])
+        assert await asked(calm, "noisy", by="ask_tcp_dns") == ("NOERROR", [noisy.lease.address])
+        assert await asked(calm, "other.example") == ("NOERROR", ["9.9.9.9"])
+        for servers, expected in (
+            ("nameserver 127.0.0.9\nnameserver 127.0.0.1\n", ("NOERROR", ["9.9.9.9"])),
+            ("nameserver 127.0.0.9\n", ("REFUSED", [])),
+        ):
+            rooms._naming._host_resolv_conf = lambda servers=servers: servers
+            assert await asked(calm, "other.example") == expected
+        await rooms.release("noisy")
+        await rooms.release("calm")
+
+
 async def internal_stays_inside() -> None:
     """A container on an internal network reaches its neighbours and nothing else."""
     async with networks() as rooms:

@@ -1,7 +1,8 @@
 """The embedded DNS server: one per user-defined network, on the gateway's address, reached as 127.0.0.11 from its containers.
 
 Authoritative for containers (an AAAA question about one gets an empty answer, not an error); everything else goes to the
-servers that the container asked for, or the host's, as it came, by the protocol it came by. A stranger gets nothing.
+servers that the container asked for, or the host's, as it came, by the protocol it came by. A stranger gets nothing. Names of
+containers are answered at once, however many questions wait for servers that do not answer; of those one container has its share.
 Source: RFC 1035; RFC 4074 for why the empty answer matters; moby libnetwork/resolver.go for the limits.
 """
 
@@ -11,6 +12,7 @@ import asyncio
 import secrets
 import socket
 import struct
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,7 +26,13 @@ import dns.rrset
 
 from ketchd.network.names import TTL_SECONDS, NameTable
 
-_SERVERS_TRIED, _WAIT_SECONDS, _CONCURRENT = 3, 4.0, 1024
+_SERVERS_TRIED, _WAIT_SECONDS = 3, 4.0
+_WAITING, _WAITING_PER_CONTAINER = 1024, 256
+_NOT_FOR_ME = (
+    dns.rcode.Rcode.SERVFAIL,
+    dns.rcode.Rcode.NOTIMP,
+    dns.rcode.Rcode.REFUSED,
+)  # as in glibc, res_send.c
 _TCP_IDLE_SECONDS, _TCP_CLIENTS = 10.0, 256
 
 
@@ -42,7 +50,10 @@ def answer(query: dns.message.Message, table: NameTable, container_id: str) -> d
     if question.rdtype == dns.rdatatype.PTR:
         if (target := table.name_of(container_id, name)) is None:
             return None
-        return _answered(query, [target + "."], dns.rdatatype.PTR)
+        try:
+            return _answered(query, [target + "."], dns.rdatatype.PTR)
+        except dns.exception.DNSException:  # a container may be called what no DNS name can be
+            return _failed(query, dns.rcode.Rcode.NXDOMAIN)
     addresses = table.addresses(container_id, name)
     if addresses is not None:
         shown = addresses if question.rdtype == dns.rdatatype.A else []
@@ -81,8 +92,9 @@ class Resolver:
         self._table = table
         self._host_servers = host_servers
         self._log = log
-        self._slots = asyncio.Semaphore(_CONCURRENT)
+        self._waiting: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._clients = 0
         self._transport: asyncio.DatagramTransport | None = None
         self._server: asyncio.Server | None = None
         self.udp_port = 0
@@ -111,63 +123,89 @@ class Resolver:
 
     def _datagram(self, wire: bytes, peer: tuple[str, int]) -> None:
         container_id = self._table().asker(self._network_id, peer[0])
-        if container_id is None or self._slots.locked():
+        if container_id is None or (query := _question(wire)) is None:
             return
+        if (own := answer(query, self._table(), container_id)) is not None:
+            self._send(own.to_wire(max_size=512, prefer_truncation=True), peer)
+        elif self._may_wait(container_id):
 
-        async def reply() -> None:
-            async with self._slots:
-                response = await self._respond(wire, container_id, stream=False)
-            if response is not None and self._transport is not None and not self._transport.is_closing():
-                self._transport.sendto(response, peer)
+            async def reply() -> None:
+                self._send(await self._ask_outside(query, wire, container_id, stream=False), peer)
 
-        task = asyncio.get_running_loop().create_task(reply())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            task = asyncio.get_running_loop().create_task(reply())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _send(self, response: bytes, peer: tuple[str, int]) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.sendto(response, peer)
 
     async def _stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         container_id = self._table().asker(self._network_id, writer.get_extra_info("peername")[0])
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self._clients += 1
         try:
-            while container_id is not None and len(self._tasks) < _TCP_CLIENTS:
+            while container_id is not None and self._clients <= _TCP_CLIENTS:
                 async with asyncio.timeout(_TCP_IDLE_SECONDS):
                     length = struct.unpack("!H", await reader.readexactly(2))[0]
                     wire = await reader.readexactly(length)
-                async with self._slots:
-                    response = await self._respond(wire, container_id, stream=True)
-                if response is None:
+                if (query := _question(wire)) is None:
+                    break
+                if (own := answer(query, self._table(), container_id)) is not None:
+                    response = own.to_wire(max_size=65535, prefer_truncation=True)
+                elif self._may_wait(container_id):
+                    response = await self._ask_outside(query, wire, container_id, stream=True)
+                else:
                     break
                 writer.write(struct.pack("!H", len(response)) + response)
                 await writer.drain()
         except (OSError, asyncio.IncompleteReadError, TimeoutError):
             pass  # the client went away, or had nothing more to ask
         finally:
+            self._clients -= 1
             self._tasks.discard(task)
             writer.close()
 
-    async def _respond(self, wire: bytes, container_id: str, *, stream: bool) -> bytes | None:
-        """The response on the wire; None for what is no question."""
+    def _may_wait(self, container_id: str) -> bool:
+        return (
+            self._waiting.total() < _WAITING and self._waiting[container_id] < _WAITING_PER_CONTAINER
+        )  # fmt: skip
+
+    async def _ask_outside(
+        self, query: dns.message.Message, wire: bytes, container_id: str, *, stream: bool
+    ) -> bytes:
+        """What the first server says that takes the question; else what the last one said, or that none answered."""
+        said: bytes | None = None
+        servers = self._table().servers(container_id) or self._host_servers()
+        self._waiting[container_id] += 1
         try:
-            query = dns.message.from_wire(wire, ignore_trailing=True)
-        except (dns.exception.DNSException, ValueError):
-            return None
-        if query.flags & dns.flags.QR:
-            return None
-        table = self._table()
-        own = answer(query, table, container_id)
-        if own is not None:
-            return own.to_wire(max_size=65535 if stream else 512, prefer_truncation=True)
-        servers = table.servers(container_id) or self._host_servers()
-        for server in servers[:_SERVERS_TRIED]:
-            try:
-                async with asyncio.timeout(_WAIT_SECONDS):
-                    return await (_by_stream if stream else _by_datagram)(wire, server)
-            except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
-                self._log.debug(
-                    "a DNS server does not answer", server=server, reason=str(error) or "timed out"
-                )
-        return _failed(query, dns.rcode.Rcode.SERVFAIL).to_wire()
+            for server in servers[:_SERVERS_TRIED]:
+                try:
+                    async with asyncio.timeout(_WAIT_SECONDS):
+                        said = await (_by_stream if stream else _by_datagram)(wire, server)
+                except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+                    self._log.debug(
+                        "a DNS server does not answer", server=server, reason=str(error) or "timed out"
+                    )
+                    continue
+                if len(said) < 4 or said[3] & 0xF not in _NOT_FOR_ME:
+                    return said
+        finally:
+            self._waiting[container_id] -= 1
+            if not self._waiting[container_id]:
+                del self._waiting[container_id]
+        return _failed(query, dns.rcode.Rcode.SERVFAIL).to_wire() if said is None else said
+
+
+def _question(wire: bytes) -> dns.message.Message | None:
+    """The message in `wire`; None for what is no question."""
+    try:
+        query = dns.message.from_wire(wire, ignore_trailing=True)
+    except (dns.exception.DNSException, ValueError):
+        return None
+    return None if query.flags & dns.flags.QR else query
 
 
 class _Datagrams(asyncio.DatagramProtocol):

@@ -29,6 +29,7 @@ TABLE = NameTable(
         lease("db", "back", "10.1.0.3", "db", "data", upstream=("9.9.9.9",)),
         lease("twin", "back", "10.1.0.4", "twin", "data"),
         lease("vault", "inner", "10.2.0.2", "vault", internal=True),
+        lease("long", "back", "10.1.0.5", "l" * 64),
         lease("plain", "bridge", "172.17.0.2", "plain", has_names=False),
     ]
 )
@@ -71,13 +72,14 @@ def ask(name: str, kind: str, asker: str) -> tuple[str, list[str]] | None:
 
 
 def test_answers() -> None:
-    """Ours are answered, AAAA with nothing, others' left to others, inside networks stay inside."""
+    """Ours are answered, AAAA with nothing, others' left to others, inside networks stay inside, a name too long for DNS is none."""
     assert ask("db", "A", "web") == ("NOERROR", ["10.1.0.3"])
     assert ask("db", "AAAA", "web") == ("NOERROR", []) and ask("db", "MX", "web") == ("NOERROR", [])
     assert ask("data", "A", "web") == ("NOERROR", ["10.1.0.3", "10.1.0.4"])
     assert ask("example.com", "A", "web") is None
     assert ask("example.com", "A", "vault") == ("NXDOMAIN", [])
     assert ask("3.0.1.10.in-addr.arpa", "PTR", "web") == ("NOERROR", ["db.back."])
+    assert ask("5.0.1.10.in-addr.arpa", "PTR", "web") == ("NXDOMAIN", [])
 
 
 @given(st.text(max_size=60), st.sampled_from(["web", "db", "vault", "nobody"]))
