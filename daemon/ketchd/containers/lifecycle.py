@@ -123,7 +123,7 @@ TABLE: dict[tuple[State, Happening], Outcome] = {
     ),
     **_row(
         _S.RESTARTING,
-        ask_start=_S.STARTING, ask_stop=_S.EXITED, ask_kill=_NOT_RUNNING, ask_pause=_RESTARTING,
+        ask_start=_S.STARTING, ask_stop=_S.EXITED, ask_kill=_S.EXITED, ask_pause=_RESTARTING,
         ask_unpause=Refuse(Conflict, "container {id} is not paused"),
         ask_remove=Refuse(
             Conflict,

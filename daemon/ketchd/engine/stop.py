@@ -29,12 +29,8 @@ async def stop(rooms: Rooms, box: Box, *, grace_seconds: int | None = None, stop
     async with box.lock:
         box.ask(Happening.ASK_STOP)
         if box.record.state is State.RESTARTING:
-            ending.cancel_restart(box)
-            box.record.state = State.EXITED
-            box.record.stopped_by_hand = True
-            rooms.supervisor.save(box.record)
             rooms.supervisor.announce(box, "stop")
-            box.announce_exit()
+            _stay_down(rooms, box)
             return
         box.record.stopped_by_hand = True
         rooms.supervisor.save(box.record)
@@ -45,6 +41,15 @@ async def stop(rooms: Rooms, box: Box, *, grace_seconds: int | None = None, stop
     job = asyncio.ensure_future(_see_it_end(rooms, box, ended, grace_seconds))
     await asyncio.shield(job)
     rooms.supervisor.announce(box, "stop")
+
+
+def _stay_down(rooms: Rooms, box: Box) -> None:
+    """No run follows the one that ended. The lock is held."""
+    ending.cancel_restart(box)
+    box.record.state = State.EXITED
+    box.record.stopped_by_hand = True
+    rooms.supervisor.save(box.record)
+    box.announce_exit()
 
 
 async def stop_all(rooms: Rooms, shutdown_timeout: int) -> None:
@@ -123,9 +128,14 @@ async def kill(rooms: Rooms, box: Box, signal_name: str) -> None:
     number = signal_number(signal_name or "KILL")
     async with box.lock:
         box.ask(Happening.ASK_KILL)
-        ended = _end_of_run(box)
         own = box.record.config["StopSignal"]
-        if not own or number in (signal_number(own), signal.SIGKILL):
+        is_end = not own or number in (signal_number(own), signal.SIGKILL)
+        if box.record.state is State.RESTARTING:  # nobody to signal: moby's daemon/kill.go, killWithSignal
+            if is_end:
+                _stay_down(rooms, box)
+            return
+        ended = _end_of_run(box)
+        if is_end:
             box.record.stopped_by_hand = True
             rooms.supervisor.save(box.record)
             await _thaw_and_signal(rooms, box, number)

@@ -229,3 +229,22 @@ async def test_signals_that_end_nothing_leave_nobody_waiting(rooms: Rooms) -> No
 
     assert link.signals == [10, 10, 10]
     assert box.exit_waiters == []
+
+
+@pytest.mark.parametrize(
+    ("own", "signal", "state"),
+    [
+        ("", "KILL", State.EXITED), ("", "HUP", State.EXITED), ("INT", "KILL", State.EXITED), ("INT", "INT", State.EXITED),
+        ("INT", "HUP", State.RESTARTING),
+    ],
+)  # fmt: skip
+async def test_a_kill_between_two_runs_is_the_end_of_them(
+    rooms: Rooms, own: str, signal: str, state: State
+) -> None:
+    box = await ran(rooms, State.RESTARTING, policy="always")
+    box.record.config["StopSignal"] = own
+
+    await stop.kill(rooms, box, signal)
+
+    assert box.record.state is state
+    assert [one.stopped_by_hand for one in stored(rooms)] == [state is State.EXITED]
