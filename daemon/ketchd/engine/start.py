@@ -7,6 +7,7 @@ Every release is pushed before its acquisition and may be called twice; `remove`
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import time
@@ -75,6 +76,10 @@ async def start_locked(rooms: Rooms, box: Box) -> None:
     box.link = link
     health.watch(rooms, box)
     box.watch = asyncio.get_running_loop().create_task(ending.watch(rooms, box, link))
+    late, box.pending = box.pending, []
+    for stream in late:  # they came while it started: what was said until now is not for them
+        with contextlib.suppress(Fault):
+            await link.attach(stream)
 
 
 def _note_failure(rooms: Rooms, box: Box, error: BaseException) -> None:
