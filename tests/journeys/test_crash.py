@@ -150,6 +150,14 @@ class Story:
         """New limits of a running container."""
         self.run("update", "--restart", "no", "--cpu-shares", "512", "witness", check=check)
 
+    def pause(self, check: bool = True) -> None:
+        """A container that stands still for a while."""
+        self.number += 1
+        self.run("run", "-d", "--name", f"c{self.number}", "busybox", "sleep", "3600", check=check)
+        self.run("pause", f"c{self.number}", check=check)
+        self.run("unpause", f"c{self.number}", check=check)
+        self.run("rm", "-f", f"c{self.number}", check=check)
+
     def volume(self, check: bool = True) -> None:
         """A named volume's life."""
         self.number += 1
@@ -167,7 +175,7 @@ class Story:
         by_journey = {
             "build": self.build, "buildprune": self.forget, "commit": self.commit, "compose": self.chain, "connect": self.network,
             "create": self.container, "disconnect": self.network, "end": self.container, "exec": self.container,
-            "gc": self.gc, "import": self.import_, "layer": self.forget, "load": self.load, "network": self.network, "pull": self.pull,
+            "gc": self.gc, "import": self.import_, "layer": self.forget, "load": self.load, "network": self.network, "pause": self.pause, "pull": self.pull,
             "push": self.push, "remove": self.container, "rmi": self.build, "start": self.container, "trash": self.forget, "update": self.update,
             "volume": self.volume,
         }  # fmt: skip

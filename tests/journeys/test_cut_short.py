@@ -61,6 +61,23 @@ def test_a_killed_start_is_no_run_that_ended_as_the_last_one(ketch: Client, mach
     assert (told.count("start"), told.count("die")) == (1, 1)
 
 
+def test_a_killed_pause_is_a_pause(ketch: Client, machine: Machine) -> None:
+    """It stands still, so it is shown so, and can be thawed."""
+    ketch("run", "-d", "--name", "still", "busybox", "sleep", "3600")
+    machine.kill()
+    machine.start(tracepoints="pause.frozen=kill")
+    try:
+        machine.run(ketch.program, "pause", "still", check=False)
+    finally:
+        machine.kill()
+        machine.start()
+
+    assert ketch.inspect("still")["State"]["Status"] == "paused"
+    ketch("unpause", "still")
+    ketch("exec", "still", "true")
+    assert actions(machine, "still")[-6:-3] == ["start", "pause", "unpause"]
+
+
 def test_rm_f_of_a_container_with_rm(client: Client) -> None:
     made = client("run", "-d", "--rm", "busybox", "sleep", "3600").strip()
     client("rm", "-f", made)

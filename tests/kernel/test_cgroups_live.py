@@ -131,10 +131,13 @@ def test_freeze_and_thaw(cgroups: Cgroups) -> None:
     """A frozen process does not even die before it is thawed (version 1), or stands still until killed (version 2)."""
     sleeper = Sleeper(cgroups, {})
     try:
+        assert cgroups.is_frozen(sleeper.id) is False
         cgroups.freeze(sleeper.id)
         cgroups.freeze(sleeper.id)
+        assert cgroups.is_frozen(sleeper.id) is True
         cgroups.thaw(sleeper.id)
         cgroups.thaw(sleeper.id)
+        assert cgroups.is_frozen(sleeper.id) is False
     finally:
         assert sleeper.end() == -signal.SIGKILL
 

@@ -65,7 +65,9 @@ async def _restore_one(rooms: Rooms, box: Box, link: ShimLink | None) -> bool:
             _note_start(rooms, box)
         record.pid, record.start_time = link.pid, link.start_time
         box.link = link
-        rooms.supervisor.save(record)
+        with rooms.catalogue.transaction():
+            _note_freezer(rooms, box)
+            rooms.supervisor.save(record)
         return True
     if record.state is State.RESTARTING:
         record.state = State.EXITED  # its end is recorded and told; what was planned is `start_by_policy`'s
@@ -92,6 +94,14 @@ async def _restore_one(rooms: Rooms, box: Box, link: ShimLink | None) -> bool:
     elif record.auto_remove and (record.started_once or record.error):
         await ending.remove_quietly(rooms, box)  # its end was recorded, and the last ketchd came no further
     return False
+
+
+def _note_freezer(rooms: Rooms, box: Box) -> None:
+    """A pause or its end that the last ketchd carried out and did not come to record. Called in the transaction of the record."""
+    frozen = rooms.cgroups.is_frozen(box.record.id)
+    if frozen is not None and frozen is not (box.record.state is State.PAUSED):
+        box.record.state = State.PAUSED if frozen else State.RUNNING
+        rooms.supervisor.announce(box, "pause" if frozen else "unpause")
 
 
 def _note_start(rooms: Rooms, box: Box) -> None:

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Sequence
 
 from ketch_wire.faults import EngineFailure, NotModified
+from ketchd import tracepoint
 from ketchd.containers.lifecycle import Happening, State
 from ketchd.containers.shimlink import ShimLink
 from ketchd.containers.signals import signal_number
@@ -14,6 +15,8 @@ from ketchd.containers.supervisor import Box
 from ketchd.engine import ending, health
 from ketchd.engine.rooms import Rooms
 from ketchd.engine.start import start
+
+tracepoint.declare("pause.frozen")
 
 DEFAULT_GRACE_SECONDS = 10
 KILL_WAIT_SECONDS = 10.0
@@ -165,6 +168,7 @@ async def pause(rooms: Rooms, box: Box) -> None:
     async with box.lock:
         following = box.ask(Happening.ASK_PAUSE)
         await asyncio.to_thread(rooms.cgroups.freeze, box.record.id)
+        tracepoint.reach("pause.frozen")
         box.record.state = following
         health.unwatch(box)
         with rooms.catalogue.transaction():

@@ -110,6 +110,9 @@ class CgroupsV1:
     def thaw(self, path: str) -> None:
         self._freezer(path, "THAWED")
 
+    def is_frozen(self, path: str) -> bool:
+        return read(self._at("freezer", path) + "/freezer.self_freezing") == "1"
+
     def _freezer(self, path: str, wanted: str) -> None:
         """A process that forks meanwhile can hold the state at FREEZING: thaw for a moment and try again, as runc does."""
         file = self._at("freezer", path) + "/freezer.state"

@@ -109,6 +109,9 @@ class CgroupsV2:
     def thaw(self, path: str) -> None:
         self._freezer(path, 0)
 
+    def is_frozen(self, path: str) -> bool:
+        return read(f"{self.base}/{path}/cgroup.freeze") == "1"
+
     def _freezer(self, path: str, wanted: int) -> None:
         directory = f"{self.base}/{path}"
         write(f"{directory}/cgroup.freeze", str(wanted))

@@ -170,6 +170,13 @@ class Cgroups:
         """Let every process run again. Raises EngineFailure."""
         self._freezer(container_id, "unpause")
 
+    def is_frozen(self, container_id: str) -> bool | None:
+        """Whether it was told to stand still; None where that cannot be seen."""
+        try:
+            return None if self._tree is None else self._tree.is_frozen(self.path(container_id))
+        except OSError:
+            return None
+
     def _freezer(self, container_id: str, what: str) -> None:
         if self._tree is None:
             raise EngineFailure(

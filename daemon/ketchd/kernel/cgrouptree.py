@@ -49,6 +49,10 @@ class CgroupTree(Protocol):
         """Let them run again."""
         ...
 
+    def is_frozen(self, path: str) -> bool:
+        """Whether `freeze` was the last of both. Raises OSError."""
+        ...
+
     def usage(self, path: str) -> Usage | None:
         """Counters now; None when it is gone."""
         ...

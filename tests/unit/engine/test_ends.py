@@ -248,3 +248,29 @@ async def test_a_kill_between_two_runs_is_the_end_of_them(
 
     assert box.record.state is state
     assert [one.stopped_by_hand for one in stored(rooms)] == [state is State.EXITED]
+
+
+@pytest.mark.parametrize("frozen", [True, False, None])
+@pytest.mark.parametrize("recorded", [State.RUNNING, State.PAUSED])
+async def test_a_pause_that_a_kill_left_unrecorded_is_seen(
+    rooms: Rooms, recorded: State, frozen: bool | None
+) -> None:
+    box = await ran(rooms, recorded)
+    ends: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def adopt(_: str) -> Any:
+        return SimpleNamespace(pid=7, start_time=8, wait=lambda: ends)
+
+    shims: Any = SimpleNamespace(adopt=adopt)
+    cgroups: Any = SimpleNamespace(place=lambda *_: "", is_frozen=lambda _: frozen)
+    rooms.shims, rooms.cgroups = shims, cgroups
+    rooms.supervisor._boxes.clear()
+    await restore(rooms)
+
+    seen = recorded if frozen is None else State.PAUSED if frozen else State.RUNNING
+    assert [one.state for one in stored(rooms)] == [seen]
+    told = [event.action for event in rooms.events.since(0)]
+    assert told == ([] if seen is recorded else ["pause" if frozen else "unpause"])
+    watch = rooms.supervisor.find(box.record.id).watch
+    assert watch is not None
+    watch.cancel()
