@@ -74,11 +74,21 @@ async def commit(
 
 async def _make_layer(rooms: Rooms, box: Box, pause: bool, keep: Callable[[Digest], None]) -> Digest | None:
     upper = rooms.container_dir(box.record.id) / "upper"
-    if not box.record.has_process:
-        async with box.lock:  # nobody starts it meanwhile
-            return await rooms.layers.from_upper(upper, box.record.diff_ids, keep=keep)
-    async with _still(rooms, box, pause):
-        return await rooms.layers.from_upper(upper, box.record.diff_ids, keep=keep)
+
+    def check_whole() -> None:
+        """A forced removal empties the directory while it is read, but moves it first."""
+        if not upper.is_dir():
+            raise Conflict(f"You cannot commit container {box.record.id} which is being removed")
+
+    def keep_whole(layer: Digest) -> None:
+        check_whole()
+        keep(layer)
+
+    # nobody starts it meanwhile, or it stands still
+    async with _still(rooms, box, pause) if box.record.has_process else box.lock:
+        made = await rooms.layers.from_upper(upper, box.record.diff_ids, keep=keep_whole)
+        check_whole()
+        return made
 
 
 @asynccontextmanager

@@ -1,0 +1,61 @@
+"""What is stored while the disk is full, or while its source goes."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ketch_testing.rooms import container_of, image_of
+from ketch_wire.faults import Conflict, EngineFailure
+from ketchd.containers.lifecycle import State
+from ketchd.engine.commit import commit
+from ketchd.engine.rooms import Rooms
+from ketchd.model.digest import Digest
+
+
+def full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("call", ["os.fsync", "os.rename", "pathlib.Path.write_bytes"])
+async def test_a_full_disk_leaves_nothing_of_a_blob(
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Whether it shows when the bytes are written or only when they are synced."""
+    with monkeypatch.context() as patched:
+        patched.setattr(call, full)
+        with pytest.raises(EngineFailure, match="no space left on device"):
+            await rooms.blobs.put(b"content", "text/plain")
+
+    assert not rooms.blobs.has(Digest.of(b"content"))
+    assert list((rooms.data_root / "stage").iterdir()) == []
+
+
+@pytest.mark.parametrize("files", [["kept"], []])
+async def test_a_container_that_is_removed_while_it_is_committed(
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch, files: list[str]
+) -> None:
+    """What was read of it may be half of it: there is no image."""
+    image = await image_of(rooms, [], "x")
+    box = container_of(rooms, image, "c", state=State.RUNNING)
+    for name in files:
+        (rooms.container_dir(box.record.id) / "upper" / name).write_bytes(b"1")
+    run: Callable[..., Any] = rooms.workers.run
+
+    async def run_and_remove(job: str, arguments: dict[str, Any]) -> Any:
+        found = await run(job, arguments)
+        if job.endswith("from_upper"):
+            rooms.trash.take(Path(arguments["upper"]).parent)
+        return found
+
+    monkeypatch.setattr(rooms.workers, "run", run_and_remove)
+    with pytest.raises(Conflict, match="which is being removed"):
+        await commit(rooms, box, config={}, pause=False)
+
+    assert rooms.images.count() == 1 and rooms.garbage.find() == []
+    assert list((rooms.data_root / "stage").iterdir()) == []
