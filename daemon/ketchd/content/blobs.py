@@ -17,6 +17,7 @@ from pathlib import Path
 from ketch_wire.faults import EngineFailure, NotFound
 from ketchd.catalogue.database import Catalogue
 from ketchd.layers.endings import to_the_end
+from ketchd.layers.placing import disk_fault
 from ketchd.layers.trash import Trash
 from ketchd.model.digest import Digest
 
@@ -236,17 +237,15 @@ def _place(staged: Path, final: Path) -> None:
         os.rename(staged, final)
         sync_directory(final.parent)
     except OSError as error:
-        raise EngineFailure(f"cannot store blob {final.name[:12]}: {_why(error)}") from error
+        raise disk_fault(error, f"cannot store blob {final.name[:12]}") from error
 
 
 def _write_and_place(content: bytes, staged: Path, final: Path) -> None:
     try:
-        staged.write_bytes(content)
-    except OSError as error:
+        try:
+            staged.write_bytes(content)
+        except OSError as error:
+            raise disk_fault(error, f"cannot store blob {final.name[:12]}") from error
+        _place(staged, final)
+    finally:
         staged.unlink(missing_ok=True)
-        raise EngineFailure(f"cannot store blob {final.name[:12]}: {_why(error)}") from error
-    _place(staged, final)
-
-
-def _why(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
