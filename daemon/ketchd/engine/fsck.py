@@ -145,11 +145,25 @@ class _Check:
                 if not self._users_of_layer(text):
                     continue  # removed meanwhile
                 problem = "is missing"
-            elif not await self._rooms.layers.verify(layer):
-                problem = "is damaged"
-            else:
+            elif await self._is_sound(layer):
                 continue
+            else:
+                problem = "is damaged"
             await self._report(Finding("layer", text, problem, self._users_of_layer(text)), self._mend_layer)
+
+    async def _is_sound(self, layer: Digest) -> bool:
+        """Looked at again when another one or none is recorded by then: it was removed meanwhile, and maybe came again."""
+        while before := self._recorded(layer):
+            if await self._rooms.layers.verify(layer):
+                return True
+            if self._recorded(layer) == before:
+                return False
+        return not self._users_of_layer(layer.text)
+
+    def _recorded(self, layer: Digest) -> list[int]:
+        """When, if it is."""
+        rows = self._rooms.catalogue.query("SELECT created_ns FROM layers WHERE diff_id = ?", (layer.text,))
+        return [row[0] for row in rows]
 
     async def bad_blobs(self) -> None:
         """The blobs that `blobs` found, after the layers were mended from the sound ones."""

@@ -15,6 +15,7 @@ import pytest
 from ketch_testing.machine import registry
 from ketch_testing.rooms import container_of, image_of, layer_of, tar_of
 from ketchd.engine.fsck import Finding, fsck
+from ketchd.engine.images import delete_image
 from ketchd.engine.pull import pull
 from ketchd.engine.push import push
 from ketchd.engine.rooms import Rooms
@@ -67,6 +68,38 @@ async def test_a_sound_store_has_no_findings(rooms: Rooms) -> None:
     await rooms.volumes.create("vol")
 
     assert await check(rooms) == []
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_layer_that_is_removed_while_it_is_looked_at(
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    """It is no finding, nor is the one that has come in its place."""
+    layer = await layer_of(rooms, {"a": b"1"})
+    await image_of(rooms, [layer], "x")
+    verify = rooms.layers.verify
+    removals = []
+
+    async def remove_and_verify(diff_id: Digest) -> bool:
+        if not removals:
+            removals.append(await delete_image(rooms, "x"))
+            damaged = await rooms.workers.run(
+                "ketchd.layers.verify:verify",
+                {
+                    "path": str(rooms.layers.path(layer)),
+                    "kind": "erofs",
+                    "tar_size": 1,
+                    "diff_id": str(layer),
+                },
+            )
+            if again:
+                await image_of(rooms, [await layer_of(rooms, {"a": b"1"})], "x")
+            return bool(damaged["sound"])
+        return await verify(diff_id)
+
+    monkeypatch.setattr(rooms.layers, "verify", remove_and_verify)
+
+    assert await check(rooms, repair=True) == [] and rooms.layers.has(layer) is again
 
 
 async def with_blob(rooms: Rooms, content: bytes) -> tuple[Digest, Digest]:
