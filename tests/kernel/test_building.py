@@ -22,6 +22,7 @@ from ketchd.engine.buildcache import PruneLimits, cache_usage, prune_cache
 from ketchd.layers.probe import probe
 from ketchd.layers.workers import WorkerPool
 from ketchd.model.digest import Digest
+from ketchd.model.reference import Reference
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="root is needed for mounts")]
 PASSWD = "root:x:0:0::/root:/bin/sh\nweb:x:77:88::/:/bin/false\n"
@@ -355,6 +356,34 @@ async def test_an_image_that_is_copied_from_may_be_removed_meanwhile(yard: Yard)
     image_id, _ = await building
 
     assert await yard.content(image_id, "y") == b"of another image"
+
+
+async def test_an_image_has_its_name_before_it_is_told_of(yard: Yard) -> None:
+    """A client that reads slowly keeps nobody from removing what has no name."""
+    named = []
+
+    async def body() -> AsyncIterator[bytes]:
+        yield tar({"Dockerfile": "FROM busybox\nENV A=1\n"})
+
+    async def send(*messages: dict[str, Any]) -> None:
+        if any("Successfully built" in message.get("stream", "") for message in messages):
+            named.append(yard.images.find_name(Reference.parse("app:1")))
+
+    from ketchd.engine.build import BuildRequest
+
+    image_id = await yard.builder.build(BuildRequest(tags=(Reference.parse("app:1"),)), body(), send)
+
+    assert named == [image_id]
+
+
+async def test_a_look_at_the_cache_sweeps_nothing(yard: Yard) -> None:
+    """Only the builder's own does, at the start."""
+    stray = yard.base / "cachemounts" / "stray"
+    stray.mkdir(parents=True)
+    BuildCache(yard.catalogue, yard.base, sweep=False)
+    assert stray.is_dir()
+    BuildCache(yard.catalogue, yard.base)
+    assert not stray.exists()
 
 
 async def test_a_client_that_is_gone_ends_its_build(yard: Yard) -> None:

@@ -222,12 +222,14 @@ class Builder:
             )
             await rooms.images.register(snapshot.image_config(state), parent=parent, durable=not request.tags)
         tracepoint.reach("build.registered")
-        await send({"stream": f"Successfully built {image_id.short}\n"})
+        # Before anything is sent: an image without a name may be removed at every await.
         for tag in request.tags:
             if rooms.images.find_name(tag) != image_id:
                 rooms.images.tag(tag, image_id)
             announce(rooms, image_id, "tag", tag.familiar())
             tracepoint.reach("build.tagged")
+        await send({"stream": f"Successfully built {image_id.short}\n"})
+        for tag in request.tags:
             await send({"stream": f"Successfully tagged {tag.familiar()}\n"})
         return image_id
 
