@@ -58,6 +58,8 @@ class BuildCache:
         self._catalogue = catalogue
         self._mounts = data_root / "cachemounts"
         self._used: dict[str, int] = {}
+        if not sweep:
+            return
         owned = {
             row["key"] for row in catalogue.query("SELECT key FROM build_cache WHERE kind = ?", (MOUNT,))
         }
