@@ -15,7 +15,8 @@ from pathlib import Path
 
 from ketchd.catalogue.database import Catalogue
 from ketchd.content.documents import release
-from ketchd.model.digest import Digest, chain_id
+from ketchd.layers.chains import chain_name
+from ketchd.model.digest import Digest
 
 
 @dataclass(slots=True)
@@ -124,11 +125,13 @@ def _sweep_init(data_root: Path, catalogue: Catalogue, report: Report) -> None:
     entries = list(_entries(data_root / "init"))
     if not entries:
         return
-    chains: dict[str, list[str]] = {}
+    chains: dict[str, list[str]] = {
+        row[0]: [] for row in catalogue.query("SELECT id FROM images WHERE artifact_type IS NULL")
+    }
     for row in catalogue.query("SELECT image_id, diff_id FROM image_layers ORDER BY image_id, position"):
-        chains.setdefault(row["image_id"], []).append(row["diff_id"])
+        chains[row["image_id"]].append(row["diff_id"])
     chains |= dict(_container_layers(catalogue))
-    kept = {chain_id([Digest(diff_id) for diff_id in layers]).hex for layers in chains.values() if layers}
+    kept = {chain_name(tuple(Digest(diff_id) for diff_id in layers)) for layers in chains.values()}
     for path in entries:
         if path.name not in kept:
             _remove(path, data_root, report)

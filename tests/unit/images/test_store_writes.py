@@ -13,6 +13,7 @@ import pytest
 from ketch_testing.rooms import container_of, image_of
 from ketch_wire.faults import Conflict, EngineFailure
 from ketchd.containers.lifecycle import State
+from ketchd.content.recovery import sweep_store
 from ketchd.engine.commit import commit
 from ketchd.engine.rooms import Rooms
 from ketchd.model.digest import Digest
@@ -59,3 +60,19 @@ async def test_a_container_that_is_removed_while_it_is_committed(
 
     assert rooms.images.count() == 1 and rooms.garbage.find() == []
     assert list((rooms.data_root / "stage").iterdir()) == []
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="root is needed for mounts")
+@pytest.mark.parametrize("user", ["container", "image", ""])
+async def test_the_init_layer_of_no_layers_outlives_a_start(rooms: Rooms, user: str) -> None:
+    """A running container of an image without layers stands on it."""
+    init = await rooms.layers.compose([])
+    image = await image_of(rooms, [], "x") if user else None
+    if image is not None and user == "container":
+        container_of(rooms, image, "c", state=State.RUNNING)
+        rooms.images.remove(image)
+
+    sweep_store(rooms.data_root, rooms.catalogue)
+
+    assert init.is_dir() is bool(user)
