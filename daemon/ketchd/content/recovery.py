@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 from ketchd.catalogue.database import Catalogue
 from ketchd.content.documents import release
 from ketchd.layers.chains import chain_name
+from ketchd.layers.placing import remove_some
 from ketchd.model.digest import Digest
 
 
@@ -173,8 +173,5 @@ def _entries(directory: Path) -> Iterator[Path]:
 
 
 def _remove(path: Path, data_root: Path, report: Report) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    remove_some(str(path))
     report.removed.append(str(path.relative_to(data_root)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,13 +44,8 @@ def place(staged: str, final: Path, what: str, *, durable: bool = True) -> None:
 
 def remove_staged(path: str) -> None:
     """Remove a staged file or directory, if it is there."""
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return
-    except (IsADirectoryError, PermissionError):
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(path)
+    with contextlib.suppress(FileNotFoundError):
+        remove_some(path)
 
 
 def remove_some(path: str, limit: int | None = None) -> bool:

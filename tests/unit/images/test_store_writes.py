@@ -16,6 +16,7 @@ from ketchd.containers.lifecycle import State
 from ketchd.content.recovery import sweep_store
 from ketchd.engine.commit import commit
 from ketchd.engine.rooms import Rooms
+from ketchd.layers.placing import remove_some, remove_staged
 from ketchd.model.digest import Digest
 
 
@@ -76,3 +77,26 @@ async def test_the_init_layer_of_no_layers_outlives_a_start(rooms: Rooms, user: 
     sweep_store(rooms.data_root, rooms.catalogue)
 
     assert init.is_dir() is bool(user)
+
+
+@pytest.mark.parametrize("remover", ["start", "job"])
+async def test_what_is_nested_deeper_than_a_stack_is_removed(rooms: Rooms, remover: str) -> None:
+    """A RUN can make it, and a layer can hold it; the next start has to do with it."""
+    top = rooms.data_root / "stage" / "deep"
+    top.mkdir()
+    opened = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for _ in range(3000):
+            os.mkdir("d", dir_fd=opened)
+            inner = os.open("d", os.O_RDONLY | os.O_DIRECTORY, dir_fd=opened)
+            os.close(opened)
+            opened = inner
+        os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=opened))
+        if remover == "start":
+            assert sweep_store(rooms.data_root, rooms.catalogue).removed == ["stage/deep"]
+        else:
+            remove_staged(str(top))
+        assert not top.exists()
+    finally:
+        os.close(opened)
+        remove_some(str(top))
