@@ -172,7 +172,7 @@ async def publishes_udp() -> None:
 
 
 async def reapplies() -> None:
-    """Rules that somebody flushes come back, published ports with them."""
+    """Rules that somebody flushes come back, published ports with them; one chain's as well."""
     async with networks() as rooms:
         web = await contain(rooms, "web", ("127.0.0.1", "8080", 80))
         await web.guest.ask("serve", port=80, name="web")
@@ -180,6 +180,10 @@ async def reapplies() -> None:
             output("nft", *command)
             await until(lambda: rules_are_there("8080"))
             assert get("127.0.0.1", 8080).startswith("web"), command
+        before = output("nft", "list", "table", "inet", f"ketch-{BRIDGE}")
+        for chain in ("guard", "publish", "prerouting", "output", "postrouting", "forward", "inward"):
+            output("nft", "flush", "chain", "inet", f"ketch-{BRIDGE}", chain)
+            await until(lambda: output("nft", "list", "table", "inet", f"ketch-{BRIDGE}") == before)
         output("nft", "flush", "ruleset")
         second = await contain(rooms, "second", ("127.0.0.1", "8082", 80))
         await second.guest.ask("serve", port=80, name="second")

@@ -49,6 +49,7 @@ class Firewall:
         self._opened = runner is not None
         self._bridge_family = True
         self._ports: dict[str, Forward] = {}
+        self._applied: list[str] = []
 
     def _nft(self) -> Runner:
         if not self._opened:
@@ -84,6 +85,7 @@ class Firewall:
         if not done:
             raise EngineFailure(f"packet rules are refused: {_first_line(complaint)}")
         self._ports = {one.map + one.key: one for one in ports}
+        self._applied = self._list()
         self.open_foreign(networks, anew=True)
 
     def open_foreign(self, networks: Sequence[NetworkRules], *, anew: bool = False) -> None:
@@ -127,13 +129,13 @@ class Firewall:
         return done
 
     def is_intact(self) -> bool:
-        """Whether the chains are there with rules in them."""
-        table = rules.table_name(self._bridge)
-        return all(
-            done and "@bridges" in output if name != "prerouting" else done and "jump publish" in output
-            for name in ("prerouting", "postrouting", "forward")
-            for done, output, _ in [self._nft().run(f"list chain inet {table} {name}")]
-        )
+        """Whether the rules of every chain are what they were right after `apply`."""
+        return self._list() == self._applied
+
+    def _list(self) -> list[str]:
+        """Every chain as the kernel has it; one command a call, libnftables finds the chain of the last one only."""
+        nft = self._nft()
+        return [nft.run(f"list chain {chain}")[1] for chain in rules.chains(self._bridge)]
 
     def clear(self) -> None:
         """Take every rule of ours away. May be called twice."""

@@ -89,6 +89,13 @@ def table_name(bridge: str) -> str:
     return f"ketch-{bridge}"
 
 
+def chains(bridge: str) -> list[str]:
+    """Every chain of ours, as nft names it; that of the bridge family is not always there."""
+    names = ("guard", "publish", "prerouting", "output", "postrouting", "forward", "inward")
+    table = table_name(bridge)
+    return [*(f"inet {table} {name}" for name in names), f"bridge {table} forward"]
+
+
 def ruleset(bridge: str, networks: Sequence[NetworkRules], ports: Sequence[Forward]) -> str:
     """The whole table anew, in one transaction: what was there of ours is replaced."""
     table = table_name(bridge)
