@@ -54,6 +54,7 @@ class Box:
         self.remove_waiters: list[asyncio.Future[int]] = []
         self.restart_wait_seconds = 0.0
         self.restart_timer: asyncio.TimerHandle | None = None
+        self.stays_down = False  # ketchd ends: what its restart policy wants is the next one's to do
         self.keepers = 0  # journeys under way that see to what follows the end: `--rm` is not for them
         self.watch: asyncio.Task[None] | None = None
         self.log_grew = asyncio.Event()

@@ -46,7 +46,7 @@ async def finish(rooms: Rooms, box: Box, ended: ExitRecord | None, *, restarts: 
     uptime = max(0, record.finished_ns - record.started_ns) / 1e9
     wait = (
         None
-        if not restarts
+        if not restarts or box.stays_down
         else next_wait(
             Policy(
                 record.host_config["RestartPolicy"]["Name"],

@@ -23,9 +23,12 @@ KILL_WAIT_SECONDS = 10.0
 SHUTDOWN_MARGIN_SECONDS = 5
 
 
-async def stop(rooms: Rooms, box: Box, *, grace_seconds: int | None = None, stop_signal: str = "") -> None:
+async def stop(
+    rooms: Rooms, box: Box, *, grace_seconds: int | None = None, stop_signal: str = "", by_hand: bool = True
+) -> None:
     """End `box`: its stop signal, then SIGKILL after the grace (-1: never).
 
+    by_hand: its restart policy heeds it later on.
     Raises NotModified when it does not run. Cancelled: the SIGKILL is still sent. Source: Engine API, ContainerStop.
     """
     number = signal_number(stop_signal or box.record.config["StopSignal"] or "TERM")
@@ -35,7 +38,7 @@ async def stop(rooms: Rooms, box: Box, *, grace_seconds: int | None = None, stop
             rooms.supervisor.announce(box, "stop")
             _stay_down(rooms, box)
             return
-        box.record.stopped_by_hand = True
+        box.record.stopped_by_hand |= by_hand
         rooms.supervisor.save(box.record)
         ended = _end_of_run(box)
         await _thaw_and_signal(rooms, box, number)
@@ -61,8 +64,11 @@ async def stop_all(rooms: Rooms, shutdown_timeout: int) -> None:
     Nobody stopped them by hand: their restart policy has its say at the next start. Source: moby daemon.go, Shutdown.
     """
     boxes = [box for box in rooms.supervisor if box.record.has_process]
+    for box in rooms.supervisor:
+        ending.cancel_restart(box)
+        box.stays_down = True
     seconds = seconds_for_all(shutdown_timeout, [_grace(box) for box in boxes])
-    jobs = [asyncio.ensure_future(stop(rooms, box)) for box in boxes]
+    jobs = [asyncio.ensure_future(stop(rooms, box, by_hand=False)) for box in boxes]
     if jobs:
         _, late = await asyncio.wait(jobs, timeout=seconds)
         for job in late:
@@ -71,9 +77,6 @@ async def stop_all(rooms: Rooms, shutdown_timeout: int) -> None:
     for box in boxes:
         if box.record.has_process:
             rooms.log.warning("container did not stop in time", container=box.record.id, seconds=seconds)
-        if not box.record.auto_remove:
-            box.record.stopped_by_hand = False
-            rooms.supervisor.save(box.record)
 
 
 def seconds_for_all(shutdown_timeout: int, graces: Sequence[int]) -> float | None:

@@ -274,3 +274,20 @@ async def test_a_pause_that_a_kill_left_unrecorded_is_seen(
     watch = rooms.supervisor.find(box.record.id).watch
     assert watch is not None
     watch.cancel()
+
+
+async def test_the_end_of_ketchd_stops_nobody_by_hand(rooms: Rooms, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed amid it, the next one starts by policy what this one has stopped, and nothing starts meanwhile."""
+    box = await ran(rooms, State.RUNNING, policy="unless-stopped")
+    Link(rooms, box)
+    seen: list[tuple[State, bool]] = []
+
+    def look(name: str) -> None:
+        seen.extend((one.state, one.stopped_by_hand) for one in stored(rooms))
+
+    monkeypatch.setattr(tracepoint, "reach", look)
+    await stop.stop_all(rooms, 15)
+
+    assert (State.RUNNING, True) not in seen
+    assert seen[-1] == (State.EXITED, False)
+    assert box.restart_timer is None
