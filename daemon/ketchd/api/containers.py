@@ -104,9 +104,7 @@ class ContainerApi:
         wanted = call.query("name", "")
         if not wanted:
             raise InvalidInput("Neither old nor new names may be empty")
-        with self._rooms.catalogue.transaction():
-            old = self._rooms.supervisor.rename(box, wanted)
-            self._rooms.supervisor.announce(box, "rename", oldName="/" + old)
+        self._rooms.supervisor.rename(box, wanted)
         networking.rename(self._rooms, box.record)
         return no_content()
 

@@ -132,6 +132,11 @@ class Supervisor:
         self._names[record.name] = record.id
         return box
 
+    def drop(self, record: ContainerRecord) -> None:
+        """Forget what `add` made, when the transaction around it did not come to its end. May be called for one never added."""
+        if self._boxes.pop(record.id, None) is not None:
+            self._names.pop(record.name, None)
+
     def check_free(self, name: str) -> None:
         """Raises Conflict when `name` is taken."""
         if (owner := self._names.get(name)) is not None:
@@ -153,7 +158,7 @@ class Supervisor:
             )
 
     def rename(self, box: Box, name: str) -> str:
-        """Give `box` another name; returns the old one. Raises Conflict, InvalidInput."""
+        """Give `box` another name, and tell it; returns the old one. Raises Conflict, InvalidInput, EngineFailure: then it has the old one."""
         old = box.record.name
         if name.removeprefix("/") == old:
             raise InvalidInput("Renaming a container with the same name as its current name")
@@ -163,7 +168,13 @@ class Supervisor:
         except Fault as fault:
             raise type(fault)(f"Error when allocating new name: {fault.message}") from fault
         box.record.name = name
-        self.save(box.record)
+        try:
+            with self._catalogue.transaction():
+                self.save(box.record)
+                self.announce(box, "rename", oldName="/" + old)
+        except BaseException:
+            box.record.name = old
+            raise
         del self._names[old]
         self._names[name] = box.record.id
         return old

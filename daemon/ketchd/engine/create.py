@@ -116,6 +116,7 @@ async def create(
                 box = rooms.supervisor.add(record)
                 rooms.supervisor.announce(box, "create")
         except BaseException:
+            rooms.supervisor.drop(record)
             shutil.rmtree(stage, ignore_errors=True)
             shutil.rmtree(final, ignore_errors=True)
             for volume in made:
