@@ -11,7 +11,7 @@ from ketchd.containers.lifecycle import Happening, State
 from ketchd.containers.restarts import Policy, next_wait
 from ketchd.containers.shims import ExitRecord, ShimLink
 from ketchd.containers.supervisor import Box
-from ketchd.engine import announcing, health
+from ketchd.engine import announcing, execs, health
 from ketchd.engine import networks as networking
 from ketchd.engine.rooms import Rooms
 
@@ -63,12 +63,7 @@ async def finish(rooms: Rooms, box: Box, ended: ExitRecord | None, *, restarts: 
         record.state = box.ask(Happening.BACK_OFF)
     with rooms.catalogue.transaction():
         rooms.supervisor.save(record)
-        for running in box.execs.values():
-            if running.running:
-                code = running.exit_code if running.exit_code is not None else 137
-                running.running, running.exit_code = False, code
-                running.ended.set()
-                rooms.supervisor.announce(box, "exec_die", execID=running.id, exitCode=str(code))
+        execs.container_ended(rooms, box)
         if record.oom_killed:
             rooms.supervisor.announce(box, "oom")
         rooms.supervisor.announce(box, "die", exitCode=str(box.exit_code()), execDuration=str(int(uptime)))

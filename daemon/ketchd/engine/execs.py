@@ -20,6 +20,8 @@ from ketchd.containers.shims import ClientStream, LaunchFailed
 from ketchd.containers.supervisor import Box, ExecRecord
 from ketchd.engine.rooms import Rooms
 
+KEPT_SECONDS = 300.0  # after its end: long enough for every client to ask
+
 tracepoint.declare("exec.created", "exec.started")
 
 SHAPE: dict[str, Any] = {
@@ -86,12 +88,11 @@ async def start_exec(
             raise LaunchFailed("OCI runtime exec failed: exec failed: Cwd must be an absolute path: unknown")
         record.pid = await link.exec_start(record.id, plan, stream)
     except LaunchFailed as failure:
-        record.running, record.exit_code = False, failure.exit_code
-        record.ended.set()
+        _is_over(rooms, box, record, failure.exit_code)
         raise
     except BaseException:
-        record.running, record.exit_code = False, 128
-        record.ended.set()
+        if not record.ended.is_set():  # unless its container's end was its own
+            _is_over(rooms, box, record, 128)
         raise
     tracepoint.reach("exec.started")
 
@@ -101,12 +102,22 @@ def exec_ended(rooms: Rooms, box: Box, exec_id: str, code: int) -> None:
     record = box.execs.get(exec_id)
     if record is None or record.ended.is_set():
         return
+    _is_over(rooms, box, record, code)
+    rooms.supervisor.announce(box, "exec_die", execID=exec_id, exitCode=str(code))
+
+
+def container_ended(rooms: Rooms, box: Box) -> None:
+    """What of its execs has not ended ends with it."""
+    for record in box.execs.values():
+        if record.running:
+            _is_over(rooms, box, record, 137 if record.exit_code is None else record.exit_code)
+            rooms.supervisor.announce(box, "exec_die", execID=record.id, exitCode=str(record.exit_code))
+
+
+def _is_over(rooms: Rooms, box: Box, record: ExecRecord, code: int) -> None:
     record.running, record.exit_code = False, code
     record.ended.set()
-    rooms.supervisor.announce(box, "exec_die", execID=exec_id, exitCode=str(code))
-    asyncio.get_running_loop().call_later(
-        300, _forget, rooms, box, exec_id
-    )  # long enough for every client to ask
+    asyncio.get_running_loop().call_later(KEPT_SECONDS, _forget, rooms, box, record.id)
 
 
 def _forget(rooms: Rooms, box: Box, exec_id: str) -> None:
