@@ -111,7 +111,11 @@ def test_connect_and_disconnect(machine: Machine) -> None:
         lookup = ["run", "--rm", "--network", "back", "busybox", "nslookup", "www", "127.0.0.11"]
         assert "10.213.7.77" in docker(machine, *lookup)
         assert "nameserver 127.0.0.11" in docker(machine, "exec", "web", "cat", "/etc/resolv.conf")
+        docker(machine, "exec", "web", "sh", "-c", "echo 10.5.5.5 mine >> /etc/hosts")
+        default = inspect(machine, "container", "web")["NetworkSettings"]["Networks"]["bridge"]["IPAddress"]
         docker(machine, "network", "disconnect", "bridge", "web")
+        hosts = docker(machine, "exec", "web", "cat", "/etc/hosts")
+        assert "10.5.5.5 mine" in hosts and "10.213.7.77\t" in hosts and default not in hosts
         assert answer(port) == "web"
         machine.kill()
         machine.start()

@@ -15,6 +15,7 @@ from ketchd.engine.rooms import Rooms
 from ketchd.network.definition import Network
 from ketchd.network.files import (
     EMBEDDED_SERVER,
+    change_hosts,
     render_embedded_resolv_conf,
     render_hostname,
     render_hosts,
@@ -181,7 +182,7 @@ async def connect(rooms: Rooms, network: Network, box: Box, sent: Mapping[str, A
                 ) from error
             raise
         record.networking[network.name] = settings
-        _settle(rooms, record, rooms.networks.leases(record.id))
+        _settle(rooms, record, leases, rooms.networks.leases(record.id))
         tracepoint.reach("connect.connected")
         announce(rooms, "connect", record, lease.to_record())
 
@@ -211,7 +212,7 @@ async def disconnect(rooms: Rooms, network: Network, box: Box) -> None:
                 await _configure(rooms, record, routes(left))
         del record.networking[key]
         # Killed from here on: the next ketchd takes a link away that no record has. So the container has its routes already.
-        _settle(rooms, record, left)
+        _settle(rooms, record, held, left)
         tracepoint.reach("disconnect.recorded")
         await rooms.networks.disconnect(lease)
         tracepoint.reach("disconnect.gone")
@@ -233,14 +234,20 @@ def _leading(rooms: Rooms, record: ContainerRecord, leases: Sequence[EndpointLea
     return "" if lead is None else leases[lead].network_id
 
 
-def _settle(rooms: Rooms, record: ContainerRecord, leases: list[EndpointLease]) -> None:
+def _settle(
+    rooms: Rooms, record: ContainerRecord, before: Sequence[EndpointLease], leases: list[EndpointLease]
+) -> None:
     """Record the endpoints of a running container, and say so in its files, which it has mounted: written in place."""
     record_leases(record, leases)
     rooms.supervisor.save(record)
+    old = network_files(rooms, record, before)
     for name, content in network_files(rooms, record, leases).items():
         path = rooms.container_dir(record.id) / name
-        if path.read_text(errors="replace") != content:
-            path.write_text(content)
+        current = path.read_text(errors="surrogateescape")
+        if name == "hosts":
+            content = change_hosts(current, old[name], content)
+        if current != content:
+            path.write_text(content, errors="surrogateescape")
 
 
 def _key(rooms: Rooms, record: ContainerRecord, network: Network) -> str | None:

@@ -44,6 +44,18 @@ def render_hosts(
     return "\n".join(lines) + "\n"
 
 
+def change_hosts(current: str, before: str, after: str) -> str:
+    """/etc/hosts of a running container whose networks changed: `before` made `after`, with what it wrote there itself kept.
+
+    before, after: as `render_hosts` makes them. Source: moby libnetwork/etchosts, Add and Delete.
+    """
+    if current == before:
+        return after
+    old, new = before.splitlines(), after.splitlines()
+    kept = [line for line in current.splitlines() if line not in old or line in new]
+    return "\n".join([*kept, *(line for line in new if line not in old and line not in kept)]) + "\n"
+
+
 def render_hostname(hostname: str) -> str:
     """/etc/hostname."""
     return hostname + "\n"

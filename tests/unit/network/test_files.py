@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ketchd.network.files import (
+    change_hosts,
     nameservers,
     only_loopback,
     render_embedded_resolv_conf,
@@ -33,6 +34,18 @@ def test_hosts() -> None:
     )
     assert render_hosts("web", "", "172.17.0.2", [], None) == LOCAL + "172.17.0.2\tweb\n"
     assert render_hosts("web", "", None, [], None) == LOCAL
+
+
+def test_hosts_of_a_container_that_moves() -> None:
+    """Its own addresses come and go, what it wrote there stays."""
+    before = render_hosts("web", "", ["10.0.0.2"], [("db", "10.0.0.9")], None)
+    after = render_hosts("web", "", ["10.0.0.2", "10.1.0.2"], [("db", "10.0.0.9")], None)
+    assert change_hosts(before, before, after) == after
+    assert change_hosts(before + "10.5.5.5 mine\n", before, after) == (
+        before + "10.5.5.5 mine\n10.1.0.2\tweb\n"
+    )
+    assert change_hosts(after + "10.5.5.5 mine", after, before) == before + "10.5.5.5 mine\n"
+    assert change_hosts("", before, after) == "10.1.0.2\tweb\n"
 
 
 def test_hosts_of_the_host() -> None:
