@@ -29,6 +29,11 @@ class Wanted:
     high: int
     container_port: int
 
+    @property
+    def choices(self) -> int:
+        """How many ports would do."""
+        return self.high - self.low + 1 if self.low else 1 << 16
+
 
 def parse(binding: Mapping[str, Any], *, default_ip: str, has_ipv6: bool) -> Wanted:
     """A binding {proto, host_ip, host_port, container_port}; host_port `8080`, `8080-8090`, `` or `0`. Raises InvalidInput."""

@@ -25,25 +25,30 @@ class Publishing:
     def reserve(
         self, lease: EndpointLease, bindings: Sequence[Mapping[str, Any]], *, endpoint_name: str, default_ip: str
     ) -> list[ReservedPort]:  # fmt: skip
-        """Hold a host port for each binding. Raises InvalidInput, EngineFailure; nothing of the call stays held then."""
+        """Hold a host port for each binding, in their order. Raises InvalidInput, EngineFailure; nothing of the call stays held then.
+
+        A certain port is taken before one out of a range, and any free one last, so that none takes what another needs.
+        Source: moby libnetwork/drivers/bridge/port_mapping_linux.go, sortAndNormPBs.
+        """
         ephemeral = sockets.ephemeral_range()
-        reserved: list[ReservedPort] = []
+        wanted = [ports.parse(one, default_ip=default_ip, has_ipv6=self._has_ipv6) for one in bindings]
+        reserved: list[list[ReservedPort]] = [[] for _ in wanted]
         try:
-            for binding in bindings:
-                wanted = ports.parse(binding, default_ip=default_ip, has_ipv6=self._has_ipv6)
-                reserved += sockets.reserve(
-                    wanted, self._table, lease.container_id, ephemeral, self._last_port,
+            for number in sorted(range(len(wanted)), key=lambda number: wanted[number].choices):
+                reserved[number] = sockets.reserve(
+                    wanted[number], self._table, lease.container_id, ephemeral, self._last_port,
                     lambda why: ports.failed(endpoint_name, lease.endpoint_id, why),
                 )  # fmt: skip
-                if not wanted.low:
-                    self._last_port = reserved[-1].host_port
+                if not wanted[number].low:
+                    self._last_port = reserved[number][-1].host_port
         except BaseException:
-            for one in reserved:
+            for one in (one for held in reserved for one in held):
                 one.socket.close()
                 self._table.let_go(one.proto, one.host_ip, one.host_port, lease.container_id)
             raise
-        self._records.setdefault(lease.container_id, []).extend(one.to_record() for one in reserved)
-        return reserved
+        found = [one for held in reserved for one in held]
+        self._records.setdefault(lease.container_id, []).extend(one.to_record() for one in found)
+        return found
 
     def hold_again(self, lease: EndpointLease, records: Sequence[Mapping[str, Any]]) -> None:
         """Ports of a container that ran on while ketchd did not."""

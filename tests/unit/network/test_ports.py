@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ketch_wire.faults import EngineFailure, InvalidInput
-from ketchd.network import ports
+from ketchd.network import ports, sockets
 from ketchd.network.leases import EndpointLease
 from ketchd.network.ports import PortTable, Wanted
 from ketchd.network.publishing import Publishing
@@ -165,6 +165,33 @@ def test_a_range_takes_the_first_free_one() -> None:
             assert held[0].host_port > port
         finally:
             held[0].socket.close()
+
+
+def test_who_needs_a_certain_port_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the order: any free one, and one out of a range, leave it to who asked for it. What comes back is in order."""
+    port = next(
+        one for one in iter(free_port, None) if one < 65530 and all(is_bindable(one + n) for n in range(4))
+    )
+    monkeypatch.setattr(sockets, "ephemeral_range", lambda: (port, port + 3))
+    publishing = Publishing()
+    wanted = ["", f"{port}-{port + 1}", str(port + 1), str(port + 2)]
+    held = publishing.reserve(
+        lease("a"), [binding(one, "127.0.0.1") for one in wanted], endpoint_name="a", default_ip=""
+    )
+    try:
+        assert [one.host_port for one in held] == [port + 3, port, port + 1, port + 2]
+    finally:
+        for one in held:
+            one.socket.close()
+
+
+def is_bindable(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 def test_an_address_of_another_host() -> None:
