@@ -75,15 +75,15 @@ async def start_exec(
     if link is None:
         raise Conflict(f"container {box.record.id} is not running")
     record.started = record.running = True
-    rooms.supervisor.announce(box, f"exec_start: {_shown(record.settings)}", execID=record.id)
-    plan = ExecPlan(
-        id=record.id,
-        process=launching.exec_process(
-            box.record, record.settings, console_size=console_size, daemon=rooms.defaults
-        ),
-        transient=transient,
-    )
     try:
+        rooms.supervisor.announce(box, f"exec_start: {_shown(record.settings)}", execID=record.id)
+        plan = ExecPlan(
+            id=record.id,
+            process=launching.exec_process(
+                box.record, record.settings, console_size=console_size, daemon=rooms.defaults
+            ),
+            transient=transient,
+        )
         if not plan.process.cwd.startswith("/"):  # runc's own check, ahead of any process
             raise LaunchFailed("OCI runtime exec failed: exec failed: Cwd must be an absolute path: unknown")
         record.pid = await link.exec_start(record.id, plan, stream)

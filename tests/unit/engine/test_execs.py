@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ketch_testing.rooms import container_of, image_of, rooms_below
-from ketch_wire.faults import Conflict
+from ketch_wire.faults import Conflict, EngineFailure
 from ketchd.containers.lifecycle import State
 from ketchd.containers.shims import LaunchFailed
 from ketchd.containers.supervisor import Box, ExecRecord
@@ -84,3 +84,19 @@ async def test_the_end_of_the_container_is_that_of_an_exec_that_starts(rooms: Ro
     told = [event.attributes["exitCode"] for event in rooms.events.since(0) if event.action == "exec_die"]
     assert told == ["137"]
     assert execs.render_exec(record)["ExitCode"] == 137
+
+
+async def test_an_exec_whose_start_cannot_be_told_does_not_run(
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise EngineFailure("catalogue: no space left on device")
+
+    box, record = await made(rooms, begun)
+    monkeypatch.setattr(rooms.events, "append", full)
+
+    with pytest.raises(EngineFailure):
+        await execs.start_exec(rooms, box, record, None)
+
+    shown = execs.render_exec(record)
+    assert (shown["Running"], shown["ExitCode"]) == (False, 128)
