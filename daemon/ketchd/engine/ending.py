@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from ketch_wire.faults import Fault
+from ketch_wire.faults import EngineFailure, Fault
 from ketchd import tracepoint
 from ketchd.containers.lifecycle import Happening, State
 from ketchd.containers.restarts import Policy, next_wait
@@ -61,13 +61,19 @@ async def finish(rooms: Rooms, box: Box, ended: ExitRecord | None, *, restarts: 
     )
     if wait is not None:
         record.state = box.ask(Happening.BACK_OFF)
-    with rooms.catalogue.transaction():
-        rooms.supervisor.save(record)
-        execs.container_ended(rooms, box)
-        if record.oom_killed:
-            rooms.supervisor.announce(box, "oom")
-        rooms.supervisor.announce(box, "die", exitCode=str(box.exit_code()), execDuration=str(int(uptime)))
-        announcing.left(rooms, record, endpoints)
+    try:
+        with rooms.catalogue.transaction():
+            rooms.supervisor.save(record)
+            execs.container_ended(rooms, box)
+            if record.oom_killed:
+                rooms.supervisor.announce(box, "oom")
+            rooms.supervisor.announce(
+                box, "die", exitCode=str(box.exit_code()), execDuration=str(int(uptime))
+            )
+            announcing.left(rooms, record, endpoints)
+    except EngineFailure as fault:
+        # The shim's exit record is there for the next ketchd; whoever waits for this end must not wait for the disk.
+        rooms.log.error("end not recorded", container=record.id, reason=fault.message)
     tracepoint.reach("end.recorded")
     if wait is not None:
         _restart_later(rooms, box, wait)

@@ -108,10 +108,11 @@ def exec_ended(rooms: Rooms, box: Box, exec_id: str, code: int) -> None:
 
 def container_ended(rooms: Rooms, box: Box) -> None:
     """What of its execs has not ended ends with it."""
-    for record in box.execs.values():
-        if record.running:
-            _is_over(rooms, box, record, 137 if record.exit_code is None else record.exit_code)
-            rooms.supervisor.announce(box, "exec_die", execID=record.id, exitCode=str(record.exit_code))
+    ended = [record for record in box.execs.values() if record.running]
+    for record in ended:
+        _is_over(rooms, box, record, 137 if record.exit_code is None else record.exit_code)
+    for record in ended:
+        rooms.supervisor.announce(box, "exec_die", execID=record.id, exitCode=str(record.exit_code))
 
 
 def _is_over(rooms: Rooms, box: Box, record: ExecRecord, code: int) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ketch_testing.rooms import container_of, image_of, rooms_below
+from ketch_wire.faults import EngineFailure
 from ketchd import tracepoint
 from ketchd.containers.lifecycle import State
 from ketchd.containers.record import ContainerRecord
@@ -291,3 +292,26 @@ async def test_the_end_of_ketchd_stops_nobody_by_hand(rooms: Rooms, monkeypatch:
     assert (State.RUNNING, True) not in seen
     assert seen[-1] == (State.EXITED, False)
     assert box.restart_timer is None
+
+
+async def test_an_end_that_cannot_be_recorded_is_an_end(
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk: whoever waits for it has its code, and the restarts go on."""
+    box = await ran(rooms, State.RUNNING, policy="always")
+    client = await waiting(rooms, box, "not-running")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise EngineFailure("catalogue: no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rooms.events, "append", full)
+        async with box.lock:
+            await ending.finish(rooms, box, ExitRecord(3, False, 2))
+
+    assert await asyncio.wait_for(client, 5) == 3
+    assert box.record.state is State.RESTARTING and box.restart_timer is not None
+    ending.cancel_restart(box)
+    assert [one.state for one in stored(rooms)] == [
+        State.RUNNING
+    ]  # with the shim's record, as a kill leaves it
