@@ -6,9 +6,9 @@ A bind is a copy in the stage, since no layer is ever mounted in the host's moun
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import posixpath
-import shutil
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -21,6 +21,7 @@ from ketchd.build.cache import BuildCache
 from ketchd.build.lexer import Place
 from ketchd.build.ops import MountOp
 from ketchd.layers.endings import in_thread
+from ketchd.layers.placing import remove_some, stats_below
 
 _ORIGIN = "trusted.overlay.origin"
 Extract = Callable[[MountOp, str], Awaitable[None]]
@@ -111,19 +112,13 @@ class RunMounts:
 
 async def remove_tree(path: Path) -> None:
     """Remove a staged directory, in a thread. Gone already is fine."""
-    await in_thread(shutil.rmtree, path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        await in_thread(remove_some, str(path))
 
 
 def disk_usage(path: Path) -> int:
     """Bytes on disk of everything below."""
-    total = 0
-    for directory, _, files in os.walk(path):
-        for name in files:
-            try:
-                total += os.lstat(os.path.join(directory, name)).st_blocks * 512
-            except FileNotFoundError:
-                continue
-    return total
+    return sum(info.st_blocks * 512 for info in stats_below(path))
 
 
 def strip_mount_points(upper: str, targets: Sequence[str]) -> None:

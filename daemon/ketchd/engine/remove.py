@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import signal
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from ketchd.containers.supervisor import Box
 from ketchd.engine import ending
 from ketchd.engine.rooms import Rooms
 from ketchd.engine.stop import send_signal
+from ketchd.layers.placing import stats_below
 
 tracepoint.declare("remove.marked", "remove.moved", "remove.forgotten")
 
@@ -121,12 +122,4 @@ async def prune(rooms: Rooms, accept: Callable[[Box], bool]) -> tuple[list[str],
 
 def tree_size(path: Path) -> int:
     """Bytes of the regular files below `path`."""
-    total = 0
-    for directory, _, names in os.walk(path):
-        for name in names:
-            try:
-                info = os.lstat(os.path.join(directory, name))
-            except FileNotFoundError:
-                continue
-            total += info.st_size if (info.st_mode & 0o170000) == 0o100000 else 0
-    return total
+    return sum(info.st_size for info in stats_below(path) if stat.S_ISREG(info.st_mode))

@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from ketchd import tracepoint
 from ketchd.catalogue.database import Catalogue
 from ketchd.catalogue.events import EventJournal
 from ketchd.containers.mountpoints import check_volume_name
+from ketchd.layers.placing import stats_below
 from ketchd.layers.trash import Trash
 from ketchd.model.times import rfc3339
 
@@ -238,14 +240,9 @@ class Volumes:
 def directory_size(path: Path) -> int:
     """Bytes of the regular files below `path`, a hard-linked one counted once."""
     total, seen = 0, set()
-    for directory, _, names in os.walk(path):
-        for name in names:
-            try:
-                info = os.lstat(os.path.join(directory, name))
-            except FileNotFoundError:
-                continue
-            if (info.st_mode & 0o170000) == 0o100000 and (info.st_dev, info.st_ino) not in seen:
-                if info.st_nlink > 1:
-                    seen.add((info.st_dev, info.st_ino))
-                total += info.st_size
+    for info in stats_below(path):
+        if stat.S_ISREG(info.st_mode) and (info.st_dev, info.st_ino) not in seen:
+            if info.st_nlink > 1:
+                seen.add((info.st_dev, info.st_ino))
+            total += info.st_size
     return total

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,20 @@ def remove_some(path: str, limit: int | None = None) -> bool:
     except (IsADirectoryError, PermissionError):
         return _Emptying(path, limit).run()
     return True
+
+
+def stats_below(path: Path) -> Iterator[os.stat_result]:
+    """What lstat(2) says of everything below `path` that is no directory, however deep. What cannot be looked at is left out:
+    gone meanwhile, or deeper than a path can name."""
+    waiting = [os.fspath(path)]
+    while waiting:
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as found:
+            for entry in found:
+                with contextlib.suppress(OSError):
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                    else:
+                        yield entry.stat(follow_symlinks=False)
 
 
 class _Enough(Exception):

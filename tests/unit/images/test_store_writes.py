@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,13 @@ import pytest
 
 from ketch_testing.rooms import container_of, image_of
 from ketch_wire.faults import Conflict, EngineFailure
+from ketchd.build.runmounts import disk_usage, remove_tree
 from ketchd.containers.lifecycle import State
 from ketchd.content.recovery import sweep_store
 from ketchd.engine.commit import commit
+from ketchd.engine.remove import tree_size
 from ketchd.engine.rooms import Rooms
+from ketchd.engine.volumes import directory_size
 from ketchd.layers.placing import remove_some, remove_staged
 from ketchd.model.digest import Digest
 
@@ -79,24 +82,44 @@ async def test_the_init_layer_of_no_layers_outlives_a_start(rooms: Rooms, user: 
     assert init.is_dir() is bool(user)
 
 
-@pytest.mark.parametrize("remover", ["start", "job"])
-async def test_what_is_nested_deeper_than_a_stack_is_removed(rooms: Rooms, remover: str) -> None:
-    """A RUN can make it, and a layer can hold it; the next start has to do with it."""
+@pytest.fixture
+def deep(rooms: Rooms) -> Iterator[Path]:
+    """A directory of more levels than Python's stack has, and with longer paths than the kernel takes."""
     top = rooms.data_root / "stage" / "deep"
     top.mkdir()
+    (top / "near").write_bytes(bytes(5000))
     opened = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        for _ in range(3000):
+        for _ in range(2200):
             os.mkdir("d", dir_fd=opened)
             inner = os.open("d", os.O_RDONLY | os.O_DIRECTORY, dir_fd=opened)
             os.close(opened)
             opened = inner
         os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=opened))
-        if remover == "start":
-            assert sweep_store(rooms.data_root, rooms.catalogue).removed == ["stage/deep"]
-        else:
-            remove_staged(str(top))
-        assert not top.exists()
+        yield top
     finally:
         os.close(opened)
         remove_some(str(top))
+
+
+async def test_what_is_nested_deeper_than_a_stack_goes_at_the_next_start(rooms: Rooms, deep: Path) -> None:
+    """A RUN can make it, and a layer can hold it."""
+    assert sweep_store(rooms.data_root, rooms.catalogue).removed == ["stage/deep"]
+    assert not deep.exists()
+
+
+async def test_what_is_nested_deeper_than_a_stack_is_removed_after_a_job(deep: Path) -> None:
+    remove_staged(str(deep))
+    assert not deep.exists()
+
+
+@pytest.mark.parametrize("size", [tree_size, directory_size, disk_usage])
+async def test_what_is_nested_deeper_than_a_stack_has_a_size(deep: Path, size: Callable[[Path], int]) -> None:
+    """A container, a volume or a cache mount; or `container prune` and `system df` would fail because of it."""
+    assert size(deep) >= 5000
+
+
+async def test_what_is_nested_deeper_than_a_stack_is_removed_after_a_run(deep: Path) -> None:
+    await remove_tree(deep)
+    assert not deep.exists()
+    await remove_tree(deep)
