@@ -104,6 +104,15 @@ class Shims:
         self._links.add(link)
         return link
 
+    async def end_stray(self, container_id: str, pid: int, start_time: int) -> None:
+        """Kill the process of a container whose shim does not answer, if it runs, and see it end: nobody would see to it, and the next
+        start would be a second one. A boot that left no run directory left no process either."""
+        if (self._run_root / container_id).exists():
+            link = ShimLink(container_id, self)
+            link._runs(pid, start_time)
+            await link._see_process_end()
+            link.close()
+
     async def connect(self, container_id: str, link: ShimLink) -> bool:
         """Connect `link` to the shim's socket file; False when the shim has nothing running. Raises OSError, TimeoutError."""
         connection = _connect(self._run_root / container_id)

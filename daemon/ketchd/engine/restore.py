@@ -55,6 +55,8 @@ async def restore(rooms: Rooms) -> None:
 async def _restore_one(rooms: Rooms, box: Box, link: ShimLink | None) -> bool:
     """Carry out the decision for one container; True when it runs."""
     record = box.record
+    if link is None and record.has_process:
+        await rooms.shims.end_stray(record.id, record.pid, record.start_time)
     left = read_exit(rooms.container_dir(record.id))
     decision = decide(record.state, shim_runs=link is not None, exit_recorded=left is not None)
     rooms.log.debug("restore", container=record.id, state=record.state.value, decision=decision.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,12 +17,13 @@ from ketch_wire.faults import EngineFailure
 from ketchd import tracepoint
 from ketchd.containers.lifecycle import State
 from ketchd.containers.record import ContainerRecord
-from ketchd.containers.shims import ExitRecord
+from ketchd.containers.shims import ExitRecord, Shims
 from ketchd.containers.supervisor import Box
 from ketchd.engine import ending, stop
 from ketchd.engine.remove import remove
 from ketchd.engine.restore import restore
 from ketchd.engine.rooms import Rooms
+from ketchd.kernel.process import start_time
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ async def rooms(tmp_path: Path) -> AsyncIterator[Rooms]:
     async with rooms_below(tmp_path / "data") as made:
         networks: Any = SimpleNamespace(ids=dict, release=nothing, restore=nothing)
         cgroups: Any = SimpleNamespace(place=lambda *_: "", remove=lambda *_: None)
-        shims: Any = SimpleNamespace(adopt=nothing)
+        shims: Any = SimpleNamespace(adopt=nothing, end_stray=nothing)
         made.networks, made.cgroups, made.shims = networks, cgroups, shims
         yield made
 
@@ -233,19 +235,19 @@ async def test_signals_that_end_nothing_leave_nobody_waiting(rooms: Rooms) -> No
 
 
 @pytest.mark.parametrize(
-    ("own", "signal", "state"),
+    ("own", "number", "state"),
     [
         ("", "KILL", State.EXITED), ("", "HUP", State.EXITED), ("INT", "KILL", State.EXITED), ("INT", "INT", State.EXITED),
         ("INT", "HUP", State.RESTARTING),
     ],
 )  # fmt: skip
 async def test_a_kill_between_two_runs_is_the_end_of_them(
-    rooms: Rooms, own: str, signal: str, state: State
+    rooms: Rooms, own: str, number: str, state: State
 ) -> None:
     box = await ran(rooms, State.RESTARTING, policy="always")
     box.record.config["StopSignal"] = own
 
-    await stop.kill(rooms, box, signal)
+    await stop.kill(rooms, box, number)
 
     assert box.record.state is state
     assert [one.stopped_by_hand for one in stored(rooms)] == [state is State.EXITED]
@@ -315,3 +317,28 @@ async def test_an_end_that_cannot_be_recorded_is_an_end(
     assert [one.state for one in stored(rooms)] == [
         State.RUNNING
     ]  # with the shim's record, as a kill leaves it
+
+
+@pytest.mark.parametrize("is_it", [True, False])
+async def test_a_process_whose_shim_does_not_answer_does_not_run_on(rooms: Rooms, is_it: bool) -> None:
+    """Its container is said to have ended, and may be started again. Another process of the same pid is left alone."""
+    box = await ran(rooms, State.RUNNING, policy="always")
+    rooms.run_dir(box.record.id).mkdir(parents=True)
+    none_starts: Any = None
+    rooms.shims = Shims(none_starts, rooms.exec_root / "containers", rooms.log, lambda *_: None)
+    process = await asyncio.create_subprocess_exec("sleep", "3600")
+    try:
+        box.record.pid, box.record.start_time = process.pid, start_time(process.pid) - (not is_it)
+        rooms.supervisor.save(box.record)
+        rooms.supervisor._boxes.clear()
+
+        await restore(rooms)
+
+        assert [one.state for one in stored(rooms)] == [State.EXITED]
+        if is_it:
+            assert await asyncio.wait_for(process.wait(), 10) == -signal.SIGKILL
+        assert process.returncode == (-signal.SIGKILL if is_it else None)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
