@@ -416,6 +416,21 @@ async def test_equal_steps_of_two_builds_run_once(yard: Yard) -> None:
     assert yard.runner.ran == ["wait"] and results[0][0] == results[1][0]
 
 
+async def test_a_locked_cache_mount_is_one_steps_at_a_time(yard: Yard) -> None:
+    """Whichever builds the steps belong to."""
+    text = "FROM busybox\nRUN --mount=type=cache,target=/c,sharing=locked --mount=type=cache,target=/again,id=/c,sharing=locked {}\n"
+    first = asyncio.create_task(yard.build(text.format("wait"), tags=("app:0",)))
+    await yard.runner.waiting.wait()
+    second = asyncio.create_task(yard.build(text.format("touch /c/x"), tags=("app:1",)))
+    await asyncio.wait({second}, timeout=0.5)
+    assert yard.runner.ran == ["wait"]
+    yard.runner.go_on.set()
+    await first
+    await second
+
+    assert yard.runner.ran == ["wait", "touch /c/x"]
+
+
 async def test_a_shared_step_has_the_context_of_who_began_it(yard: Yard) -> None:
     """Its build is cancelled, the other one goes on with the step."""
     text = "FROM busybox\nRUN --mount=type=bind,source=a.txt,target=/a wait\n"

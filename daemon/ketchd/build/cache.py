@@ -7,10 +7,12 @@ garbage collector; pruning takes rows away and lets it collect. Kinds: `regular`
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import time
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +60,7 @@ class BuildCache:
         self._catalogue = catalogue
         self._mounts = data_root / "cachemounts"
         self._used: dict[str, int] = {}
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         if not sweep:
             return
         owned = {
@@ -167,6 +170,13 @@ class BuildCache:
             )
         count = self._used[key] = self._used.get(key, 0) + 1
         return path, count > 1
+
+    def mount_lock(self, key: str) -> asyncio.Lock:
+        """For steps, of all builds, that want the cache mount one at a time."""
+        lock = self._locks.get(key)
+        if lock is None:
+            lock = self._locks[key] = asyncio.Lock()
+        return lock
 
     def is_mount_used(self, key: str) -> bool:
         """Whether a step under way has the cache mount."""

@@ -5,7 +5,6 @@ A bind is a copy in the stage, since no layer is ever mounted in the host's moun
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import posixpath
@@ -34,7 +33,6 @@ class RunMounts:
         self._cache = cache
         self._stage = stage
         self._extract = extract
-        self._locks: dict[str, asyncio.Lock] = {}
 
     @asynccontextmanager
     async def made(
@@ -46,6 +44,9 @@ class RunMounts:
         """
         plans: list[MountPlan] = []
         async with AsyncExitStack() as undo:
+            locked = {_cache_key(one) for one in mounts if one.type == "cache" and one.sharing == "locked"}
+            for key in sorted(locked):  # in one order, or two steps could wait for each other
+                await undo.enter_async_context(self._cache.mount_lock(key))
             if script:
                 file = self._stage / uuid.uuid4().hex
                 undo.callback(file.unlink, True)
@@ -78,14 +79,12 @@ class RunMounts:
     async def _cached(self, mount: MountOp, place: Place, undo: AsyncExitStack) -> MountPlan:
         if mount.from_node is not None or mount.from_image:
             raise Unsupported(place.locate("a cache mount with initial content (from) is not supported"))
-        key = keys.digest(["cachemount", mount.id, 0])
-        if mount.sharing == "locked":
-            await undo.enter_async_context(self._locks.setdefault(key, asyncio.Lock()))
-        elif mount.sharing == "private":
+        key = _cache_key(mount)
+        if mount.sharing == "private":
             number = 0
             while self._cache.is_mount_used(key):
                 number += 1
-                key = keys.digest(["cachemount", mount.id, number])
+                key = _cache_key(mount, number)
         path, _ = self._cache.open_mount(
             key, f"cached mount {mount.target}", mount.mode, mount.uid, mount.gid
         )
@@ -108,6 +107,10 @@ class RunMounts:
             source = source / "directory"
         options = ("bind", "rprivate") if mount.writable else ("bind", "ro", "rprivate")
         return MountPlan(mount.target, "bind", str(source), options)
+
+
+def _cache_key(mount: MountOp, number: int = 0) -> str:
+    return keys.digest(["cachemount", mount.id, number])
 
 
 async def remove_tree(path: Path) -> None:
