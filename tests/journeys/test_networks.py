@@ -176,6 +176,15 @@ def test_who_leads_outside(machine: Machine) -> None:
             docker(machine, "network", "rm", name)
 
 
+def events_of(machine: Machine) -> list[str]:
+    """What happened to networks so far."""
+    told = docker(
+        machine, "events", "--since", "1", "--until", "0s", "--filter", "type=network",
+        "--filter", "event=connect", "--filter", "event=disconnect", "--format", "{{.Action}} {{.Actor.Attributes.name}}",
+    )  # fmt: skip
+    return told.splitlines()[-3:]
+
+
 @pytest.mark.parametrize("point", ["disconnect.recorded", "disconnect.gone"])
 def test_a_killed_disconnect(machine: Machine, point: str) -> None:
     """Killed while a container leaves a network: it has left it, and reaches the outside by the other one."""
@@ -192,10 +201,32 @@ def test_a_killed_disconnect(machine: Machine, point: str) -> None:
         machine.start()
         networks = inspect(machine, "container", "web")["NetworkSettings"]["Networks"]
         assert networks.keys() == {"shop"}
+        assert events_of(machine) == ["connect bridge", "connect shop", "disconnect bridge"]
         inside = docker(machine, "exec", "web", "ip", "route")
         assert f"default via {networks['shop']['Gateway']} " in inside and answer(port) == "web"
         assert docker(machine, "exec", "web", "ls", "/sys/class/net").split() == ["eth1", "lo"]
         assert not ports_of(machine.bridge)
+    finally:
+        docker(machine, "rm", "-f", "web", check=False)
+        docker(machine, "network", "rm", "shop")
+
+
+def test_a_killed_connect(machine: Machine) -> None:
+    """Killed right after a container joined a network: it is on it, its address works, and the event is told."""
+    docker(machine, "network", "create", "shop")
+    try:
+        docker(machine, "run", "-d", "--name", "web", "busybox", *serve("web"))
+        docker(machine, "network", "connect", "shop", "web")
+        docker(machine, "network", "disconnect", "shop", "web")
+        machine.stop()
+        machine.start(tracepoints="connect.connected=kill")
+        docker(machine, "network", "connect", "shop", "web", check=False)
+        assert machine.process is not None
+        machine.process.wait(20)
+        machine.start()
+        assert events_of(machine) == ["connect shop", "disconnect shop", "connect shop"]
+        address = inspect(machine, "container", "web")["NetworkSettings"]["Networks"]["shop"]["IPAddress"]
+        until(lambda: get(address, 80) == "web")
     finally:
         docker(machine, "rm", "-f", "web", check=False)
         docker(machine, "network", "rm", "shop")

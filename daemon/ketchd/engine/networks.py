@@ -182,9 +182,11 @@ async def connect(rooms: Rooms, network: Network, box: Box, sent: Mapping[str, A
                 ) from error
             raise
         record.networking[network.name] = settings
-        _settle(rooms, record, leases, rooms.networks.leases(record.id))
+        with rooms.catalogue.transaction():
+            _record(rooms, record, rooms.networks.leases(record.id))
+            announce(rooms, "connect", record, lease.to_record())
         tracepoint.reach("connect.connected")
-        announce(rooms, "connect", record, lease.to_record())
+        _write_files(rooms, record, leases, rooms.networks.leases(record.id))
 
 
 async def disconnect(rooms: Rooms, network: Network, box: Box) -> None:
@@ -212,13 +214,15 @@ async def disconnect(rooms: Rooms, network: Network, box: Box) -> None:
                 await _configure(rooms, record, routes(left))
         del record.networking[key]
         # Killed from here on: the next ketchd takes a link away that no record has. So the container has its routes already.
-        _settle(rooms, record, held, left)
+        with rooms.catalogue.transaction():
+            _record(rooms, record, left)
+            announce(rooms, "disconnect", record, lease.to_record())
         tracepoint.reach("disconnect.recorded")
+        _write_files(rooms, record, held, left)
         await rooms.networks.disconnect(lease)
         tracepoint.reach("disconnect.gone")
         if left and record.published:
             await rooms.networks.publish(outward(left), record.published)
-        announce(rooms, "disconnect", record, lease.to_record())
 
 
 def _leading(rooms: Rooms, record: ContainerRecord, leases: Sequence[EndpointLease]) -> str:
@@ -234,12 +238,15 @@ def _leading(rooms: Rooms, record: ContainerRecord, leases: Sequence[EndpointLea
     return "" if lead is None else leases[lead].network_id
 
 
-def _settle(
-    rooms: Rooms, record: ContainerRecord, before: Sequence[EndpointLease], leases: list[EndpointLease]
-) -> None:
-    """Record the endpoints of a running container, and say so in its files, which it has mounted: written in place."""
+def _record(rooms: Rooms, record: ContainerRecord, leases: list[EndpointLease]) -> None:
     record_leases(record, leases)
     rooms.supervisor.save(record)
+
+
+def _write_files(
+    rooms: Rooms, record: ContainerRecord, before: Sequence[EndpointLease], leases: Sequence[EndpointLease]
+) -> None:
+    """Say in the files of a running container on which networks it is; it has them mounted, so they are written in place."""
     old = network_files(rooms, record, before)
     for name, content in network_files(rooms, record, leases).items():
         path = rooms.container_dir(record.id) / name
