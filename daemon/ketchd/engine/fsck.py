@@ -16,12 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ketch_wire.faults import EngineFailure, Fault
+from ketch_wire.faults import EngineFailure, Fault, InvalidInput
 from ketchd import tracepoint
 from ketchd.content.blobs import LayerBlob
 from ketchd.engine.information import INDEX_SERVER
 from ketchd.engine.rooms import Rooms
-from ketchd.layers.placing import remove_staged
 from ketchd.model.digest import Digest
 from ketchd.model.imageconfig import SIZE_LIMIT
 from ketchd.model.manifest import Descriptor
@@ -183,9 +182,11 @@ class _Check:
         """What lies in the store and is nobody's; what containers and volumes should have and have not."""
         rooms = self._rooms
         for table, column, place in (("blobs", "digest", "blobs"), ("layers", "diff_id", "layers")):
-            owned = {row[0][7:] for row in rooms.catalogue.query(f"SELECT {column} FROM {table}")}
+            is_owned = f"SELECT 1 FROM {table} WHERE {column} = ?"
             for path in _entries(rooms.data_root / place / "sha256"):
-                if path.name not in owned and time.time() - path.lstat().st_mtime > UNOWNED_SECONDS:
+                if rooms.catalogue.query(is_owned, (f"sha256:{path.name}",)) or not path.exists():
+                    continue  # by now: what is said of each is waited for
+                if time.time() - path.lstat().st_mtime > UNOWNED_SECONDS:
                     key = str(path.relative_to(rooms.data_root))
                     await self._report(Finding("file", key, "belongs to nothing"), self._remove_file)
         for box in rooms.supervisor:
@@ -389,8 +390,20 @@ class _Check:
         return await self._rooms.registry.repository(reference, credentials)
 
     async def _remove_file(self, finding: Finding) -> str:
-        await asyncio.to_thread(remove_staged, str(self._rooms.data_root / finding.key))
-        return "removed"
+        """Unless it has come to an owner since the list was made, or is about to: what is published takes its place."""
+        rooms, path = self._rooms, self._rooms.data_root / finding.key
+        try:
+            digest = Digest(f"sha256:{path.name}")
+        except InvalidInput:
+            rooms.trash.take(path)
+            return "removed"
+        async with rooms.layers.holding([digest]):
+            if finding.key.startswith("layers/"):
+                if not rooms.layers.has(digest):
+                    rooms.layers.discard([digest])
+            elif not self._is_recorded(digest):
+                rooms.blobs.discard([digest])
+        return "removed" if not path.exists() else "it belongs to somebody by now"
 
 
 def _blob_problem(path: Path, size: int, digest: Digest) -> str:

@@ -102,6 +102,37 @@ async def test_a_layer_that_is_removed_while_it_is_looked_at(
     assert await check(rooms, repair=True) == [] and rooms.layers.has(layer) is again
 
 
+async def test_what_belonged_to_nobody_may_be_stored_meanwhile(rooms: Rooms) -> None:
+    """The repair looks again when it has the layer for itself."""
+    layer = await layer_of(rooms, {"a": b"1"})
+    blob = await rooms.blobs.put(b"content", "text/plain")
+    paths = [rooms.layers.path(layer), rooms.blobs.path(blob)]
+    with rooms.catalogue.transaction() as connection:
+        for table in ("layers", "blobs"):
+            connection.execute(f"DELETE FROM {table}")
+    for path in paths:
+        os.utime(path, (1, 1))
+    strays = [path.parent / "0" for path in paths]  # what is looked at first
+    for stray in strays:
+        stray.write_bytes(b"")
+        os.utime(stray, (1, 1))
+    said = []
+
+    async def send(message: dict[str, Any]) -> None:
+        said.append(message)
+        if message.get("aux", {}).get("Key") == "blobs/sha256/0":
+            await rooms.blobs.put(b"content", "text/plain")
+        elif message.get("aux", {}).get("Key") == "layers/sha256/0":
+            await layer_of(rooms, {"a": b"1"})
+        for path in paths:
+            os.utime(path, (1, 1))
+
+    await fsck(rooms, send, repair=True)
+
+    assert rooms.layers.has(layer) and rooms.blobs.has(blob) and all(path.exists() for path in paths)
+    assert not any(stray.exists() for stray in strays)
+
+
 async def with_blob(rooms: Rooms, content: bytes) -> tuple[Digest, Digest]:
     """A layer that came as gzip, and its blob."""
     packed = gzip.compress(tar_of({"a": content}), mtime=0)
