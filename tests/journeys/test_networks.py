@@ -279,20 +279,24 @@ def test_a_killed_start_leaves_nothing(machine: Machine) -> None:
 @pytest.mark.parametrize("point", ["network.bridged", "network.recorded", "network.forgotten"])
 def test_a_killed_change_of_a_network(machine: Machine, point: str) -> None:
     """Killed while a network is made or removed: it is there whole, or nothing of it is."""
-    bridge = f"ktu{os.urandom(3).hex()}"
+    cut = bridge = f"ktu{os.urandom(3).hex()}"
     option = f"com.docker.network.bridge.name={bridge}"
     machine.stop()
     machine.start(tracepoints=f"{point}=kill")
-    for words in (("create", "-o", option, "cut"), ("rm", "cut")):
+    for words in (("create", "-o", option, cut), ("rm", cut)):
         machine.run("docker", "network", *words, check=False)
     assert machine.process is not None
     machine.process.wait(20)
     machine.start()
-    listed = "cut" in docker(machine, "network", "ls", "--format", "{{.Name}}").split()
+    listed = cut in docker(machine, "network", "ls", "--format", "{{.Name}}").split()
     assert Path(f"/sys/class/net/{bridge}").exists() is listed is (point == "network.recorded")
+    told = docker(
+        machine, "events", "--since", "1", "--until", "0s", "--filter", "event=destroy", "--filter", f"network={cut}"
+    )  # fmt: skip
+    assert bool(told) is (point == "network.forgotten")
     if listed:
-        assert docker(machine, "run", "--rm", "--network", "cut", "busybox", "echo", "runs") == "runs"
-        docker(machine, "network", "rm", "cut")
+        assert docker(machine, "run", "--rm", "--network", cut, "busybox", "echo", "runs") == "runs"
+        docker(machine, "network", "rm", cut)
 
 
 def test_faults_of_ports_and_networks(machine: Machine) -> None:

@@ -309,8 +309,8 @@ async def remove(rooms: Rooms, network: Network) -> None:
         raise Forbidden(
             f"error while removing network: network {network.name} has active endpoints ({shown})"
         )
-    await rooms.networks.remove(network)
-    rooms.events.append("network", "destroy", network.id, {"name": network.name, "type": network.driver})
+    told = {"name": network.name, "type": network.driver}
+    await rooms.networks.remove(network, lambda: rooms.events.append("network", "destroy", network.id, told))
 
 
 async def prune(rooms: Rooms, accept: Callable[[Network], bool]) -> list[str]:

@@ -61,6 +61,7 @@ class Networks:
         """bridge: name of the default network's bridge, `none` for no default network. bip: its address, CIDR; None for a
         subnet that nothing on this host uses. default_ip: where ports are published that name no address. Raises InvalidInput.
         """
+        self._catalogue = catalogue
         self._known = KnownNetworks(catalogue)
         self._has_default = bridge != NO_BRIDGE
         self.instance = name_of(rules.check_bridge_name(bridge), self._known.predefined(NONE).id)
@@ -251,14 +252,19 @@ class Networks:
                 raise
             return made, warning
 
-    async def remove(self, network: Network) -> None:
-        """Take a user-defined network that nobody uses away. Raises Forbidden, EngineFailure."""
+    async def remove(self, network: Network, tell: Callable[[], object] = lambda: None) -> None:
+        """Take a user-defined network that nobody uses away. tell: called in the transaction that forgets it.
+
+        Raises Forbidden, EngineFailure.
+        """
         if network.is_predefined:
             raise Forbidden(f"{network.name} is a pre-defined network and cannot be removed")
         if self.endpoints(network.id):
             raise Forbidden(f"error while removing network: network {network.name} has active endpoints")
-        self._known.forget(network.id)
-        self._book.forget(network.id)
+        with self._catalogue.transaction():
+            self._known.forget(network.id)
+            self._book.forget(network.id)
+            tell()
         tracepoint.reach("network.forgotten")
         await self._naming.close(network.id)
         try:
