@@ -126,6 +126,7 @@ async def _thaw_and_signal(rooms: Rooms, box: Box, number: int) -> None:
     if box.record.state is State.PAUSED:
         await asyncio.to_thread(rooms.cgroups.thaw, box.record.id)
         box.record.state = State.RUNNING
+        health.watch(rooms, box)  # it may live on
         rooms.supervisor.save(box.record)
 
 

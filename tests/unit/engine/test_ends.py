@@ -19,7 +19,7 @@ from ketchd.containers.lifecycle import State
 from ketchd.containers.record import ContainerRecord
 from ketchd.containers.shims import ExitRecord, Shims
 from ketchd.containers.supervisor import Box
-from ketchd.engine import ending, stop
+from ketchd.engine import ending, health, stop
 from ketchd.engine.remove import remove
 from ketchd.engine.restore import restore
 from ketchd.engine.rooms import Rooms
@@ -342,3 +342,19 @@ async def test_a_process_whose_shim_does_not_answer_does_not_run_on(rooms: Rooms
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+async def test_what_a_signal_thawed_is_watched_again(rooms: Rooms) -> None:
+    """It need not end by it."""
+    box = await ran(rooms, State.PAUSED)
+    box.record.config["Healthcheck"] = {"Test": ["CMD", "true"], "Interval": 3600 * 10**9}
+    cgroups: Any = SimpleNamespace(thaw=lambda _: None)
+    rooms.cgroups = cgroups
+    link = Link(rooms, box)
+    link.signal = link.note  # type: ignore[method-assign]
+
+    await stop.kill(rooms, box, "USR1")
+
+    assert box.record.state is State.RUNNING
+    assert box.health_watch is not None and not box.health_watch.done()
+    health.unwatch(box)
