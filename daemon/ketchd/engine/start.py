@@ -92,8 +92,10 @@ def _note_failure(rooms: Rooms, box: Box, error: BaseException) -> None:
         return
     record.error = error.message if isinstance(error, Fault) else str(error)
     record.exit_code = error.exit_code if isinstance(error, LaunchFailed) else 128
-    rooms.supervisor.save(record)
-    box.announce_exit()
+    try:
+        rooms.supervisor.save(record)
+    finally:
+        box.announce_exit()
     if record.auto_remove:
         asyncio.get_running_loop().create_task(ending.remove_quietly(rooms, box))
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ketch_testing.rooms import container_of, image_of, rooms_below
+from ketch_wire.faults import EngineFailure
 from ketchd.containers.shims import ClientStream
 from ketchd.containers.supervisor import Box
 from ketchd.engine import ending, start
@@ -45,3 +46,22 @@ async def test_a_client_that_attaches_meanwhile_is_not_left_for_the_next_start(
 
             assert given == [stream]
             assert box.pending == []
+
+
+async def test_a_failure_that_cannot_be_recorded_leaves_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise EngineFailure("catalogue: no space left on device")
+
+    async with rooms_below(tmp_path / "data") as rooms:
+        box = container_of(rooms, await image_of(rooms, [], "x:1"), "it")
+        client = asyncio.create_task(rooms.supervisor.wait(box, "next-exit"))
+        await asyncio.sleep(0)
+        monkeypatch.setattr(rooms.supervisor, "save", full)
+        monkeypatch.setattr(start, "_launch", full)
+
+        with pytest.raises(EngineFailure):
+            await start.start(rooms, box)
+
+        assert await asyncio.wait_for(client, 5) == 128
