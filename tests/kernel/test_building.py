@@ -477,9 +477,10 @@ async def test_a_layer_that_is_made_again_while_it_is_removed(yard: Yard) -> Non
 async def test_the_queue_holds_a_third_build(yard: Yard) -> None:
     """Two at once; the third says that it waits."""
     messages: list[dict[str, Any]] = []
-    first = [asyncio.create_task(yard.build(f"FROM busybox\nLABEL a={at}\nRUN wait\n")) for at in range(2)]
+    first = [asyncio.create_task(yard.build(f"FROM busybox\nRUN wait {at}\n")) for at in range(2)]
     async with asyncio.timeout(20):
-        await yard.runner.waiting.wait()
+        while len(yard.runner.ran) < 2:  # noqa: ASYNC110 (both have begun)
+            await asyncio.sleep(0.01)
         third = asyncio.create_task(yard.build("FROM busybox\n", messages=messages))
         while not messages:  # noqa: ASYNC110 (any message, whoever sends it)
             await asyncio.sleep(0)

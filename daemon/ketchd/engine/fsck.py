@@ -8,17 +8,14 @@ compressed again. What nobody owns is removed. Containers and volumes hold users
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import Any
 
 from ketch_wire.faults import EngineFailure, Fault, InvalidInput
 from ketchd import tracepoint
 from ketchd.content.blobs import LayerBlob
+from ketchd.engine.findings import Finding, blob_problem, entries, users_of_blob, users_of_layer
 from ketchd.engine.information import INDEX_SERVER
 from ketchd.engine.rooms import Rooms
 from ketchd.model.digest import Digest
@@ -31,30 +28,7 @@ from ketchd.registry.tokens import Credentials
 tracepoint.declare("fsck.layer-removed", "fsck.blob-removed")
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-Kind = Literal["blob", "layer", "container", "volume", "file"]
 UNOWNED_SECONDS = 600.0  # a file is placed a moment before it is recorded
-
-
-@dataclass(slots=True)
-class Finding:
-    """One thing that is not as it should be. key: digest, ID, name, or a path below the data root. repaired: how, "" for not.
-
-    reason: why it was not repaired, when it was tried.
-    """
-
-    kind: Kind
-    key: str
-    problem: str
-    users: list[str] = field(default_factory=list)
-    repaired: str = ""
-    reason: str = ""
-
-    def show(self) -> dict[str, Any]:
-        """As the stream carries it."""
-        return {
-            "Kind": self.kind, "Key": self.key, "Problem": self.problem, "Users": self.users,
-            "Repaired": self.repaired, "Reason": self.reason,
-        }  # fmt: skip
 
 
 async def fsck(
@@ -116,7 +90,7 @@ class _Check:
             await self._progress("Checking blobs", number, len(rows))
             digest = Digest(row["digest"])
             problem = await asyncio.to_thread(
-                _blob_problem, self._rooms.blobs.path(digest), row["size"], digest
+                blob_problem, self._rooms.blobs.path(digest), row["size"], digest
             )
             if problem and self._is_recorded(digest):
                 self._bad_blobs[digest] = problem
@@ -141,14 +115,16 @@ class _Check:
             await self._progress("Checking layers", number, len(everything))
             layer = Digest(text)
             if not self._rooms.layers.has(layer):
-                if not self._users_of_layer(text):
+                if not users_of_layer(self._rooms, text):
                     continue  # removed meanwhile
                 problem = "is missing"
             elif await self._is_sound(layer):
                 continue
             else:
                 problem = "is damaged"
-            await self._report(Finding("layer", text, problem, self._users_of_layer(text)), self._mend_layer)
+            await self._report(
+                Finding("layer", text, problem, users_of_layer(self._rooms, text)), self._mend_layer
+            )
 
     async def _is_sound(self, layer: Digest) -> bool:
         """Looked at again when another one or none is recorded by then: it was removed meanwhile, and maybe came again."""
@@ -157,7 +133,7 @@ class _Check:
                 return True
             if self._recorded(layer) == before:
                 return False
-        return not self._users_of_layer(layer.text)
+        return not users_of_layer(self._rooms, layer.text)
 
     def _recorded(self, layer: Digest) -> list[int]:
         """When, if it is."""
@@ -172,10 +148,11 @@ class _Check:
             if self._repair:
                 path = self._rooms.blobs.path(digest)
                 size = self._rooms.blobs.size(digest)
-                if not await asyncio.to_thread(_blob_problem, path, size, digest):
+                if not await asyncio.to_thread(blob_problem, path, size, digest):
                     continue  # fetched again with its layer
             await self._report(
-                Finding("blob", digest.text, problem, self._users_of_blob(digest.text)), self._mend_blob
+                Finding("blob", digest.text, problem, users_of_blob(self._rooms, digest.text)),
+                self._mend_blob,
             )
 
     async def directories(self) -> None:
@@ -183,7 +160,7 @@ class _Check:
         rooms = self._rooms
         for table, column, place in (("blobs", "digest", "blobs"), ("layers", "diff_id", "layers")):
             is_owned = f"SELECT 1 FROM {table} WHERE {column} = ?"
-            for path in _entries(rooms.data_root / place / "sha256"):
+            for path in entries(rooms.data_root / place / "sha256"):
                 if rooms.catalogue.query(is_owned, (f"sha256:{path.name}",)) or not path.exists():
                     continue  # by now: what is said of each is waited for
                 if time.time() - path.lstat().st_mtime > UNOWNED_SECONDS:
@@ -216,30 +193,6 @@ class _Check:
         elif finding.reason:
             text += f": not repaired: {finding.reason}"
         await self._send({"status": text, "aux": finding.show()})
-
-    def _users_of_layer(self, diff_id: str) -> list[str]:
-        rows = self._rooms.catalogue.query("SELECT image_id FROM image_layers WHERE diff_id = ?", (diff_id,))
-        users = {f"image {row[0]}" for row in rows}
-        users |= {
-            f"container {box.record.id}" for box in self._rooms.supervisor if diff_id in box.record.layers
-        }
-        return sorted(users)
-
-    def _users_of_blob(self, digest: str) -> list[str]:
-        query = self._rooms.catalogue.query
-        users = {f"image {row[0]}" for row in query("SELECT id FROM images WHERE id = ?", (digest,))}
-        users |= {
-            f"image {row[0]}" for row in query("SELECT image_id FROM manifests WHERE digest = ?", (digest,))
-        }
-        for kept in (
-            "SELECT digest FROM documents WHERE digest = ?",
-            "SELECT document FROM document_parts JOIN documents ON digest = document WHERE part = ? AND kind = 'artifact'",
-        ):
-            users |= {f"document {row[0]}" for row in query(kept, (digest,))}
-        users |= {
-            f"layer {row[0]}" for row in query("SELECT diff_id FROM layer_blobs WHERE digest = ?", (digest,))
-        }
-        return sorted(users)
 
     # -- mending
 
@@ -404,27 +357,3 @@ class _Check:
             elif not self._is_recorded(digest):
                 rooms.blobs.discard([digest])
         return "removed" if not path.exists() else "it belongs to somebody by now"
-
-
-def _blob_problem(path: Path, size: int, digest: Digest) -> str:
-    """What is wrong with the file; "" for nothing."""
-    try:
-        with path.open("rb") as file:
-            found = os.fstat(file.fileno()).st_size
-            if found != size:
-                return f"has {found} bytes instead of {size}"
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest.hex:
-                return "is damaged"
-    except FileNotFoundError:
-        return "is missing"
-    except OSError as error:
-        return f"cannot be read: {(error.strerror or str(error)).lower()}"
-    return ""
-
-
-def _entries(directory: Path) -> Iterator[Path]:
-    try:
-        with os.scandir(directory) as found:
-            yield from sorted(Path(entry.path) for entry in found)
-    except FileNotFoundError:
-        return

@@ -12,6 +12,7 @@ from ketchd.containers import endpoints
 from ketchd.containers.record import ContainerRecord
 from ketchd.containers.supervisor import Box
 from ketchd.engine.rooms import Rooms
+from ketchd.network import hostfiles
 from ketchd.network.definition import Network
 from ketchd.network.files import (
     EMBEDDED_SERVER,
@@ -112,18 +113,18 @@ def network_files(rooms: Rooms, record: ContainerRecord, leases: Sequence[Endpoi
             domainname=config["Domainname"],
             address=[lease.address for lease in leases],
             extra=hosts,
-            host_file=networks.host_file("/etc/hosts") if host["NetworkMode"] == "host" else None,
+            host_file=hostfiles.for_containers("/etc/hosts") if host["NetworkMode"] == "host" else None,
         ),
         "hostname": render_hostname(config["Hostname"]),
         "resolv.conf": render_embedded_resolv_conf(
-            networks.host_file("/etc/resolv.conf"),
+            hostfiles.for_containers("/etc/resolv.conf"),
             server=EMBEDDED_SERVER,
             search=search,
             options=options,
         )
         if any(lease.has_names for lease in leases)
         else render_resolv_conf(
-            networks.host_file("/etc/resolv.conf"),
+            hostfiles.for_containers("/etc/resolv.conf"),
             dns=servers,
             search=search,
             options=options,

@@ -23,6 +23,7 @@ from ketchd.containers.record import new_id
 from ketchd.containers.shims import ClientStream
 from ketchd.engine.rooms import Rooms
 from ketchd.model.digest import Digest
+from ketchd.network import hostfiles
 from ketchd.network.files import render_hostname, render_hosts, render_resolv_conf
 from ketchd.sandbox import defaults, seccomp
 
@@ -73,11 +74,11 @@ class StepRunner:
                 "hosts": render_hosts(
                     hostname=hostname, domainname="", address=lease.address if lease else None,
                     extra=[(name, address) for name, _, address in (item.partition(":") for item in extra_hosts)],
-                    host_file=rooms.networks.host_file("/etc/hosts") if network == "host" else None,
+                    host_file=hostfiles.for_containers("/etc/hosts") if network == "host" else None,
                 ),
                 "hostname": render_hostname(hostname),
                 "resolv.conf": render_resolv_conf(
-                    rooms.networks.host_file("/etc/resolv.conf"), dns=rooms.defaults.dns,
+                    hostfiles.for_containers("/etc/resolv.conf"), dns=rooms.defaults.dns,
                     search=rooms.defaults.dns_search, options=rooms.defaults.dns_options,
                     keep_loopback=network == "host",
                 ),

@@ -73,9 +73,7 @@ class Networks:
         self._book = LeaseBook(catalogue)
         self._firewall = Firewall(self.instance, log)
         self._thread = ThreadPoolExecutor(1, "network")
-        self._forgetting = ThreadPoolExecutor(
-            1, "conntrack"
-        )  # it reads a table of any size: nobody waits for it
+        self._forgetting = ThreadPoolExecutor(1, "conntrack")  # its table has any size: nobody waits for it
         self._leftovers = Leftovers(self._thread)
         self._naming = Naming(self._every_lease, hostfiles.resolv_conf, log)
         self._publishing = Publishing()
@@ -116,13 +114,9 @@ class Networks:
                 self._known.hide(known.id)
                 continue
             if name == BRIDGE:
+                in_use = bool(self._book.users(known.id))
                 known, kept = configured(
-                    known,
-                    self.instance,
-                    self._bip,
-                    bool(self._book.users(known.id)),
-                    self._default_ip,
-                    **self._settings,
+                    known, self.instance, self._bip, in_use, self._default_ip, **self._settings
                 )
                 if kept:
                     self._log.warning("containers run: the default network keeps its address", bip=self._bip)
@@ -424,7 +418,3 @@ class Networks:
     def endpoints(self, network_id: str) -> list[EndpointLease]:
         """Every endpoint on the network."""
         return [held[network_id] for held in self._leases.values() if network_id in held]
-
-    def host_file(self, path: str) -> str:
-        """A file of the host, empty when it is not there. For resolv.conf the real servers behind systemd's stub."""
-        return hostfiles.for_containers(path)

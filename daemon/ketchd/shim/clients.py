@@ -25,7 +25,8 @@ _INPUT = 65536
 
 
 class Client:
-    """One attached socket. `on_input(data)`; `on_eof()` at the end of its input; `on_end(detached)` once."""
+    """One attached socket. `on_input(data)`; `on_eof()` at the end of its input; `on_detach()` before its
+    socket is closed, if it detached; `on_end(detached)` once."""
 
     def __init__(self, loop: Loop, fd: int, spec: dict[str, Any], spill_directory: int) -> None:
         self._loop = loop
@@ -48,6 +49,7 @@ class Client:
         self.on_input: Callable[[bytes], None] = lambda data: None
         self.on_eof: Callable[[], None] = lambda: None
         self.on_room: Callable[[], None] = lambda: None
+        self.on_detach: Callable[[], None] = lambda: None
         self.on_end: Callable[[Client, bool], None] = lambda client, detached: None
         self._mask = READ
         loop.watch(fd, READ, self._ready)
@@ -251,6 +253,8 @@ class Client:
         if self._ended:
             return
         self._ended = True
+        if detached:
+            self.on_detach()  # while the peer cannot know: nothing that it does next comes before
         try:
             # After this the peer can send no more, so that draining once is enough: a socket closed with unread
             # input resets the connection, and the peer would lose what it has not read yet.

@@ -90,6 +90,7 @@ class Streams:
         """One more client on the socket `fd`, which is ours from now on."""
         client = Client(self._loop, fd, spec, self._spill_directory)
         client.on_room = self._room
+        client.on_detach = lambda: self.on_detach()
         client.on_end = self._client_ended
         if client.gives:
             client.on_input = self._type
@@ -257,9 +258,7 @@ class Streams:
     def _client_ended(self, client: Client, detached: bool) -> None:
         if client in self._clients:
             self._clients.remove(client)
-        if detached:
-            self.on_detach()
-        elif client.gives:
+        if client.gives and not detached:
             self.close_input()
         if not self._clients:
             self.on_clients_gone()

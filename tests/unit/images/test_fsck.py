@@ -14,7 +14,8 @@ import pytest
 
 from ketch_testing.machine import registry
 from ketch_testing.rooms import container_of, image_of, layer_of, tar_of
-from ketchd.engine.fsck import Finding, fsck
+from ketchd.engine.findings import Finding
+from ketchd.engine.fsck import fsck
 from ketchd.engine.images import delete_image
 from ketchd.engine.pull import pull
 from ketchd.engine.push import push
