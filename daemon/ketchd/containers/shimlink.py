@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 FAILURE_SECONDS = 0.5
 ANSWER_SECONDS = 10.0
+HELLO_SECONDS = (
+    60.0  # a host that swaps may need long to wake a shim, and its container must not be given up for that
+)
 
 
 class ClientStream:
@@ -304,7 +307,7 @@ class ShimLink:
 
     async def greeted(self) -> dict[str, Any]:
         """The shim's hello. Raises TimeoutError."""
-        return await asyncio.wait_for(asyncio.shield(self._hello), ANSWER_SECONDS)
+        return await asyncio.wait_for(asyncio.shield(self._hello), HELLO_SECONDS)
 
     def forget_hello(self) -> None:
         """Expect another."""

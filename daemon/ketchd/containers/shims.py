@@ -6,6 +6,7 @@ A shim is the container's parent (`ketchd.shim`). It goes on without us; `adopt`
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import struct
@@ -23,6 +24,7 @@ from ketchd.shim.launcher import Launcher
 
 __all__ = ["ClientStream", "ExitRecord", "LaunchFailed", "ShimLink", "Shims", "read_exit"]
 
+_OUR_OWN = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)  # says nothing of the shim
 OnExecExit = Callable[[str, str, int], None]
 OnPid = Callable[[int, int], Awaitable[None]]
 
@@ -91,15 +93,17 @@ class Shims:
     async def adopt(self, container_id: str) -> ShimLink | None:
         """The running container's link again, after a restart of ketchd; None when no shim of it answers or it has not run yet.
 
-        Raises EngineFailure when what answers is no shim of this container.
+        Raises EngineFailure when what answers is no shim of this container; OSError when nobody can be asked (no descriptors).
         """
         link = ShimLink(container_id, self)
         try:
             if not await self.connect(container_id, link):
                 link.close()
                 return None
-        except (OSError, TimeoutError):
+        except OSError as error:
             link.close()
+            if error.errno in _OUR_OWN:
+                raise
             return None
         self._links.add(link)
         return link

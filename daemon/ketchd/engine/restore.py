@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from ketch_wire.faults import Fault
+from ketch_wire.faults import EngineFailure, Fault
 from ketchd.containers.lifecycle import State
 from ketchd.containers.recovery import Decision, decide
 from ketchd.containers.restarts import Policy, starts_on_boot
@@ -22,13 +22,19 @@ from ketchd.engine.start import start
 
 
 async def restore(rooms: Rooms) -> None:
-    """Bring memory and processes in line with the catalogue. Faults of one container are logged, never fatal."""
+    """Bring memory and processes in line with the catalogue. Faults of one container are logged, never fatal.
+
+    Raises EngineFailure when it cannot be seen what runs.
+    """
     boxes = rooms.supervisor.load()
     for box in boxes:
         rooms.cgroups.place(box.record.id, box.record.host_config["CgroupParent"] or rooms.cgroup_parent)
     links = await asyncio.gather(*(rooms.shims.adopt(box.record.id) for box in boxes), return_exceptions=True)
     running: list[Box] = []
     for box, link in zip(boxes, links, strict=True):
+        if isinstance(link, OSError):  # it may well run: better no daemon than one that takes it for ended
+            reason = (link.strerror or str(link)).lower()
+            raise EngineFailure(f"cannot ask the shim of container {box.record.id}: {reason}") from link
         if isinstance(link, BaseException):
             rooms.log.warning("shim does not answer", container=box.record.id, reason=str(link))
             link = None

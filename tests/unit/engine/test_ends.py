@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import signal
 import sqlite3
 from collections.abc import AsyncIterator
@@ -277,6 +278,28 @@ async def test_a_pause_that_a_kill_left_unrecorded_is_seen(
     watch = rooms.supervisor.find(box.record.id).watch
     assert watch is not None
     watch.cancel()
+
+
+async def test_what_cannot_be_asked_is_not_taken_for_ended(
+    rooms: Rooms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ketchd has no descriptors left: it does not start, and the container runs on."""
+    box = await ran(rooms, State.RUNNING)
+    run_root = tmp_path / "run"
+    run_dir = run_root / box.record.id
+    run_dir.mkdir(parents=True)
+
+    def full(*_: object, **__: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    rooms.shims = Shims(None, run_root, rooms.log, lambda *_: None, lambda *_: None)  # type: ignore[arg-type]
+    rooms.supervisor._boxes.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr("ketchd.containers.shims.os.open", full)
+        with pytest.raises(EngineFailure, match=r"cannot ask the shim of container .*: too many open files"):
+            await restore(rooms)
+
+    assert [one.state for one in stored(rooms)] == [State.RUNNING]
 
 
 async def test_the_end_of_ketchd_stops_nobody_by_hand(rooms: Rooms, monkeypatch: pytest.MonkeyPatch) -> None:
