@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
 import os
 import re
 import ssl
 from pathlib import Path
 
 import aiohttp
+
+from ketchd.model.address import is_address
 
 _ADDRESS = re.compile(r"Connect call failed \('([^']+)', (\d+)")
 # The failures before which no byte of the request went out: it may be sent again.
@@ -60,19 +61,11 @@ def unknown_host(name: str, resolv_conf: str) -> str:
     server = "127.0.0.1"  # resolv.conf(5): without any
     for line in resolv_conf.splitlines():
         words = line.split()
-        if len(words) > 1 and words[0] == "nameserver" and _is_address(words[1]):
+        if len(words) > 1 and words[0] == "nameserver" and is_address(words[1]):
             server = words[1]
             break
     place = f"[{server}]:53" if ":" in server else f"{server}:53"
     return f"lookup {name} on {place}: no such host"
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _resolv_conf() -> str:

@@ -5,7 +5,6 @@ Messages are dockerd's (Engine API, ContainerCreate). Raises InvalidInput; chang
 
 from __future__ import annotations
 
-import ipaddress
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from ketch_wire.faults import InvalidInput, Unsupported
 from ketchd.containers.daemondefaults import BUILT_IN, DaemonDefaults
 from ketchd.containers.shapes import CONFIG, HOST_CONFIG, fold, pick
 from ketchd.containers.signals import signal_number
+from ketchd.model.address import is_address
 from ketchd.model.imageconfig import RunConfig
 
 _NAME = re.compile(r"/?[a-zA-Z0-9][a-zA-Z0-9_.-]+")
@@ -167,16 +167,8 @@ def _check_binding(one: Mapping[str, str]) -> None:
     low, high = (int(match[1] or 0), int(match[2] or match[1] or 0)) if match else (0, -1)
     if not low <= high < 65536:
         raise InvalidInput(f'invalid port specification: "{one["HostPort"][:60]}"')
-    if one["HostIp"] and not _is_address(one["HostIp"].strip("[]")):
+    if one["HostIp"] and not is_address(one["HostIp"].strip("[]")):
         raise InvalidInput(f"invalid hostIP: {one['HostIp'][:60]}")
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def check_host(host: dict[str, Any], cpus: int) -> None:
@@ -248,10 +240,10 @@ def _check_names(host: Mapping[str, Any]) -> None:
         name, sign, address = entry.partition(":")
         if not sign or not name or any(letter.isspace() for letter in name):
             raise InvalidInput(f'bad format for add-host: "{entry[:200]}"')
-        if address != "host-gateway" and not _is_address(address.strip("[]")):
+        if address != "host-gateway" and not is_address(address.strip("[]")):
             raise InvalidInput(f'invalid IP address in add-host: "{address[:200]}"')
     for server in host["Dns"] or []:
-        if not _is_address(server):
+        if not is_address(server):
             raise InvalidInput(f'bad nameserver address "{server[:200]}"')
     for word in [*(host["DnsSearch"] or []), *(host["DnsOptions"] or [])]:
         if any(letter.isspace() for letter in word):

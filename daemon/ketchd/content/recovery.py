@@ -37,7 +37,7 @@ def sweep_store(data_root: Path, catalogue: Catalogue, *, partial_hours: float =
     with catalogue.transaction() as connection:
         connection.execute("DELETE FROM leases")
         release(connection)
-    for path in _entries(data_root / "stage"):
+    for path in entries_of(data_root / "stage"):
         _remove(path, data_root, report)
     _sweep_partials(data_root, catalogue, report, time.time() - partial_hours * 3600)
     _sweep_blobs(data_root, catalogue, report)
@@ -51,7 +51,7 @@ def sweep_store(data_root: Path, catalogue: Catalogue, *, partial_hours: float =
 def _sweep_partials(data_root: Path, catalogue: Catalogue, report: Report, oldest: float) -> None:
     """Downloads that ended early stay, since a pull goes on from there, unless nobody came back for them since `oldest`."""
     whole = {row["digest"] for row in catalogue.query("SELECT digest FROM blobs")}
-    entries = {path.name: path for path in _entries(data_root / "partial")}
+    entries = {path.name: path for path in entries_of(data_root / "partial")}
     for name, path in entries.items():
         digits = name.removesuffix(".map")
         is_pair = digits in entries and f"{digits}.map" in entries
@@ -65,7 +65,7 @@ def _sweep_blobs(data_root: Path, catalogue: Catalogue, report: Report) -> None:
         for row in catalogue.query("SELECT digest, size FROM blobs ORDER BY digest")
     }
     present: dict[str, int] = {}
-    for path in _entries(data_root / "blobs" / "sha256"):
+    for path in entries_of(data_root / "blobs" / "sha256"):
         if (digest := f"sha256:{path.name}") in owned:
             present[digest] = path.stat().st_size
         else:
@@ -99,7 +99,7 @@ def _sweep_blobs(data_root: Path, catalogue: Catalogue, report: Report) -> None:
 def _sweep_layers(data_root: Path, catalogue: Catalogue, report: Report) -> None:
     owned = {row[0] for row in catalogue.query("SELECT diff_id FROM layers ORDER BY diff_id")}
     present = set()
-    for path in _entries(data_root / "layers" / "sha256"):
+    for path in entries_of(data_root / "layers" / "sha256"):
         if (diff_id := f"sha256:{path.name}") in owned:
             present.add(diff_id)
         else:
@@ -122,7 +122,7 @@ def _sweep_layers(data_root: Path, catalogue: Catalogue, report: Report) -> None
 
 def _sweep_init(data_root: Path, catalogue: Catalogue, report: Report) -> None:
     """Init layers are made again when needed; those of chains that no image and no container has go."""
-    entries = list(_entries(data_root / "init"))
+    entries = list(entries_of(data_root / "init"))
     if not entries:
         return
     chains: dict[str, list[str]] = {
@@ -139,7 +139,7 @@ def _sweep_init(data_root: Path, catalogue: Catalogue, report: Report) -> None:
 
 def _sweep_containers(data_root: Path, catalogue: Catalogue, report: Report) -> None:
     owned = {row["id"] for row in catalogue.query("SELECT id FROM containers ORDER BY id")}
-    for path in _entries(data_root / "containers"):
+    for path in entries_of(data_root / "containers"):
         if path.name in owned:
             owned.discard(path.name)
         else:
@@ -149,10 +149,10 @@ def _sweep_containers(data_root: Path, catalogue: Catalogue, report: Report) -> 
 
 def _sweep_volumes(data_root: Path, catalogue: Catalogue, report: Report) -> None:
     owned = {row["name"] for row in catalogue.query("SELECT name FROM volumes WHERE driver = 'local'")}
-    for path in _entries(data_root / "volumes"):
+    for path in entries_of(data_root / "volumes"):
         if path.name in owned:
             owned.discard(path.name)
-        elif any(_entries(path / "_data")):
+        elif any(entries_of(path / "_data")):
             report.unowned.append(f"volumes/{path.name} belongs to no volume and is not empty: left alone")
         else:
             _remove(path, data_root, report)
@@ -164,7 +164,8 @@ def _container_layers(catalogue: Catalogue) -> Iterator[tuple[str, list[str]]]:
         yield row["id"], json.loads(row["record"]).get("layers", [])
 
 
-def _entries(directory: Path) -> Iterator[Path]:
+def entries_of(directory: Path) -> Iterator[Path]:
+    """What lies there, by name; nothing where there is no such directory."""
     try:
         with os.scandir(directory) as found:
             yield from sorted(Path(entry.path) for entry in found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -77,12 +76,3 @@ def blob_problem(path: Path, size: int, digest: Digest) -> str:
     except OSError as error:
         return f"cannot be read: {(error.strerror or str(error)).lower()}"
     return ""
-
-
-def entries(directory: Path) -> Iterator[Path]:
-    """What lies there, by name; nothing where there is no such directory."""
-    try:
-        with os.scandir(directory) as found:
-            yield from sorted(Path(entry.path) for entry in found)
-    except FileNotFoundError:
-        return

@@ -15,7 +15,8 @@ from typing import Any
 from ketch_wire.faults import EngineFailure, Fault, InvalidInput
 from ketchd import tracepoint
 from ketchd.content.blobs import LayerBlob
-from ketchd.engine.findings import Finding, blob_problem, entries, users_of_blob, users_of_layer
+from ketchd.content.recovery import entries_of
+from ketchd.engine.findings import Finding, blob_problem, users_of_blob, users_of_layer
 from ketchd.engine.information import INDEX_SERVER
 from ketchd.engine.rooms import Rooms
 from ketchd.model.digest import Digest
@@ -160,7 +161,7 @@ class _Check:
         rooms = self._rooms
         for table, column, place in (("blobs", "digest", "blobs"), ("layers", "diff_id", "layers")):
             is_owned = f"SELECT 1 FROM {table} WHERE {column} = ?"
-            for path in entries(rooms.data_root / place / "sha256"):
+            for path in entries_of(rooms.data_root / place / "sha256"):
                 if rooms.catalogue.query(is_owned, (f"sha256:{path.name}",)) or not path.exists():
                     continue  # by now: what is said of each is waited for
                 if time.time() - path.lstat().st_mtime > UNOWNED_SECONDS:
