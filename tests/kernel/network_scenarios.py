@@ -172,7 +172,7 @@ async def publishes_udp() -> None:
 
 
 async def reapplies() -> None:
-    """Rules that somebody flushes come back, published ports with them; one chain's as well."""
+    """Rules that somebody flushes come back, published ports with them; those of one chain, and one element, as well."""
     async with networks() as rooms:
         web = await contain(rooms, "web", ("127.0.0.1", "8080", 80))
         await web.guest.ask("serve", port=80, name="web")
@@ -184,6 +184,20 @@ async def reapplies() -> None:
         for chain in ("guard", "publish", "prerouting", "output", "postrouting", "forward", "inward"):
             output("nft", "flush", "chain", "inet", f"ketch-{BRIDGE}", chain)
             await until(lambda: output("nft", "list", "table", "inet", f"ketch-{BRIDGE}") == before)
+        await rooms.release((await contain(rooms, "third", ("", "8083", 80))).lease.container_id)
+        fourth = await contain(rooms, "fourth", ("", "8084", 80))
+        before = output("nft", "list", "table", "inet", f"ketch-{BRIDGE}")
+        for words in (
+            ("delete", "element", "ports", f"{{ tcp . 127.0.0.1 . 8080 : {web.lease.address} . 80 }}"),
+            ("delete", "element", "bridges", f'{{ "{BRIDGE}" }}'),
+            ("delete", "element", "subnets", f"{{ {rooms.find('bridge').subnet} }}"),
+            ("flush", "map", "ports_any"),
+        ):
+            verb, what, name, *elements = words
+            output("nft", verb, what, "inet", f"ketch-{BRIDGE}", name, *elements)
+            await until(lambda: output("nft", "list", "table", "inet", f"ketch-{BRIDGE}") == before)
+        assert rooms._firewall._shows_ports
+        await rooms.release(fourth.lease.container_id)
         output("nft", "flush", "ruleset")
         second = await contain(rooms, "second", ("127.0.0.1", "8082", 80))
         await second.guest.ask("serve", port=80, name="second")

@@ -49,7 +49,8 @@ class Firewall:
         self._opened = runner is not None
         self._bridge_family = True
         self._ports: dict[str, Forward] = {}
-        self._applied: list[str] = []
+        self._applied: list[tuple[str, dict[str, set[str]]]] = []
+        self._shows_ports = False
 
     def _nft(self) -> Runner:
         if not self._opened:
@@ -85,7 +86,8 @@ class Firewall:
         if not done:
             raise EngineFailure(f"packet rules are refused: {_first_line(complaint)}")
         self._ports = {one.map + one.key: one for one in ports}
-        self._applied = self._list()
+        self._applied, shown = self._list()
+        self._shows_ports = shown == self._elements()
         self.open_foreign(networks, anew=True)
 
     def open_foreign(self, networks: Sequence[NetworkRules], *, anew: bool = False) -> None:
@@ -129,13 +131,21 @@ class Firewall:
         return done
 
     def is_intact(self) -> bool:
-        """Whether the rules of every chain are what they were right after `apply`."""
-        return self._list() == self._applied
+        """Whether every chain and set is what it was right after `apply`, and every published port has its element."""
+        listed, ports = self._list()
+        return listed == self._applied and (not self._shows_ports or ports == self._elements())
 
-    def _list(self) -> list[str]:
-        """Every chain as the kernel has it; one command a call, libnftables finds the chain of the last one only."""
+    def _elements(self) -> set[str]:
+        return {one.element for one in self._ports.values()}
+
+    def _list(self) -> tuple[list[tuple[str, dict[str, set[str]]]], set[str]]:
+        """Every table as the kernel has it, and apart from that the published ports. One command a call: nft knows one table then."""
         nft = self._nft()
-        return [nft.run(f"list chain {chain}")[1] for chain in rules.chains(self._bridge)]
+        listed = [
+            rules.without_elements(nft.run(f"list table {one}")[1]) for one in rules.tables(self._bridge)
+        ]
+        ports = [found.pop(name, set()) for _, found in listed for name in rules.PORT_MAPS]
+        return listed, set().union(*ports)
 
     def clear(self) -> None:
         """Take every rule of ours away. May be called twice."""

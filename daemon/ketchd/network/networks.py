@@ -203,7 +203,7 @@ class Networks:
             if await self._run(self._firewall.is_intact):
                 await self._run(self._firewall.open_foreign, self._rules())
             else:
-                self._log.warning("somebody deleted our packet rules: they are put in place again")
+                self._log.warning("somebody changed our packet rules: they are put in place again")
                 await self.apply_rules()
         except EngineFailure as fault:
             self._log.error("packet rules could not be put in place again", reason=fault.message)

@@ -30,6 +30,10 @@ from typing import Any
 
 from ketch_wire.faults import InvalidInput
 
+_WITH_ELEMENTS = re.compile(
+    r"(?P<head>\b(?:set|map) (?P<name>\w+) \{[^{}]*)elements = \{(?P<elements>[^{}]*)\}"
+)
+PORT_MAPS = ("ports", "ports_any")
 _BRIDGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
 
 
@@ -74,6 +78,11 @@ class Forward:
         middle = "" if self.host_ip == "0.0.0.0" else f" . {self.host_ip}"
         return f"{self.proto}{middle} . {self.host_port}"
 
+    @property
+    def element(self) -> str:
+        """It whole, as nft takes and prints it."""
+        return f"{self.key} : {self.address} . {self.port}"
+
 
 def forwards(records: Iterable[dict[str, Any]], address: str) -> list[Forward]:
     """The elements of a container's published ports; IPv6 ones are not translated and left out."""
@@ -89,11 +98,23 @@ def table_name(bridge: str) -> str:
     return f"ketch-{bridge}"
 
 
-def chains(bridge: str) -> list[str]:
-    """Every chain of ours, as nft names it; that of the bridge family is not always there."""
-    names = ("guard", "publish", "prerouting", "output", "postrouting", "forward", "inward")
-    table = table_name(bridge)
-    return [*(f"inet {table} {name}" for name in names), f"bridge {table} forward"]
+def tables(bridge: str) -> list[str]:
+    """Every table of ours, as nft names it; that of the bridge family is not always there."""
+    return [f"{family} {table_name(bridge)}" for family in ("inet", "bridge")]
+
+
+def without_elements(listed: str) -> tuple[str, dict[str, set[str]]]:
+    """A table as `nft list table` prints it, taken apart: its text without elements, and set or map -> elements.
+
+    Which element stands first, and how many in a line, is the kernel's and nft's choice.
+    """
+    found: dict[str, set[str]] = {}
+
+    def take(match: re.Match[str]) -> str:
+        found[match["name"]] = {" ".join(one.split()) for one in match["elements"].split(",")}
+        return match["head"].rstrip()
+
+    return _WITH_ELEMENTS.sub(take, listed), found
 
 
 def ruleset(bridge: str, networks: Sequence[NetworkRules], ports: Sequence[Forward]) -> str:
@@ -107,7 +128,7 @@ def ruleset(bridge: str, networks: Sequence[NetworkRules], ports: Sequence[Forwa
         ("ports_any", "inet_proto . inet_service"),
     ):
         lines.append(f"  map {name} {{ type {key} : ipv4_addr . inet_service")
-        chosen = [f"{one.key} : {one.address} . {one.port}" for one in ports if one.map == name]
+        chosen = [one.element for one in ports if one.map == name]
         lines += [f"    elements = {{ {', '.join(chosen)} }}"] if chosen else []
         lines.append("  }")
     lines += _chain("guard", "filter hook prerouting priority -300", _guard(networks))
@@ -151,7 +172,7 @@ def removals(bridge: str) -> list[str]:
 
 def add_ports(bridge: str, ports: Sequence[Forward]) -> str:
     """The elements of newly published ports. Fails as a whole when the table is not there."""
-    return _elements("add", bridge, ports, lambda one: f"{one.key} : {one.address} . {one.port}")
+    return _elements("add", bridge, ports, lambda one: one.element)
 
 
 def remove_ports(bridge: str, ports: Sequence[Forward]) -> str:
@@ -161,7 +182,7 @@ def remove_ports(bridge: str, ports: Sequence[Forward]) -> str:
 
 def _elements(verb: str, bridge: str, ports: Sequence[Forward], render: Any) -> str:
     lines = []
-    for name in ("ports", "ports_any"):
+    for name in PORT_MAPS:
         chosen = [render(one) for one in ports if one.map == name]
         if chosen:
             lines.append(f"{verb} element inet {table_name(bridge)} {name} {{ {', '.join(chosen)} }}\n")

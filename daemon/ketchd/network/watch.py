@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable
 _NETLINK_NETFILTER, _GROUP_NFTABLES = 12, 7
 _SUBSYSTEM_NFTABLES = 10
 _CHANGES = {
-    (_SUBSYSTEM_NFTABLES << 8) | message for message in (2, 3, 5, 8)
-}  # table gone, chain new or changed, chain gone, rule gone
+    (_SUBSYSTEM_NFTABLES << 8) | message for message in (2, 3, 5, 8, 11, 14)
+}  # table gone, chain new or changed, chain gone, rule gone, set gone, element gone
 _HEADER = struct.Struct("=IHHII")
 _PAUSE_SECONDS = 0.05
 _TABLE_ATTRIBUTE = 1  # the table's name, in all of them

@@ -72,7 +72,8 @@ def test_changed_tables_are_seen() -> None:
         ((10 << 8) | 2, True),
         ((10 << 8) | 3, True),
         ((10 << 8) | 8, True),
-        ((10 << 8) | 14, False),
+        ((10 << 8) | 14, True),
+        ((10 << 8) | 12, False),
     ):
         data = struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body
         assert watch.changed_tables(data) == ({"ketch-ketch0"} if seen else set())

@@ -119,3 +119,31 @@ def test_passages_through_foreign_chains() -> None:
     assert foreign.open_("FORWARD", ['iifname "ketch0"'], "ketch0") == (
         'insert rule ip filter FORWARD iifname "ketch0" counter accept comment "ketch:ketch0"\n'
     )
+
+
+LISTED = """table inet ketch-ketch0 {
+	set bridges {
+		type ifname
+		elements = { "ketch0",
+			"br-shop" }
+	}
+
+	map ports {
+		type inet_proto . ipv4_addr . inet_service : ipv4_addr . inet_service%s
+	}
+
+	chain guard {
+		ip daddr 127.0.0.11 th dport 53 meta l4proto { tcp, udp } accept
+	}
+}
+"""
+
+
+def test_a_listed_table_is_taken_apart() -> None:
+    """Elements in any order and number leave the same text; an anonymous set of a rule is the rule's."""
+    element = "tcp . 127.0.0.1 . 8080 : 172.17.0.2 . 80"
+    text, found = rules.without_elements(LISTED % f"\n\t\telements = {{ {element} }}")
+    assert found == {"bridges": {'"ketch0"', '"br-shop"'}, "ports": {element}}
+    again, without = rules.without_elements(LISTED % "")
+    assert again == text and without == {"bridges": {'"ketch0"', '"br-shop"'}}
+    assert "{ tcp, udp } accept" in text
