@@ -275,10 +275,11 @@ class _Check:
     async def _fetch_blob(
         self, digest: Digest, size: int, media_type: str, repository: Repository, small: bool
     ) -> None:
+        """The record stays while it is fetched: if it cannot be, the next check finds that the blob is missing."""
         rooms = self._rooms
         if not small:
             layer = rooms.blobs.layer_of(digest)
-            rooms.blobs.remove(digest)
+            rooms.blobs.discard([digest])
             tracepoint.reach("fsck.blob-removed")
             found = await rooms.transfers.layer(
                 repository, Descriptor(media_type, digest, size), lambda *_: None
@@ -291,7 +292,7 @@ class _Check:
             {"key": digest.text},
         )
         if size > SIZE_LIMIT:
-            rooms.blobs.drop(digest)
+            rooms.blobs.discard([digest])
             await rooms.transfers.blob(repository, Descriptor(media_type, digest, size), lambda *_: None)
             return
         if is_manifest:
