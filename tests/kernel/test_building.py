@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 
 from ketch_testing.building import Yard, member, tar, yard_at
+from ketch_testing.deep import deepen
 from ketch_wire.faults import EngineFailure, Fault, InvalidInput
 from ketchd.build.cache import BuildCache
 from ketchd.build.runner import RunFailed
+from ketchd.engine.build import Builder
 from ketchd.engine.buildcache import PruneLimits, cache_usage, prune_cache
 from ketchd.layers.probe import probe
 from ketchd.layers.workers import WorkerPool
@@ -376,14 +378,15 @@ async def test_an_image_has_its_name_before_it_is_told_of(yard: Yard) -> None:
     assert named == [image_id]
 
 
-async def test_a_look_at_the_cache_sweeps_nothing(yard: Yard) -> None:
-    """Only the builder's own does, at the start."""
+async def test_a_cache_mount_that_nobody_owns_goes_with_the_next_builder(yard: Yard) -> None:
+    """However deep it is: a kill between making and recording one left it."""
     stray = yard.base / "cachemounts" / "stray"
     stray.mkdir(parents=True)
-    BuildCache(yard.catalogue, yard.base, sweep=False)
-    assert stray.is_dir()
-    BuildCache(yard.catalogue, yard.base)
+    deepen(stray, 3000, "d" * 200)
+    Builder(yard.rooms)
     assert not stray.exists()
+    await yard.rooms.trash.emptied()
+    assert list((yard.base / "trash").iterdir()) == []
 
 
 async def test_a_client_that_is_gone_ends_its_build(yard: Yard) -> None:

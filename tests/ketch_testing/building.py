@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ketch_wire.launch import MountPlan, ProcessPlan
+from ketchd.build.cache import BuildCache
 from ketchd.build.stages import Options
 from ketchd.catalogue.database import Catalogue
 from ketchd.catalogue.events import EventJournal
@@ -126,6 +127,7 @@ class Yard:
             data_root=base, exec_root=base / "run", catalogue=self.catalogue, events=EventJournal(self.catalogue),
             blobs=blobs, images=self.images, leases=Leases(self.catalogue), trash=trash, layers=self.layers, workers=self.workers,
             garbage=Garbage(self.catalogue, blobs, self.layers), log=None,
+            cache=BuildCache(self.catalogue, base),
         )  # fmt: skip
         self.runner = PretendRunner()
         self.builder = Builder(self.rooms, runner=self.runner, at_once=2)

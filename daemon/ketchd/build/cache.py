@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import time
 import weakref
 from collections.abc import Iterable, Sequence
@@ -53,22 +52,26 @@ class CacheRow:
 
 
 class BuildCache:
-    """The build_cache table and `cachemounts/HEX` below the data root. Used on the event loop's thread."""
+    """The build_cache table and `cachemounts/HEX` below the data root. Used on the event loop's thread.
 
-    def __init__(self, catalogue: Catalogue, data_root: Path, *, sweep: bool = True) -> None:
-        """sweep: remove cache mounts that no row owns, left by a crash between making and recording one."""
+    It alone knows which cache mounts are in use: there is one of a store.
+    """
+
+    def __init__(self, catalogue: Catalogue, data_root: Path) -> None:
         self._catalogue = catalogue
         self._mounts = data_root / "cachemounts"
         self._used: dict[str, int] = {}
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
-        if not sweep:
-            return
-        owned = {
-            row["key"] for row in catalogue.query("SELECT key FROM build_cache WHERE kind = ?", (MOUNT,))
-        }
-        for path in self._mounts.iterdir() if self._mounts.is_dir() else ():
-            if path.name not in owned:
-                shutil.rmtree(path, ignore_errors=True)
+
+    def unowned(self) -> list[Path]:
+        """Cache mounts that no row owns, left by a crash between making and recording one."""
+        rows = self._catalogue.query("SELECT key FROM build_cache WHERE kind = ?", (MOUNT,))
+        owned = {row["key"] for row in rows}
+        return [
+            path
+            for path in (self._mounts.iterdir() if self._mounts.is_dir() else ())
+            if path.name not in owned
+        ]
 
     def find(self, key: str) -> Cached | None:
         """The result of a step with this key whose layer is recorded."""

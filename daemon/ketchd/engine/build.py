@@ -18,7 +18,7 @@ from typing import Any
 from ketch_wire.faults import EngineFailure, Fault, InvalidInput, NotFound, Unsupported
 from ketchd import tracepoint
 from ketchd.build import explain, instructions, keys, lexer, plan, snapshot, stages
-from ketchd.build.cache import BuildCache, Cached
+from ketchd.build.cache import Cached
 from ketchd.build.context import Context, Memo, receive, tar_of
 from ketchd.build.downloads import fetched
 from ketchd.build.explain import Past
@@ -78,7 +78,9 @@ class Builder:
     def __init__(self, rooms: Rooms, *, at_once: int = 0, runner: RunsSteps | None = None) -> None:
         self._rooms = rooms
         self._stage = rooms.data_root / "stage"
-        self.cache = BuildCache(rooms.catalogue, rooms.data_root)
+        self.cache = rooms.cache
+        for path in self.cache.unowned():
+            rooms.trash.take(path)
         performer = Performer(
             rooms.layers, rooms.workers, self.cache, runner or StepRunner(rooms), self._stage, rooms.trash
         )

@@ -37,9 +37,8 @@ class PruneLimits:
 
 def cache_usage(rooms: Rooms, version: tuple[int, int]) -> list[dict[str, Any]]:
     """The rows of `system df`'s BuildCache."""
-    cache = BuildCache(rooms.catalogue, rooms.data_root, sweep=False)
-    used = _held(rooms)
-    return [_show(row, row.diff_id in used, version) for row in cache.rows()]
+    used, cache = _held(rooms), rooms.cache
+    return [_show(row, row.diff_id in used or cache.is_mount_used(row.key), version) for row in cache.rows()]
 
 
 def _show(row: CacheRow, in_use: bool, version: tuple[int, int]) -> dict[str, Any]:

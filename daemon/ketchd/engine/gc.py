@@ -14,7 +14,7 @@ from typing import Any
 
 from ketch_wire.faults import Fault
 from ketchd import tracepoint
-from ketchd.build.cache import MOUNT, BuildCache
+from ketchd.build.cache import MOUNT
 from ketchd.content.cleanmark import CleanMark
 from ketchd.content.pressure import Candidate, Class, Deletion, Disk, Policy, decide
 from ketchd.engine.rooms import Rooms
@@ -43,15 +43,12 @@ async def collect(
         await rooms.trash.emptied()  # what is thrown away already still takes room
         disk = disk_of(rooms)
     now = time.time_ns()
-    cache = BuildCache(rooms.catalogue, rooms.data_root, sweep=False)
-    deletions = decide(
-        policy, disk, _candidates(rooms, cache, policy, now), _used(rooms, cache), now, asked=asked
-    )
+    deletions = decide(policy, disk, _candidates(rooms), _used(rooms), now, asked=asked)
     if dry_run:
         return deletions
     done = []
     for deletion in deletions:
-        if await _delete(rooms, cache, deletion.candidate):
+        if await _delete(rooms, deletion.candidate):
             one = deletion.candidate
             rooms.log.info("deleted", kind=one.kind, key=one.key, bytes=one.size, reason=deletion.reason)
             done.append(deletion)
@@ -79,7 +76,7 @@ def show(deletions: list[Deletion], disk: Disk, *, dry_run: bool) -> dict[str, A
     }  # fmt: skip
 
 
-def _candidates(rooms: Rooms, cache: BuildCache, policy: Policy, now_ns: int) -> dict[Class, list[Candidate]]:
+def _candidates(rooms: Rooms) -> dict[Class, list[Candidate]]:
     query = rooms.catalogue.query
     garbage = rooms.garbage.find()
     ages = dict[str, int]()
@@ -101,34 +98,31 @@ def _candidates(rooms: Rooms, cache: BuildCache, policy: Policy, now_ns: int) ->
         ],
         "cache": [
             Candidate("cache", row.key, row.size, row.last_used_ns)
-            for row in cache.rows()
-            if not row.is_shared
-            and row.diff_id not in held
-            # A cache mount may be in use, which only the builder knows: used lately is used.
-            and (row.kind != MOUNT or now_ns - row.last_used_ns > policy.cache_hours * 3600e9)
+            for row in rooms.cache.rows()
+            if not row.is_shared and row.diff_id not in held and not rooms.cache.is_mount_used(row.key)
         ],
     }
 
 
-def _used(rooms: Rooms, cache: BuildCache) -> dict[Class, int]:
+def _used(rooms: Rooms) -> dict[Class, int]:
     blobs = rooms.catalogue.query(
         "SELECT coalesce(sum(size), 0) FROM blobs WHERE digest IN (SELECT digest FROM layer_blobs JOIN layers USING (diff_id))"
     )
     return {
         "partial": sum(one.size for one in rooms.transfers.left_over()),
         "blob": int(blobs[0][0]),
-        "cache": sum(row.size for row in cache.rows() if not row.is_shared),
+        "cache": sum(row.size for row in rooms.cache.rows() if not row.is_shared),
     }
 
 
-async def _delete(rooms: Rooms, cache: BuildCache, one: Candidate) -> bool:
+async def _delete(rooms: Rooms, one: Candidate) -> bool:
     """Whether it is gone: meanwhile somebody may have come to need it."""
     if one.kind == "cache":
-        rows = [row for row in cache.rows() if row.key == one.key]
-        gone = cache.forget(rows, everything=False)
+        rows = [row for row in rooms.cache.rows() if row.key == one.key]
+        gone = rooms.cache.forget(rows, everything=False)
         for row in gone:
             if row.kind == MOUNT:
-                rooms.trash.take(cache.mount_path(row.key))
+                rooms.trash.take(rooms.cache.mount_path(row.key))
         await rooms.garbage.sweep([("layer", row.diff_id) for row in gone if row.diff_id is not None])
         return bool(gone)
     if one.kind == "partial":

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ketchd.build.cache import BuildCache
 from ketchd.catalogue.database import Catalogue
 from ketchd.catalogue.events import EventJournal
 from ketchd.containers.daemondefaults import BUILT_IN, DaemonDefaults
@@ -67,9 +68,11 @@ class Rooms:
     )  # one check of the store at a time: they mend
     transfers: Transfers = field(init=False)
     documents: Documents = field(init=False)
+    cache: BuildCache = field(init=False)
 
     def __post_init__(self) -> None:
         self.documents = Documents(self.catalogue)
+        self.cache = BuildCache(self.catalogue, self.data_root)
         self.transfers = Transfers(
             self.data_root, self.blobs, self.layers, self.registry.settings.downloads, self.trash
         )

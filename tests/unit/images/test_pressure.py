@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from ketch_testing.rooms import image_of, layer_of, tar_of
 from ketch_wire.faults import InvalidInput
 from ketchd import config
-from ketchd.build.cache import BuildCache, Cached
+from ketchd.build.cache import Cached
 from ketchd.content.cleanmark import CleanMark
 from ketchd.content.pressure import Candidate, Class, Disk, Policy, decide, read_policy
+from ketchd.engine.buildcache import cache_usage
 from ketchd.engine.diskusage import content_size
 from ketchd.engine.gc import collect, show
-from ketchd.engine.images import prune_images
+from ketchd.engine.imageprune import prune_images
 from ketchd.engine.lastcommitted import Recorded, check_last_committed, choose
 from ketchd.engine.rooms import Rooms
 from ketchd.engine.transfers import _Shared
@@ -193,7 +194,7 @@ async def test_blobs_of_unpacked_layers_go_and_what_is_known_of_them_stays(rooms
 
 
 async def test_old_results_of_builds_go_and_young_ones_stay(rooms: Rooms) -> None:
-    cache = BuildCache(rooms.catalogue, rooms.data_root)
+    cache = rooms.cache
     layers = [await layer_of(rooms, {"a": text}) for text in (b"old", b"new", b"shared")]
     for number, layer in enumerate(layers):
         cache.store(Cached(f"k{number}", 1, str(layer), "", []), parent="", description="RUN x")  # type: ignore[arg-type]
@@ -205,6 +206,21 @@ async def test_old_results_of_builds_go_and_young_ones_stay(rooms: Rooms) -> Non
 
     assert [one.candidate.key for one in gone] == ["k0"]
     assert [rooms.layers.has(layer) for layer in layers] == [False, True, True]
+
+
+async def test_a_cache_mount_in_use_stays_however_short_its_time(rooms: Rooms) -> None:
+    """A step that runs has it: its age and its size say nothing."""
+    policy, cache = Policy(cache_hours=0, cache_bytes=1), rooms.cache
+    path, _ = cache.open_mount("used", "cached mount /c", 0o755, 0, 0)
+    with rooms.catalogue.transaction() as connection:
+        connection.execute("UPDATE build_cache SET last_used_ns = 1, size = 4096")
+    assert [row["InUse"] for row in cache_usage(rooms, (1, 50))] == [True]
+    assert await collect(rooms, policy, disk=FULL) == [] and path.is_dir()
+
+    cache.close_mount("used", 4096)
+    assert [row["InUse"] for row in cache_usage(rooms, (1, 50))] == [False]
+    assert [one.candidate.key for one in await collect(rooms, policy, disk=FULL)] == ["used"]
+    assert not path.exists()
 
 
 async def test_what_has_arrived_of_a_download_is_counted_and_goes(rooms: Rooms) -> None:
