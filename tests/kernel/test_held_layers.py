@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from ketchd.layers.probe import probe
 from ketchd.layers.store import LayerStore
 from ketchd.layers.workers import WorkerPool
 from ketchd.sandbox import heldlayers
+from ketchd.shim.launcher import start_launcher
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="root is needed for mounts")]
 _SIZE = 4 << 20
@@ -96,9 +99,16 @@ async def test_a_removed_layer_is_told_when_its_place_is_free(disk: Path, worker
     """Told before, a container that starts in between would hold it once more."""
     catalogue = Catalogue(disk / "catalogue.sqlite")
     told: list[tuple[list[str], bool]] = []
+
+    def let_go(names: Sequence[str]) -> int:
+        told.append((list(names), store.path(layer).exists()))
+        ended, writer = os.pipe()
+        os.close(writer)
+        return ended
+
     store = LayerStore(
         disk, catalogue, workers, "directory",
-        let_go=lambda names: told.append((list(names), store.path(layer).exists())),
+        let_go=let_go,
     )  # fmt: skip
     async with store.ingest() as ingestion:
         await ingestion.feed(make_tar(Member("file", data=b"1")))
@@ -108,6 +118,24 @@ async def test_a_removed_layer_is_told_when_its_place_is_free(disk: Path, worker
     await store.close()
     catalogue.close()
     assert told == [([name], False)]
+
+
+def test_a_launcher_says_when_it_has_let_go(disk: Path) -> None:
+    """By a descriptor's end; not before, and also when it has died. More names than one packet has are waited for."""
+    launcher = start_launcher(disk)
+    try:
+        os.kill(launcher.pid, signal.SIGSTOP)
+        waiting = launcher.forget_layers([f"{number:033x}" for number in range(1000)])
+        assert select.select([waiting], [], [], 0)[0] == []
+        os.kill(launcher.pid, signal.SIGCONT)
+        assert os.read(waiting, 1) == b""
+        os.close(waiting)
+        os.kill(launcher.pid, signal.SIGKILL)
+        waiting = launcher.forget_layers(["1-1"])
+        assert os.read(waiting, 1) == b""
+        os.close(waiting)
+    finally:
+        launcher.close()
 
 
 def test_what_is_let_go_of_while_it_is_taken(files: tuple[str, list[Path]]) -> None:

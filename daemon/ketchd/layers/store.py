@@ -70,7 +70,8 @@ class LayerStore:
     record first. It is named by the sha256 of its tar (diff ID), so any number of images share it, whatever lies below it.
     kind: what new layers become and how files are mounted, as `probe` found it: `erofs` (file-backed), `erofs-loop`,
     `directory`. Layers of the other kind stay readable where the kernel can mount them.
-    let_go: told of files that have left their places, which somebody may hold for containers to come, by their `heldlayers.names`.
+    let_go: told of files that have left their places, which somebody may hold for containers to come, by their `heldlayers.names`;
+    returns a descriptor that comes to its end when nobody does any more.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class LayerStore:
         workers: WorkerPool,
         kind: str,
         trash: Trash | None = None,
-        let_go: Callable[[Sequence[str]], None] = lambda names: None,
+        let_go: Callable[[Sequence[str]], int] | None = None,
     ) -> None:
         self._let_go = let_go
         self._root = root
@@ -378,7 +379,11 @@ class LayerStore:
                 self._trash.take(self.path(diff_id))
         finally:
             # not before they are gone: a container that starts this moment would find them, and hold them again
-            self._let_go(held)
+            if held and self._let_go is not None:
+                with contextlib.suppress(
+                    OSError
+                ):  # no descriptor is left: it is held until it is one of too many
+                    self._trash.await_end(self._let_go(held))
         tracepoint.reach("layer.removed")
 
     async def remove(self, diff_id: Digest) -> None:

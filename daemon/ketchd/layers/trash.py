@@ -29,6 +29,9 @@ _BY_THREAD = (
     256  # entries; what has more goes in a worker, or it would keep ketchd's own threads from running
 )
 _END_SECONDS = 1.0
+_RELEASE_SECONDS = (
+    10.0  # for whoever has a thrown away file mounted: a process that does not answer is not waited for
+)
 
 
 class Trash:
@@ -47,6 +50,7 @@ class Trash:
         self._waiting: deque[Path] = deque()
         self._task: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
+        self._held: dict[int, asyncio.Event] = {}
 
     def start(self) -> None:
         """Go on with what the last daemon has left. Raises OSError."""
@@ -77,12 +81,33 @@ class Trash:
         self._wake()
         return True
 
+    def await_end(self, fd: int) -> None:
+        """Somebody has mounted what was taken; the descriptor, which is ours from now on, comes to its end when nobody has any more.
+
+        Raises OSError.
+        """
+        try:
+            asyncio.get_running_loop().add_reader(fd, self._ended, fd)
+        except OSError:
+            os.close(fd)
+            raise
+        self._held[fd] = asyncio.Event()
+
+    def _ended(self, fd: int) -> None:
+        asyncio.get_running_loop().remove_reader(fd)
+        self._held.pop(fd).set()
+        os.close(fd)
+
     async def settle(self) -> None:
-        """Wait for the room, if it is needed: when the disk is nearly full."""
+        """Wait for the room, if it is needed: when the disk is nearly full. It comes when a file is unlinked, and mounted nowhere."""
         with contextlib.suppress(OSError):
             facts = os.statvfs(self._directory)
             if facts.f_bavail < facts.f_blocks * SHORT_SHARE:
                 await self.emptied()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_RELEASE_SECONDS):
+                        for ended in list(self._held.values()):
+                            await ended.wait()
 
     async def emptied(self) -> None:
         """Wait until everything is unlinked, without the pauses. Cancelled: it goes on."""
@@ -97,6 +122,8 @@ class Trash:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        for fd in list(self._held):
+            self._ended(fd)
 
     def _wake(self) -> None:
         if self._waiting and (self._task is None or self._task.done()):

@@ -2,7 +2,7 @@
 
 Single-threaded; it reads no plan and keeps no state but the layers that are mounted (`heldlayers`), so there is little that can
 go wrong in it. A packet on its control socket is `s` with one descriptor, a new shim's connection to ketchd, or `f` and the
-names of layers to let go of. It ends with the control socket.
+names of layers to let go of, with a descriptor that is closed when that is done. It ends with the control socket.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main(control: int) -> None:
             pid = -1  # no process can be made: ketchd sees it by the end of its connection
         if pid == 0:
             channel.close()
-            if handed >= 0:
+            if what[:1] == b"s":
                 _shim(handed, held)
             _forget(what, held)
         if handed >= 0:

@@ -146,6 +146,29 @@ async def test_on_a_full_disk_the_answer_waits_for_the_room(
     assert left(tmp_path) == []
 
 
+@pytest.mark.parametrize("free", [1, 40])
+async def test_on_a_full_disk_the_answer_waits_for_who_has_it_mounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
+    """An unlinked file takes its room until it is mounted nowhere: that its holder lets go of it is told by a descriptor's end."""
+    trash, (told, holder) = Trash(tmp_path), os.pipe()
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_blocks=100, f_bavail=free))
+    (tmp_path / "file").write_text("x")
+    trash.take(tmp_path / "file")
+    trash.await_end(told)
+    await trash.emptied()
+    settling = asyncio.ensure_future(trash.settle())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert settling.done() is (free == 40)
+    os.close(holder)
+    await settling
+    if free == 40:
+        await trash.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(told)
+
+
 async def test_a_blob_removed_while_it_is_stored_again_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
