@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from registry.conftest import Engine, engine_below, noise
 from registry.test_pull import put_index
 
-from ketch_testing.hostile import DOCKER_MANIFEST, HostileRegistry, digest_of
+from ketch_testing.hostile import DOCKER_MANIFEST, HostileRegistry, digest_of, on
 from ketch_testing.rooms import container_of, tar_of
-from ketch_wire.faults import InvalidInput, NotFound
+from ketch_wire.faults import EngineFailure, InvalidInput, NotFound
+from ketchd import tracepoint
 from ketchd.engine.create import platform_warnings
+from ketchd.engine.fsck import fsck
 from ketchd.engine.imagelist import image_history, inspect_image, list_images
-from ketchd.engine.images import delete_image, delete_platforms, prune_images, tag_image
+from ketchd.engine.imageprune import prune_images
+from ketchd.engine.images import delete_image, delete_platforms, tag_image
 from ketchd.engine.load import load
 from ketchd.engine.platforms import image_for
 from ketchd.engine.pull import pull
@@ -220,6 +224,22 @@ async def test_the_last_name_takes_every_platform_along(engine: Engine, hostile:
     await rooms.garbage.sweep()
     assert list((rooms.data_root / "blobs/sha256").iterdir()) == []
     assert rooms.catalogue.query("SELECT * FROM documents") == []
+
+
+async def test_a_removal_of_an_index_goes_in_one_step(
+    engine: Engine, hostile: HostileRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ended at any moment, it leaves all of it or no image, named or not."""
+    put_index(hostile, "1", "linux/amd64", "linux/arm64/v8")
+    name, rooms = f"{hostile.host}/multi:1", engine.rooms
+    await pull_whole(engine, name)
+    for point, left in (("rmi.untagged", 2), ("rmi.forgotten", 2), ("rmi.committed", 0)):
+        monkeypatch.setattr(tracepoint, "_actions", {point: "raise"})
+        with pytest.raises(EngineFailure):
+            await delete_image(rooms, name)
+        assert rooms.images.count() == left
+        assert len(rooms.catalogue.query("SELECT * FROM documents")) == left // 2
+    assert garbage(engine) == [] and rooms.catalogue.query("SELECT * FROM blobs") == []
 
 
 async def test_a_platform_in_use_outlives_its_name(engine: Engine, hostile: HostileRegistry) -> None:
@@ -435,6 +455,28 @@ async def test_an_artifact_is_kept_and_pushed(
     await delete_image(rooms, name)
     await delete_image(rooms, f"{hostile.host}/copy:2")
     assert list((rooms.data_root / "blobs/sha256").iterdir()) == [] and engine.partials() == []
+
+
+async def test_a_large_blob_that_cannot_be_fetched_is_still_missing(
+    engine: Engine, hostile: HostileRegistry
+) -> None:
+    """A repair that fails hides nothing from the next check, which finds the registry in order."""
+    content = noise(9_000_000)
+    put_artifact(hostile, "chart", "1", content)
+    await engine.pull(f"{hostile.host}/chart:1")
+    path = engine.rooms.blobs.path(Digest(digest_of(content)))
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    hostile.tricks.append(on("GET", "/blobs/", lambda _: web.Response(status=404)))
+
+    (found,) = await fsck(engine.rooms, engine.send, repair=True)
+    assert found.problem == "is damaged" and found.reason and not found.repaired
+    (found,) = await fsck(engine.rooms, engine.send)
+    assert (found.key, found.problem) == (digest_of(content), "is missing")
+    assert any(user.startswith("document ") for user in found.users)
+    hostile.tricks.clear()
+    (found,) = await fsck(engine.rooms, engine.send, repair=True)
+    assert found.repaired == f"fetched from {hostile.host}/chart" and path.read_bytes() == content
+    assert await fsck(engine.rooms, engine.send) == []
 
 
 async def test_signatures_and_empty_configs(engine: Engine, hostile: HostileRegistry) -> None:

@@ -12,7 +12,7 @@ from aiohttp import web
 from ketch_wire.faults import Fault, InvalidInput
 from ketchd.api.routing import Call, Handler, Route, json_reply
 from ketchd.api.streams import JsonStream, send_chunks
-from ketchd.engine import imagelist, images
+from ketchd.engine import imagelist, imageprune, images
 from ketchd.engine.imports import download, import_image
 from ketchd.engine.load import load
 from ketchd.engine.platforms import read_platform
@@ -144,7 +144,7 @@ class ImageApi:
 
     async def prune(self, call: Call) -> web.StreamResponse:
         """POST /images/prune"""
-        report, reclaimed = await images.prune_images(self._rooms, call.filters())
+        report, reclaimed = await imageprune.prune_images(self._rooms, call.filters())
         return json_reply({"ImagesDeleted": report or None, "SpaceReclaimed": reclaimed})
 
 

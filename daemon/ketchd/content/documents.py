@@ -106,6 +106,16 @@ class Documents:
         )
         return {Digest(row[0]) for row in rows}
 
+    def images_of(self, documents: Iterable[Digest]) -> set[Digest]:
+        """Every image that is a part of one of them, or of a document that is."""
+        rows = self._catalogue.query(
+            "WITH RECURSIVE reached (digest) AS (SELECT value FROM json_each(?) UNION "
+            "SELECT part FROM document_parts JOIN reached ON document = reached.digest) "
+            "SELECT DISTINCT image_id FROM manifests JOIN reached USING (digest)",
+            (_list(map(str, documents)),),
+        )
+        return {Digest(row[0]) for row in rows}
+
     def release(self) -> Released:
         """Forget the documents that nothing names any more."""
         with self._catalogue.transaction(durable=True) as connection:

@@ -1,34 +1,29 @@
-"""Naming and removing images: tag, delete and prune, with Docker's rules and its Untagged and Deleted report.
+"""Naming and removing images: tag and delete, with Docker's rules and its Untagged and Deleted report.
 
 A name goes, the image when nothing names it, and the layers and blobs that nothing needs any more, in one durable transaction;
-then their files are moved to the trash. Killed between, the next start removes those. Source: Engine API 1.50, ImageTag, ImageDelete, ImagePrune; moby's image_delete.go.
+then their files are moved to the trash. Killed between, the next start removes those. Source: Engine API 1.50, ImageTag, ImageDelete; moby's image_delete.go.
 """
 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from ketch_wire.faults import Conflict, Fault, InvalidInput
+from ketch_wire.faults import Conflict, InvalidInput
 from ketchd import tracepoint
 from ketchd.content.garbage import Collected
 from ketchd.content.images import ImageRecord
 from ketchd.content.marking import Node
-from ketchd.engine.imagelist import Filters, check_keys, filter_bool, has_labels
 from ketchd.engine.platforms import document_named, image_for, offers, platform_of
 from ketchd.engine.rooms import Rooms
 from ketchd.model.digest import Digest, chain_id
 from ketchd.model.platform import Platform
 from ketchd.model.reference import Reference
-from ketchd.model.times import parse_timestamp
 
 tracepoint.declare("rmi.untagged", "rmi.forgotten", "rmi.committed", "rmi.swept")
 
 Report = list[dict[str, str]]
-GARBAGE_AGE_NS = 600 * 1_000_000_000
-_PRUNE_FILTERS = frozenset({"dangling", "label", "label!", "until"})
 
 
 def announce(rooms: Rooms, image_id: Digest, action: str, name: str = "") -> None:
@@ -76,25 +71,36 @@ async def delete_image(
 
     With an index' last name go its images of other platforms, unless a container or another name needs them. still: asked when
     nothing can come between any more, whether what the name means then is to go; else it stays.
-    Raises NotFound, InvalidInput, Conflict in dockerd's words. Cancelled: what is reported as gone is gone, the rest stays.
+    Raises NotFound, InvalidInput, Conflict in dockerd's words. Cancelled or killed: all of it is gone or nothing.
     """
     report: Report = []
-    try:
-        await _delete(rooms, name, report, still, force=force, prune_parents=prune_parents)
-    finally:
-        await _release(rooms, report)
+    async with _holding(rooms, lambda: _at_stake(rooms, rooms.images.resolve(name))) as held:
+        image_id = held[0]
+        if not still(image_id):
+            return report
+        with rooms.catalogue.transaction(durable=True):
+            untagged, removed = _take(rooms, image_id, name, force=force, prune_parents=prune_parents)
+            released = _take_released(rooms, held)
+        report += untagged
+        _discard(rooms, [*removed, *released.removed], report)
+        rooms.garbage.discard(released.blobs)
+    for other in released.others:
+        await _remove(rooms, other, report, force=False, quiet=True)
     await rooms.trash.settle()
     return report
 
 
-async def _release(rooms: Rooms, report: Report) -> None:
-    """Take away what only documents without a name have needed."""
-    released = rooms.documents.release()
-    for image_id in released.images:
-        if rooms.images.has(image_id) and not _is_leased(rooms, image_id):
-            await _remove(rooms, image_id, report, force=False, prune_parents=True, quiet=True)
-    if released.blobs:
-        await rooms.garbage.sweep([("blob", digest.text) for digest in released.blobs])
+def _at_stake(rooms: Rooms, image_id: Digest) -> tuple[Digest, ...]:
+    """The image, and what may go with it: the other platforms of its names, and the parents of all."""
+    named = [rooms.documents.named(reference) for reference in rooms.images.get(image_id).references]
+    members = rooms.documents.images_of(document.digest for document in named if document is not None)
+    found = dict.fromkeys((image_id, *sorted(members - {image_id}, key=str)))
+    for member in list(found):
+        parent = rooms.images.get(member).parent
+        while parent is not None and parent not in found:
+            found[parent] = None
+            parent = rooms.images.get(parent).parent
+    return tuple(found)
 
 
 async def delete_platforms(
@@ -114,47 +120,27 @@ async def delete_platforms(
             )
     for image in chosen:
         if rooms.images.has(image.id):
-            await _remove(rooms, image.id, report, force=force, prune_parents=True, quiet=False)
+            await _remove(rooms, image.id, report, force=force, quiet=False)
     return report
 
 
 @contextlib.asynccontextmanager
-async def _holding(rooms: Rooms, find: Callable[[], Digest | None]) -> AsyncIterator[Digest | None]:
+async def _holding(rooms: Rooms, find: Callable[[], tuple[Digest, ...]]) -> AsyncIterator[tuple[Digest, ...]]:
     """What `find` finds, and nobody publishes a layer of it meanwhile. Others may have been at work before that."""
     while True:
-        image_id = find()
-        layers = [] if image_id is None else rooms.images.get(image_id).layers
+        found = find()
+        layers = [layer for image_id in found for layer in rooms.images.get(image_id).layers]
         async with rooms.layers.holding(layers):
-            if find() == image_id:
-                yield image_id
+            if find() == found:
+                yield found
                 return
 
 
-async def _delete(
-    rooms: Rooms,
-    name: str,
-    report: Report,
-    still: Callable[[Digest], bool],
-    *,
-    force: bool,
-    prune_parents: bool,
-) -> None:
-    async with _holding(rooms, lambda: rooms.images.resolve(name)) as image_id:
-        assert image_id is not None
-        if not still(image_id):
-            return
-        told: Report = []
-        with rooms.catalogue.transaction(durable=True):
-            removed = _take(rooms, image_id, name, told, force=force)
-        report += told
-        if removed is None:
-            return
-        _discard(rooms, removed, report)
-    await _prune_parent(rooms, removed, report, prune_parents)
-
-
-def _take(rooms: Rooms, image_id: Digest, name: str, report: Report, *, force: bool) -> _Removed | None:
+def _take(
+    rooms: Rooms, image_id: Digest, name: str, *, force: bool, prune_parents: bool
+) -> tuple[Report, list[_Removed]]:
     """The name, and the image if that was all that kept it; in a transaction of the caller's."""
+    report: Report = []
     references = list(rooms.images.get(image_id).references)
     named = False
     if not _is_id_prefix(image_id, name):
@@ -167,14 +153,14 @@ def _take(rooms: Rooms, image_id: Digest, name: str, report: Report, *, force: b
         left = _untag(rooms, image_id, Reference.parse(name).with_default_tag(), report)
         tracepoint.reach("rmi.untagged")
         if left:
-            return None
+            return report, []
         named = True
     elif is_single(references):
         if (conflict := _conflict(rooms, image_id, force=force, references=False)) is not None:
             raise conflict
         for reference in references:
             _take_name(rooms, image_id, reference, report)
-    return _take_image(rooms, image_id, report, force=force, quiet=named)
+    return report, _take_line(rooms, image_id, force=force, quiet=named, prune_parents=prune_parents)
 
 
 def is_single(references: list[Reference]) -> bool:
@@ -240,39 +226,67 @@ class _ImageConflict(Conflict):
 
 @dataclass(frozen=True, slots=True)
 class _Removed:
-    """An image that the catalogue has no more, and what of its content went with it."""
+    """An image that the catalogue has no more, what of its content went with it, and what is to be told of it."""
 
     record: ImageRecord
     forgotten: list[Collected]
+    told: Report
 
 
-async def _remove(
-    rooms: Rooms, image_id: Digest, report: Report, *, force: bool, prune_parents: bool, quiet: bool
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _TakenReleased:
+    """What documents without a name have needed. others: images that are still there, since nobody holds their layers."""
+
+    removed: list[_Removed]
+    others: list[Digest]
+    blobs: list[Collected]
+
+
+def _take_released(rooms: Rooms, held: Collection[Digest]) -> _TakenReleased:
+    """Take what only documents without a name have needed, if it is `held`; in a transaction of the caller's."""
+    released = rooms.documents.release()
+    removed: list[_Removed] = []
+    others = []
+    for image_id in released.images:
+        if not rooms.images.has(image_id) or is_leased(rooms, image_id):
+            continue
+        if image_id in held:
+            removed += _take_line(rooms, image_id, force=False, quiet=True)
+        else:
+            others.append(image_id)  # a journey that has failed left it
+    blobs = rooms.garbage.forget([("blob", digest.text) for digest in released.blobs])
+    return _TakenReleased(removed, others, blobs)
+
+
+async def _remove(rooms: Rooms, image_id: Digest, report: Report, *, force: bool, quiet: bool) -> None:
     """The image with all its names, unless something needs it: then a Conflict, or with `quiet` nothing."""
-    async with _holding(rooms, lambda: image_id if rooms.images.has(image_id) else None) as found:
-        if found is None:
-            return
-        told: Report = []
-        with rooms.catalogue.transaction(durable=True):
-            removed = _take_image(rooms, image_id, told, force=force, quiet=quiet)
-        if removed is None:
-            return
-        report += told
-        _discard(rooms, removed, report)
-    await _prune_parent(rooms, removed, report, prune_parents)
+    async with _holding(
+        rooms, lambda: _at_stake(rooms, image_id) if rooms.images.has(image_id) else ()
+    ) as found:
+        if found:
+            with rooms.catalogue.transaction(durable=True):
+                removed = _take_line(rooms, image_id, force=force, quiet=quiet)
+            _discard(rooms, removed, report)
 
 
-async def _prune_parent(rooms: Rooms, removed: _Removed, report: Report, prune_parents: bool) -> None:
-    parent = removed.record.parent
-    if prune_parents and parent is not None:
-        await _remove(rooms, parent, report, force=False, prune_parents=True, quiet=True)
+def _take_line(
+    rooms: Rooms, image_id: Digest, *, force: bool, quiet: bool, prune_parents: bool = True
+) -> list[_Removed]:
+    """The image, if it may go, and then its nameless parents."""
+    removed = []
+    one = _take_image(rooms, image_id, force=force, quiet=quiet)
+    while one is not None:
+        removed.append(one)
+        parent = one.record.parent
+        if not prune_parents or parent is None or not rooms.images.has(parent):
+            break
+        one = _take_image(rooms, parent, force=False, quiet=True)
+    return removed
 
 
-def _take_image(
-    rooms: Rooms, image_id: Digest, report: Report, *, force: bool, quiet: bool
-) -> _Removed | None:
+def _take_image(rooms: Rooms, image_id: Digest, *, force: bool, quiet: bool) -> _Removed | None:
     """Forget the image, its names, and its content that nothing else needs; in a transaction of the caller's."""
+    report: Report = []
     if (conflict := _conflict(rooms, image_id, force=force)) is not None:
         record = rooms.images.get(image_id)
         dangling = not record.references and not rooms.images.children(image_id)
@@ -289,19 +303,21 @@ def _take_image(
     report.append({"Deleted": image_id.text})
     forgotten = rooms.garbage.forget(nodes)
     tracepoint.reach("rmi.forgotten")
-    return _Removed(record, forgotten)
+    return _Removed(record, forgotten, report)
 
 
-def _discard(rooms: Rooms, removed: _Removed, report: Report) -> None:
-    """Take away the files of what is forgotten, and tell of the layers, top first."""
+def _discard(rooms: Rooms, removed: Sequence[_Removed], report: Report) -> None:
+    """Take away the files of what is forgotten, and tell of the images and their layers, top first."""
     tracepoint.reach("rmi.committed")
-    rooms.garbage.discard(removed.forgotten)
-    tracepoint.reach("rmi.swept")
-    gone = {item.key for item in removed.forgotten if item.kind == "layer"}
-    layers = removed.record.layers
-    for length in range(len(layers), 0, -1):
-        if layers[length - 1].text in gone:
-            report.append({"Deleted": chain_id(layers[:length]).text})
+    for one in removed:
+        report += one.told
+        rooms.garbage.discard(one.forgotten)
+        tracepoint.reach("rmi.swept")
+        gone = {item.key for item in one.forgotten if item.kind == "layer"}
+        layers = one.record.layers
+        for length in range(len(layers), 0, -1):
+            if layers[length - 1].text in gone:
+                report.append({"Deleted": chain_id(layers[:length]).text})
 
 
 def _content(rooms: Rooms, record: ImageRecord) -> list[Node]:
@@ -329,7 +345,7 @@ def forget_unnamed(rooms: Rooms, made: Collection[Digest]) -> None:
         if (
             rooms.images.has(image_id)
             and image_id not in members
-            and not _is_leased(rooms, image_id)
+            and not is_leased(rooms, image_id)
             and not rooms.images.get(image_id).references
             and not rooms.images.children(image_id)
             and not rooms.supervisor.users_of_image(image_id.text)
@@ -339,72 +355,5 @@ def forget_unnamed(rooms: Rooms, made: Collection[Digest]) -> None:
         rooms.documents.release()  # an artifact's
 
 
-def _is_leased(rooms: Rooms, image_id: Digest) -> bool:
+def is_leased(rooms: Rooms, image_id: Digest) -> bool:
     return ("image", image_id.text) in rooms.leases.held()
-
-
-async def prune_images(rooms: Rooms, filters: Filters) -> tuple[Report, int]:
-    """Remove the images that no container uses and nothing names (`dangling=false`: named ones too): (report, bytes won back).
-
-    What journeys that failed have left in the store goes too, when nobody needed it for a while. Raises InvalidInput. An
-    image that cannot go is left out. Source: Engine API 1.50, ImagePrune.
-    """
-    check_keys(filters, _PRUNE_FILTERS)
-    dangling_only = filter_bool(filters, "dangling") is not False
-    untils = filters.get("until", ())
-    if len(untils) > 1:
-        raise InvalidInput("more than one until filter specified")
-    until = parse_timestamp(untils[0], time.time_ns()) if untils else None
-    before = _stored_bytes(rooms)
-    report: Report = []
-    for record in rooms.images.all():
-
-        def still(image_id: Digest, wanted: Digest = record.id) -> bool:
-            return image_id == wanted and _prunable(rooms, image_id, filters, until, dangling_only)
-
-        if not still(record.id):
-            continue
-        names = [reference.canonical() for reference in record.references] or [record.id.hex]
-        for name in names:
-            try:
-                report += await delete_image(rooms, name, still=still)
-            except Fault:
-                continue
-    since = time.time_ns() - GARBAGE_AGE_NS
-    await rooms.garbage.sweep(unused_since_ns=since)
-    for one in rooms.transfers.left_over():
-        if one.last_used_ns < since:
-            rooms.transfers.forget(one.digest)
-    await rooms.trash.settle()
-    reclaimed = max(0, before - _stored_bytes(rooms))
-    rooms.events.append("image", "prune", "", {"reclaimed": str(reclaimed)})
-    return report, reclaimed
-
-
-def _prunable(
-    rooms: Rooms, image_id: Digest, filters: Filters, until: int | None, dangling_only: bool
-) -> bool:
-    """As it is now: it may have gone with a child, or come to a name or a user."""
-    if not rooms.images.has(image_id) or rooms.supervisor.users_of_image(image_id.text):
-        return False
-    if _is_leased(rooms, image_id):
-        return False  # a pull, load or build is about to name it, or stands on it
-    record = rooms.images.get(image_id)
-    if dangling_only and record.tags:
-        return False
-    if not record.references and (
-        rooms.images.children(image_id) or image_id in rooms.documents.members()  # another platform of a name
-    ):
-        return False
-    if until is not None and (record.created_ns is None or record.created_ns > until):
-        return False
-    labels = record.labels or {}
-    unwanted = any(has_labels(labels, [item]) for item in filters.get("label!", ()))
-    return not unwanted and has_labels(labels, filters.get("label", ()))
-
-
-def _stored_bytes(rooms: Rooms) -> int:
-    query = rooms.catalogue.query
-    layers = query("SELECT coalesce(sum(disk_size), 0) FROM layers")[0][0]
-    partial = sum(one.size for one in rooms.transfers.left_over())
-    return int(layers) + int(query("SELECT coalesce(sum(size), 0) FROM blobs")[0][0]) + partial

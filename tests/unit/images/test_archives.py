@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from ketch_testing.rooms import image_of, layer_of, tar_of
 from ketch_wire.faults import EngineFailure, Fault, InvalidInput, NotFound
-from ketchd.engine.images import delete_image, prune_images
+from ketchd.engine.imageprune import prune_images
+from ketchd.engine.images import delete_image
 from ketchd.engine.imports import download, import_image
 from ketchd.engine.load import load
 from ketchd.engine.rooms import Rooms

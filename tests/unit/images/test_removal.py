@@ -10,8 +10,9 @@ from ketch_testing.rooms import container_of, image_of, layer_of
 from ketch_wire.faults import Conflict, EngineFailure, InvalidInput, NotFound
 from ketchd import tracepoint
 from ketchd.containers.lifecycle import State
-from ketchd.engine import images
-from ketchd.engine.images import delete_image, parse_target, prune_images, tag_image
+from ketchd.engine import imageprune
+from ketchd.engine.imageprune import prune_images
+from ketchd.engine.images import delete_image, parse_target, tag_image
 from ketchd.engine.rooms import Rooms
 from ketchd.model.digest import chain_id
 from ketchd.model.reference import Reference
@@ -257,7 +258,7 @@ async def test_prune_takes_what_a_failed_journey_left(rooms: Rooms, monkeypatch:
     left = await layer_of(rooms, {"a": b"1" * 9000})
 
     assert await prune_images(rooms, {}) == ([], 0), "it may be needed in a moment"
-    monkeypatch.setattr(images, "GARBAGE_AGE_NS", -1)
+    monkeypatch.setattr(imageprune, "GARBAGE_AGE_NS", -1)
     _, reclaimed = await prune_images(rooms, {})
     assert reclaimed > 9000 and not rooms.layers.has(left)
 
