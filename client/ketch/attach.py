@@ -186,7 +186,7 @@ class Relay:
                 return True
             except OSError as error:
                 # A TLS record that is not whole yet.
-                if _wants_more(error):
+                if wants_more(error):
                     return False
                 raise
             if not received or self._output(received):
@@ -231,7 +231,7 @@ class Relay:
         except BlockingIOError:
             return
         except OSError as error:
-            if _wants_more(error):
+            if wants_more(error):
                 return
             if not isinstance(error, ConnectionError):
                 raise
@@ -294,7 +294,7 @@ class WaitAnswer:
         self._answer.close()
 
 
-def _wants_more(error: OSError) -> bool:
+def wants_more(error: OSError) -> bool:
     """Whether TLS only asks to be called again."""
     return type(error).__name__ in ("SSLWantReadError", "SSLWantWriteError")
 

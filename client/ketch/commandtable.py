@@ -8,7 +8,10 @@ COMMON, MANAGEMENT, PLAIN = "Common Commands", "Management Commands", "Commands"
 
 
 class Entry(NamedTuple):
-    """One command. `paths`: how it is typed, the first of each group of alternatives being its own name."""
+    """One command. `paths`: how it is typed, the first of each group of alternatives being its own name.
+
+    One without a summary is in no list: people do not type it.
+    """
 
     key: str
     module: str
@@ -200,6 +203,7 @@ TABLE = (
     Entry("volume prune", "prune", "", "volume prune", "Remove unused local volumes"),
     Entry("volume rm", "volumes", "", "volume rm|remove", "Remove one or more volumes"),
     Entry("system df", "diskusage", "", "system df", "Show disk usage"),
+    Entry("system dial-stdio", "dialstdio", "", "system dial-stdio", ""),
     Entry("system fsck", "fsck", "", "system fsck", "Check what is stored against its digests"),
     Entry("system gc", "gc", "", "system gc", "Delete what the engine can do without"),
     Entry("system prune", "prune", "", "system prune", "Remove unused data"),
@@ -222,6 +226,6 @@ def members(group: str) -> list[tuple[str, str]]:
     found = {}
     for entry in TABLE:
         for _, own in entry.spellings():
-            if own.startswith(group + " "):
+            if own.startswith(group + " ") and entry.summary:
                 found[own[len(group) + 1 :]] = entry.summary
     return sorted(found.items())

@@ -40,14 +40,15 @@ def tls_of_environment() -> Tls | None:
 
 
 class Engine:
-    """Requests to one engine at `host` (unix://PATH or tcp://ADDRESS:PORT). Connects when first asked."""
+    """Requests to one engine at `host` (unix://PATH, tcp://ADDRESS:PORT or ssh://USER@HOST). Connects when first asked."""
 
     def __init__(
         self, host: str = "", headers: Mapping[str, str] | None = None, tls: Tls | None = None
     ) -> None:
         self.host = host or f"unix://{DEFAULT_SOCKET}"
-        self._tls = tls
+        self.tls = tls
         self._headers = dict(headers or {})
+        self._idle: list[Connection] = []
         self._version = os.environ.get("DOCKER_API_VERSION", "").lstrip("v")
         self.server = ""
         self.engine_version = self._version
@@ -139,9 +140,9 @@ class Engine:
     def _exchange(
         self, method: str, target: str, headers: Mapping[str, str] | None = None, body: Body = None
     ) -> Answer:
-        connection = Connection(connect(self.host, self._tls))
+        connection = self._connection()
         merged = {
-            "Host": "api.moby.localhost" if self.host.startswith("unix:") else self.host.partition("://")[2],
+            "Host": self._host_header(),
             "User-Agent": f"Ketch-Client/{__version__} (linux)",
             **self._headers,
             **(headers or {}),
@@ -151,6 +152,30 @@ class Engine:
         except BaseException:
             connection.close()
             raise
+
+    def _connection(self) -> Connection:
+        """A new one; by ssh, where one costs several round trips, one that has served before."""
+        if not self.host.startswith("ssh://"):
+            return Connection(connect(self.host, self.tls))
+        while self._idle:
+            kept = self._idle.pop()
+            if not kept.is_readable():
+                return kept
+            kept.close()  # the engine, or ssh, has ended it
+        from ketch import sshlink
+
+        link = sshlink.dial(self.host)
+        return Connection(
+            link,
+            explain=lambda known: sshlink.explain(self.host, *link.last_words(), known),
+            park=self._idle.append,
+        )
+
+    def _host_header(self) -> str:
+        scheme, _, place = self.host.partition("://")
+        if scheme == "ssh":
+            return "docker.example.com"
+        return "api.moby.localhost" if scheme == "unix" else place
 
 
 def connect(host: str, tls: Tls | None) -> socket.socket:
@@ -167,6 +192,10 @@ def connect(host: str, tls: Tls | None) -> socket.socket:
             return link
         if scheme in ("tcp", "http", "https"):
             return _connect_tcp(scheme, place, tls)
+        if scheme == "ssh":
+            from ketch import sshlink
+
+            return sshlink.dial(host)
     except PermissionError as error:
         raise EngineAway(
             f"permission denied while trying to connect to the ketch daemon socket at {host}: connect: permission denied"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from ketch.faults import EngineAway
 
@@ -33,6 +33,8 @@ class Answer:
         self._left: int | None = int(length) if length is not None and not self._chunked else None
         if head or status in (101, 204, 304):
             self._left, self._chunked = 0, False
+        self._is_closed = False
+        self._is_last = status == 101 or headers.get("connection", "").lower() == "close"
 
     def __enter__(self) -> Answer:
         return self
@@ -41,8 +43,14 @@ class Answer:
         self.close()
 
     def close(self) -> None:
-        """End the connection, whether or not the body was read."""
-        self._connection.close()
+        """End the connection, or give it back if the body was read to its end. May be called twice."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._left == 0 and not self._rest and not self._is_last:
+            self._connection.park()
+        else:
+            self._connection.close()
 
     def parts(self) -> Iterator[bytes]:
         """The body as it comes. Raises EngineAway when it is cut short."""
@@ -83,6 +91,7 @@ class Answer:
             if size == 0:
                 while self._line():
                     pass
+                self._left = 0
                 return
             while size:
                 if not self._rest:
@@ -107,10 +116,21 @@ class Answer:
 
 
 class Connection:
-    """One request, one answer, then closed: the engine is on this host, a connection costs less than bookkeeping."""
+    """One request, one answer, then closed: with an engine on this host, a connection costs less than bookkeeping.
 
-    def __init__(self, link: socket.socket) -> None:
+    park: takes one that could serve again. explain: what to say of a stream that ended, from what is known here.
+    """
+
+    def __init__(
+        self,
+        link: socket.socket,
+        *,
+        explain: Callable[[str], str] = str,
+        park: Callable[[Connection], None] | None = None,
+    ) -> None:
         self._link: socket.socket | None = link
+        self._explain = explain
+        self._park = park
         self._body_fault: BaseException | None = None
 
     def close(self) -> None:
@@ -118,6 +138,13 @@ class Connection:
         if self._link is not None:
             self._link.close()
             self._link = None
+
+    def park(self) -> None:
+        """Its answer is read to the end."""
+        if self._park is None or self._link is None:
+            self.close()
+        else:
+            self._park(self)
 
     def release(self) -> socket.socket:
         """Give the socket away."""
@@ -170,6 +197,7 @@ class Connection:
         elif self._send(head):
             import threading
 
+            self._park = None  # an answer may come before all of it is sent
             threading.Thread(target=self._send_parts, args=(self._link, body), daemon=True).start()
         return self._answer(method == "HEAD")
 
@@ -199,8 +227,13 @@ class Connection:
         while b"\r\n\r\n" not in received:
             part = self.receive()
             if not part or len(received) > HEADER_LIMIT:
+                if received and not received.startswith(b"HTTP/"):
+                    known = f"malformed HTTP response {_first_line(received)!r}"
+                else:
+                    known = "error during connect: the connection was closed before an answer came: EOF"
+                fault = EngineAway(self._explain(known))
                 self.close()
-                raise EngineAway("error during connect: the connection was closed before an answer came: EOF")
+                raise fault
             received += part
         text, _, rest = received.partition(b"\r\n\r\n")
         lines = text.decode("latin-1").split("\r\n")
@@ -213,6 +246,10 @@ class Connection:
             name, _, value = line.partition(":")
             headers[name.strip().lower()] = value.strip()
         return Answer(self, int(fields[1]), headers, rest, head)
+
+
+def _first_line(received: bytes) -> str:
+    return received[:200].decode("utf-8", "replace").splitlines()[0]
 
 
 def _sent(link: socket.socket, content: bytes) -> bool:
