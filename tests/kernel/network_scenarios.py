@@ -18,7 +18,7 @@ import dns.rrset
 import structlog
 
 from ketch_testing.netns import Guest, ask_udp, get
-from ketch_wire.faults import EngineFailure, Forbidden
+from ketch_wire.faults import Conflict, EngineFailure, Forbidden, NotFound
 from ketchd.catalogue.database import Catalogue
 from ketchd.kernel.process import start_time
 from ketchd.network.inside import configure
@@ -196,7 +196,7 @@ async def reapplies() -> None:
             verb, what, name, *elements = words
             output("nft", verb, what, "inet", f"ketch-{BRIDGE}", name, *elements)
             await until(lambda: output("nft", "list", "table", "inet", f"ketch-{BRIDGE}") == before)
-        assert rooms._firewall._shows_ports
+        assert rooms._upkeep._firewall._shows_ports
         await rooms.release(fourth.lease.container_id)
         output("nft", "flush", "ruleset")
         second = await contain(rooms, "second", ("127.0.0.1", "8082", 80))
@@ -219,7 +219,7 @@ async def restores() -> None:
         await killed.create({"Name": "back", "IPAM": {"Config": [{"Subnet": "10.77.0.0/24"}]}})
         killed.reserve("web", network="back", address="10.77.0.9")  # it was about to be connected
         await web.guest.ask("serve", port=80, name="web")
-        await killed._watch.close()  # as the kernel does at a kill -9
+        await killed._upkeep.look_away()  # as the kernel does at a kill -9
         await killed._naming.close()
         killed._instance.close()
         catalogue.close()
@@ -352,7 +352,7 @@ async def through_a_later_drop_policy() -> None:
         before = output("nft", "-a", "list", "chain", "ip", "filter", "FORWARD")
         output("nft", "add", "chain", "ip", "filter", "OTHER")
         output("nft", "delete", "chain", "ip", "filter", "OTHER")
-        await until(lambda: not rooms._watch._touched and rooms._watch._task.done())
+        await until(lambda: rooms._upkeep._watches[0].is_idle)
         handles = [line.split("handle")[1] for line in before.splitlines() if "comment" in line]
         after = output("nft", "-a", "list", "chain", "ip", "filter", "FORWARD")
         assert all(handle in after for handle in handles), (before, after)
@@ -656,18 +656,85 @@ async def leads_no_port_to_another() -> None:
 
 
 async def heals_the_bridge() -> None:
-    """A bridge that somebody deleted is made again, with its address, by the next container."""
+    """A bridge that somebody deleted is made again at once, with its address and the containers on it, names included.
+
+    So are an address that somebody took from it, and a container's link.
+    """
     async with networks() as rooms:
         gateway = rooms.gateway()
+        made, _ = await rooms.create({"Name": "shop"})
         old = await contain(rooms, "old", ("", "8081", 80))
         await old.guest.ask("serve", port=80, name="old")
+        shop, till = [await contain(rooms, one, network="shop", names=[one]) for one in ("shop", "till")]
+        await shop.guest.ask("serve", port=80, name="shop")
+
+        def whole(bridge: str, links: list[str]) -> bool:
+            inside = output("ip", "-br", "link", "show", "master", bridge)
+            return all(one in inside for one in links) and "inet " in output("ip", "addr", "show", bridge)
+
+        def mac(bridge: str) -> str:
+            return output("ip", "-br", "link", "show", bridge).split()[2]
+
+        for bridge, links in ((BRIDGE, [old.lease.link]), (made.link, [shop.lease.link, till.lease.link])):
+            before = mac(bridge)
+            for command in (
+                ("link", "del", bridge),
+                ("addr", "flush", "dev", bridge),
+                ("link", "set", links[0], "nomaster"),
+            ):
+                output("ip", *command)
+                await until(lambda bridge=bridge, links=links: whole(bridge, links))
+                await until(lambda: rooms._upkeep._watches[1].is_idle)
+                assert mac(bridge) == before
+                assert get("127.0.0.1", 8081) == f"old {gateway}"
+                assert await asked(till, "shop") == ("NOERROR", [shop.lease.address])
+                seen = await till.guest.ask("get", host=shop.lease.address, port=80)
+                assert seen == f"shop {till.lease.address}"
         output("ip", "link", "del", BRIDGE)
         web = await contain(rooms, "web", ("", "8080", 80))
         await web.guest.ask("serve", port=80, name="web")
         assert get("127.0.0.1", 8080) == f"web {gateway}"
         assert get("127.0.0.1", 8081) == f"old {gateway}"
+        for one in ("web", "old", "shop", "till"):
+            await rooms.release(one)
+
+
+async def heals_at_its_start() -> None:
+    """A bridge that was deleted while ketchd was down is there again, with the containers that run on it."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "catalogue.sqlite"
+        async with networks(path) as rooms:
+            web = await contain(rooms, "web", ("127.0.0.1", "8080", 80))
+            await web.guest.ask("serve", port=80, name="web")
+        output("ip", "link", "del", BRIDGE)
+        catalogue = Catalogue(path)
+        again = Networks(catalogue, bridge=BRIDGE, log=LOG)
+        await again.start()
+        await again.restore(
+            [{"container_id": "web", "endpoint": web.lease.to_record(), "published": web.records}]
+        )
+        assert get("127.0.0.1", 8080).startswith("web")
+        await again.release("web")
+        await again.close()
+        catalogue.close()
+    assert left() == [], left()
+
+
+async def one_change_at_a_time() -> None:
+    """A network that gets the bridge name of one that is just being removed has a bridge of its own; one removal of two is done."""
+    async with networks() as rooms:
+        body = {"Name": "first", "Options": {"com.docker.network.bridge.name": "ktt-shared"}}
+        first, _ = await rooms.create(body)
+        done = await asyncio.gather(
+            rooms.remove(first), rooms.remove(first), rooms.create({**body, "Name": "second"}),
+            rooms.create({**body, "Name": "third"}), return_exceptions=True,
+        )  # fmt: skip
+        assert done[0] is None and isinstance(done[1], NotFound) and isinstance(done[3], Conflict), done
+        second = rooms.find("second")
+        assert f"ketch:{BRIDGE}:{second.id[:12]}" in output("ip", "link", "show", "ktt-shared")
+        await contain(rooms, "web", network="second", names=["web"])
         await rooms.release("web")
-        await rooms.release("old")
+    assert left() == [], left()
 
 
 async def keeps_its_address_while_in_use() -> None:

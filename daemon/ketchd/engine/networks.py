@@ -297,9 +297,12 @@ def rename(rooms: Rooms, record: ContainerRecord) -> None:
 
 async def create(rooms: Rooms, body: Mapping[str, Any]) -> tuple[Network, str]:
     """A user-defined network, and a warning. Raises what Networks.create does."""
-    made, warning = await rooms.networks.create(body)
-    rooms.events.append("network", "create", made.id, {"name": made.name, "type": made.driver})
-    return made, warning
+    return await rooms.networks.create(
+        body,
+        lambda made: rooms.events.append(
+            "network", "create", made.id, {"name": made.name, "type": made.driver}
+        ),
+    )
 
 
 async def remove(rooms: Rooms, network: Network) -> None:

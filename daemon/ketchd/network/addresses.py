@@ -88,3 +88,8 @@ def mac_of(address: IPv4Address) -> str:
     Made from it and not at random, so that whoever still has the address in its neighbour table reaches the new owner.
     """
     return "02:42:" + address.packed.hex(":")
+
+
+def bridge_mac_of(network_id: str) -> str:
+    """`02:42:` and the network's id: a bridge that is made again is the gateway that its containers know."""
+    return "02:42:" + bytes.fromhex(network_id[:8]).hex(":")

@@ -16,7 +16,7 @@ from typing import Any
 
 from ketch_wire.faults import EngineFailure
 from ketchd.network import links
-from ketchd.network.addresses import choose_subnet, first_usable, overlapping
+from ketchd.network.addresses import bridge_mac_of, choose_subnet, first_usable, overlapping
 from ketchd.network.definition import Network
 from ketchd.network.leases import EndpointLease
 from ketchd.network.rtnetlink import Link
@@ -71,7 +71,7 @@ def _own(
         if not network.subnet:
             subnet = choose_subnet(taken)
             network = replace(network, subnet=str(subnet), gateway=str(first_usable(subnet)))
-        link = found or links.make_bridge(network.link, alias, network.mtu)
+        link = found or links.make_bridge(network.link, alias, network.mtu, bridge_mac_of(network.id))
         wanted = network.gateway_interface
         present = [interface for index, interface in links.addresses() if index == link.index]
         if wanted not in present:
@@ -100,6 +100,26 @@ def connect(lease: EndpointLease, pid: int) -> None:
         name=lease.link, bridge=links.index_of(lease.bridge), mtu=lease.mtu, pid=pid,
         peer_name=lease.interface, peer_index=lease.index, peer_mac=lease.mac, isolated=lease.isolated,
     )  # fmt: skip
+
+
+def harmed(networks: Sequence[Network], leases: Sequence[EndpointLease]) -> list[Network]:
+    """Those of `networks` whose bridge is gone or has lost its address, or the link of one of its endpoints. Raises OSError."""
+    every = {one.name: one for one in links.links()}
+    addresses = {(index, interface.ip) for index, interface in links.addresses()}
+
+    def stands(network: Network) -> bool:
+        bridge = every.get(network.link)
+        return (
+            bridge is not None
+            and (bridge.index, network.gateway_interface.ip) in addresses
+            and all(
+                every[lease.link].master == bridge.index
+                for lease in leases
+                if lease.network_id == network.id and lease.link in every
+            )
+        )
+
+    return [network for network in networks if not stands(network)]
 
 
 def reattach(network: Network, leases: Iterable[EndpointLease]) -> None:

@@ -99,9 +99,8 @@ def subnet_lock() -> Iterator[None]:
         os.close(fd)
 
 
-def make_bridge(name: str, alias: str, mtu: int) -> Link:
+def make_bridge(name: str, alias: str, mtu: int, mac: str) -> Link:
     """A bridge of ours, up and without address. Raises LinkError (EEXIST when there is such a link)."""
-    mac = "02:42:" + secrets.token_bytes(4).hex(":")
     messages = [
         rtnetlink.new_bridge(name, mac, mtu), rtnetlink.set_alias(name, alias), rtnetlink.no_link_local(name),
     ]  # fmt: skip

@@ -15,10 +15,9 @@ from typing import Any, TypeVar
 from ketch_wire.faults import Conflict, EngineFailure, Forbidden, InvalidInput, NotFound
 from ketchd import tracepoint
 from ketchd.catalogue.database import Catalogue
-from ketchd.network import bridges, conntrack, foreign, hostfiles, rules, wishes
+from ketchd.network import bridges, conntrack, hostfiles, rules, wishes
 from ketchd.network.addresses import mac_of
 from ketchd.network.definition import BRIDGE, NONE, PREDEFINED, Network, configured
-from ketchd.network.firewall import Firewall
 from ketchd.network.instance import NO_BRIDGE, Instance, name_of
 from ketchd.network.known import KnownNetworks
 from ketchd.network.leases import EndpointLease, LeaseBook, inside, outward
@@ -26,7 +25,8 @@ from ketchd.network.leftovers import Leftovers
 from ketchd.network.naming import Naming
 from ketchd.network.publishing import Publishing
 from ketchd.network.sockets import ReservedPort
-from ketchd.network.watch import RuleWatch
+from ketchd.network.standing import StandingBridges
+from ketchd.network.upkeep import Upkeep
 
 __all__ = ["EndpointLease", "Network", "Networks", "ReservedPort"]
 
@@ -71,18 +71,22 @@ class Networks:
         self._settings: dict[str, Any] = {"mtu": mtu, "masquerade": masquerade, "icc": icc}
         self._log = log
         self._book = LeaseBook(catalogue)
-        self._firewall = Firewall(self.instance, log)
         self._thread = ThreadPoolExecutor(1, "network")
         self._forgetting = ThreadPoolExecutor(1, "conntrack")  # its table has any size: nobody waits for it
         self._leftovers = Leftovers(self._thread)
         self._naming = Naming(self._every_lease, hostfiles.resolv_conf, log)
         self._publishing = Publishing()
-        self._broken: dict[str, str] = {}
         self._leases: dict[str, dict[str, EndpointLease]] = {}
-        self._applied = False
         self._instance: Instance | None = None
-        self._watch = RuleWatch({rules.table_name(self.instance), foreign.TABLE}, self._check_rules)
-        self._making = asyncio.Lock()
+        self._changing = asyncio.Lock()  # which networks there are, and their bridges
+        self._coming: list[Network] = []
+        self._bridges = StandingBridges(
+            self.instance, self._run, log, self._known, self._book, self._every_lease
+        )
+        self._upkeep = Upkeep(
+            self.instance, self._run, log, networks=self._rules, forwards=self._publishing.forwards,
+            leaned_on=self._bridges.names, mend=self._mend,
+        )  # fmt: skip
         self._closed = False
 
     # --- life -----------------------------------------------------------------------------------------------------------------
@@ -99,13 +103,10 @@ class Networks:
             await self._run(bridges.forward_packets, self._log)
         for network in self._known:
             if network.driver == "bridge":
-                await self._naming.open(await self._bring_up(network))
+                await self._naming.open(await self._bridges.bring_up(network))
         with contextlib.suppress(OSError):
             await self._run(bridges.sweep, self.instance, list(self._known), None)
-        try:
-            self._watch.start()
-        except OSError as error:
-            self._log.warning("packet rules cannot be watched", reason=error.strerror)
+        self._upkeep.start()
 
     def _predefine(self) -> None:
         for name in PREDEFINED:
@@ -122,18 +123,14 @@ class Networks:
                     self._log.warning("containers run: the default network keeps its address", bip=self._bip)
             self._known.save(known)
 
-    async def _bring_up(self, network: Network) -> Network:
-        others = [one.network for one in self._known if one.subnet and one.id != network.id]
-        in_use = bool(self._book.users(network.id))
-        try:
-            ready = await self._run(bridges.ensure, network, self.instance, others, in_use, self._log)
-        except EngineFailure as fault:
-            self._log.error("a network is broken", network=network.name, reason=fault.message)
-            self._broken[network.id] = fault.message
-            return network
-        if ready != network:
-            self._known.save(ready)
-        return ready
+    async def _mend(self) -> None:
+        async with self._changing:
+            before = self._rules()
+            for network in [] if self._closed else await self._bridges.mend():
+                await self._naming.open(network)
+            if self._rules() != before:
+                with contextlib.suppress(EngineFailure):
+                    await self._upkeep.apply()
 
     async def restore(self, running: Sequence[Mapping[str, Any]]) -> None:
         """Take over what runs: [{container_id, endpoint, published}], `endpoints` for further networks. All else is given back.
@@ -153,7 +150,8 @@ class Networks:
             gone = await self._run(bridges.sweep, self.instance, list(self._known), names)
             if gone:
                 self._log.info("links that belonged to nobody are deleted", links=gone)
-            await self.apply_rules()
+            await self._mend()
+            await self._upkeep.apply()
         except (EngineFailure, OSError) as error:
             self._log.error("networks could not be restored", reason=str(error))
 
@@ -162,64 +160,45 @@ class Networks:
         if self._closed:
             return
         self._closed = True
-        await self._watch.close()
+        await self._upkeep.look_away()
         await self._naming.close()
         try:
             await self._leftovers.close()
             if self._instance is not None and self._book.is_empty and not self._leases:
-                await self._run(self._firewall.clear)
+                await self._upkeep.clear()
                 await self._run(bridges.remove, self.instance, list(self._known))
         except OSError as error:
             self._log.warning("networks could not be removed", reason=error.strerror)
         if self._instance is not None:
             self._instance.close()
-        await self._run(self._firewall.close)
+        await self._upkeep.close()
         self._forgetting.shutdown()
         self._thread.shutdown()
 
     async def _run(self, job: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, job, *arguments)
 
-    # --- rules ----------------------------------------------------------------------------------------------------------------
-
-    async def apply_rules(self) -> None:
-        """Put every packet rule in place anew. Raises EngineFailure."""
-        self._applied = True
-        try:
-            await self._run(self._firewall.apply, self._rules(), self._publishing.forwards())
-        except BaseException:
-            self._applied = False
-            raise
-
     def _rules(self) -> list[rules.NetworkRules]:
         return [
-            one.rules(self._naming.place(one)) for one in self._known if one.driver == "bridge" and one.subnet
+            one.rules(self._naming.place(one))
+            for one in (*self._known, *self._coming)
+            if one.driver == "bridge" and one.subnet
         ]
-
-    async def _check_rules(self) -> None:
-        if not self._applied or self._closed:
-            return
-        try:
-            if await self._run(self._firewall.is_intact):
-                await self._run(self._firewall.open_foreign, self._rules())
-            else:
-                self._log.warning("somebody changed our packet rules: they are put in place again")
-                await self.apply_rules()
-        except EngineFailure as fault:
-            self._log.error("packet rules could not be put in place again", reason=fault.message)
 
     # --- networks -------------------------------------------------------------------------------------------------------------
 
-    async def create(self, body: Mapping[str, Any]) -> tuple[Network, str]:
-        """A user-defined network, up, and a warning for the client. Source: Engine API, NetworkCreate.
+    async def create(
+        self, body: Mapping[str, Any], tell: Callable[[Network], object] = lambda made: None
+    ) -> tuple[Network, str]:
+        """A user-defined network, up, and a warning for the client. tell: called in the transaction that records it.
 
         Raises what `wishes.parse` does; Conflict (name), Forbidden (subnet of another network), EngineFailure. Failed or killed:
-        the next start takes a bridge away that has no record.
+        the next start takes a bridge away that has no record. Source: Engine API, NetworkCreate.
         """
         made = wishes.parse(
             body, network_id=secrets.token_hex(32), created_ns=time.time_ns(), default_mtu=self._settings["mtu"]
         )  # fmt: skip
-        async with self._making:
+        async with self._changing:
             if self._known.named(made.name) is not None:
                 raise Conflict(f"network with name {made.name} already exists")
             if any(one.link == made.link for one in self._known):
@@ -235,39 +214,48 @@ class Networks:
             try:
                 made = await self._run(bridges.ensure, made, self.instance, others, False, self._log)
                 tracepoint.reach("network.bridged")
-                self._known.save(made, durable=True)
-                tracepoint.reach("network.recorded")
+                self._coming.append(made)
                 await self._naming.open(made)
-                await self.apply_rules()
+                await self._upkeep.apply()
+                with self._catalogue.transaction(durable=True):
+                    self._known.save(made)
+                    tell(made)
             except BaseException:
-                self._known.forget(made.id)
+                self._known.hide(made.id)
+                self._coming.clear()
                 await self._naming.close(made.id)
                 await self._run(bridges.remove, self.instance, [made])
+                with contextlib.suppress(EngineFailure):
+                    await self._upkeep.apply()
                 raise
+            self._coming.clear()
+            tracepoint.reach("network.recorded")
             return made, warning
 
     async def remove(self, network: Network, tell: Callable[[], object] = lambda: None) -> None:
         """Take a user-defined network that nobody uses away. tell: called in the transaction that forgets it.
 
-        Raises Forbidden, EngineFailure.
+        Raises Forbidden, NotFound (somebody else took it away), EngineFailure.
         """
         if network.is_predefined:
             raise Forbidden(f"{network.name} is a pre-defined network and cannot be removed")
-        if self.endpoints(network.id):
-            raise Forbidden(f"error while removing network: network {network.name} has active endpoints")
-        with self._catalogue.transaction():
-            self._known.forget(network.id)
-            self._book.forget(network.id)
-            tell()
-        tracepoint.reach("network.forgotten")
-        await self._naming.close(network.id)
-        try:
-            await self.apply_rules()
-            await self._run(bridges.remove, self.instance, [network])
-        except OSError as error:
-            raise EngineFailure(
-                f"network {network.name} is removed, its bridge is not: {error.strerror}"
-            ) from error
+        async with self._changing:
+            self._known.find(network.id)
+            if self.endpoints(network.id):
+                raise Forbidden(f"error while removing network: network {network.name} has active endpoints")
+            with self._catalogue.transaction():
+                self._known.forget(network.id)
+                self._book.forget(network.id)
+                tell()
+            tracepoint.reach("network.forgotten")
+            await self._naming.close(network.id)
+            try:
+                await self._upkeep.apply()
+                await self._run(bridges.remove, self.instance, [network])
+            except OSError as error:
+                raise EngineFailure(
+                    f"network {network.name} is removed, its bridge is not: {error.strerror}"
+                ) from error
 
     # --- endpoints ------------------------------------------------------------------------------------------------------------
 
@@ -284,8 +272,8 @@ class Networks:
             found = self.find(network)
         except NotFound as fault:
             raise NotFound(f"failed to set up container networking: {fault.message}") from None
-        if found.id in self._broken:
-            raise EngineFailure(f"failed to set up container networking: {self._broken[found.id]}")
+        if (reason := self._bridges.broken.get(found.id)) is not None:
+            raise EngineFailure(f"failed to set up container networking: {reason}")
         if found.driver != "bridge":
             raise InvalidInput(f"the network {found.name} has no addresses")
         leased = self._book.take(found, container_id, address)
@@ -319,24 +307,20 @@ class Networks:
 
     async def connect(self, lease: EndpointLease, pid: int) -> None:
         """A veth pair between the network's bridge and the network namespace of `pid`. Raises OSError."""
-        if not self._applied:
-            await self.apply_rules()
+        await self._upkeep.ensure()
         try:
             await self._run(bridges.connect, lease, pid)
         except OSError as error:
-            if error.errno != errno.ENODEV:
+            if error.errno not in (errno.ENODEV, errno.EINVAL):
                 raise
-            self._log.warning("somebody deleted a bridge: it is made again", bridge=lease.bridge)
-            again = await self._bring_up(self.find(lease.network_id))
-            await self._run(bridges.reattach, again, self.endpoints(again.id))
+            await self._mend()  # somebody deleted the bridge just now
             await self._run(bridges.connect, lease, pid)
 
     async def publish(self, lease: EndpointLease, records: Sequence[Mapping[str, Any]]) -> None:
         """Lead the reserved ports to the container, to this endpoint from now on. Raises EngineFailure."""
         await self._unpublish(self._publishing.stop_leading(lease.container_id))
         forwards = self._publishing.lead(lease, records)
-        if not await self._run(self._firewall.add, forwards):
-            await self.apply_rules()
+        await self._upkeep.add(forwards)
         if stale := [(one.host_ip, one.host_port, one.address) for one in forwards if one.proto == "udp"]:
             self._forgetting.submit(conntrack.forget_ports_quietly, stale)
 
@@ -367,9 +351,8 @@ class Networks:
     async def _unpublish(self, forwards: Sequence[rules.Forward]) -> None:
         if not forwards:
             return
-        if not await self._run(self._firewall.remove, forwards):
-            with contextlib.suppress(EngineFailure):
-                await self.apply_rules()
+        with contextlib.suppress(EngineFailure):
+            await self._upkeep.remove(forwards)
         if datagrams := {one.address for one in forwards if one.proto == "udp"}:
             self._forgetting.submit(conntrack.forget_quietly, datagrams)
 

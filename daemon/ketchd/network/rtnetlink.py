@@ -24,6 +24,7 @@ _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 _VETH_INFO_PEER, _BRPORT_MODE, _BRPORT_ISOLATED = 1, 4, 33
 _INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE = 8, 1
 _INET_CONF, _DEVCONF_ROUTE_LOCALNET = 1, 26
+_IFA_LABEL = 3
 _IFF_UP = 0x1
 _TABLE_LOCAL, _TABLE_MAIN = 255, 254
 _PROTO_STATIC, _SCOPE_UNIVERSE, _RTN_UNICAST = 4, 0, 1
@@ -274,11 +275,25 @@ def read_link(answer: Answer) -> Link:
     info = attributes(found.get(_IFLA_LINKINFO, b""))
     return Link(
         index=_LINK.unpack_from(answer.payload)[2],
-        name=found.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace"),
-        kind=info.get(_INFO_KIND, b"").rstrip(b"\0").decode(errors="replace"),
+        name=_text(found.get(_IFLA_IFNAME, b"")),
+        kind=_text(info.get(_INFO_KIND, b"")),
         master=struct.unpack("=I", found[_IFLA_MASTER])[0] if _IFLA_MASTER in found else 0,
-        alias=found.get(_IFLA_IFALIAS, b"").rstrip(b"\0").decode(errors="replace"),
+        alias=_text(found.get(_IFLA_IFALIAS, b"")),
     )
+
+
+def link_name(answer: Answer) -> str:
+    """The name in an RTM_NEWLINK or RTM_DELLINK."""
+    return _text(attributes(answer.payload, _LINK.size).get(_IFLA_IFNAME, b""))
+
+
+def address_label(answer: Answer) -> str:
+    """The label in an RTM_NEWADDR or RTM_DELADDR: its link's name, unless somebody chose another."""
+    return _text(attributes(answer.payload, _ADDRESS.size).get(_IFA_LABEL, b""))
+
+
+def _text(name: bytes) -> str:
+    return name.rstrip(b"\0").decode(errors="replace")
 
 
 def read_address(answer: Answer) -> tuple[int, IPv4Interface]:

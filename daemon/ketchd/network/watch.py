@@ -1,6 +1,6 @@
-"""Being told when somebody changes packet rules that ours need: flushes them, or puts a chain beside them that drops.
+"""Being told when somebody changes what we need: packet rules flushed, a chain put beside them that drops, a bridge deleted.
 
-Source: linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h.
+Source: netlink(7), rtnetlink(7), linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h, linux/rtnetlink.h.
 """
 
 from __future__ import annotations
@@ -9,65 +9,84 @@ import asyncio
 import contextlib
 import errno
 import socket
-import struct
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
-_NETLINK_NETFILTER, _GROUP_NFTABLES = 12, 7
+from ketchd.network import rtnetlink
+
 _SUBSYSTEM_NFTABLES = 10
 _CHANGES = {
     (_SUBSYSTEM_NFTABLES << 8) | message for message in (2, 3, 5, 8, 11, 14)
 }  # table gone, chain new or changed, chain gone, rule gone, set gone, element gone
-_HEADER = struct.Struct("=IHHII")
-_PAUSE_SECONDS = 0.05
 _TABLE_ATTRIBUTE = 1  # the table's name, in all of them
+_PAUSE_SECONDS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Who tells: a netlink protocol and its multicast groups. what: they are about, for the log."""
+
+    protocol: int
+    groups: tuple[int, ...]
+    what: str
+
+
+RULES = Source(12, (7,), "packet rules")  # NETLINK_NETFILTER, NFNLGRP_NFTABLES
+LINKS = Source(socket.NETLINK_ROUTE, (1, 5), "links")  # RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR
 
 
 def changed_tables(datagram: bytes) -> set[str]:
     """Tables that the notifications in `datagram` take something from, or change a chain's policy in."""
+    return {
+        _text(rtnetlink.attributes(one.payload, 4).get(_TABLE_ATTRIBUTE, b""))
+        for one in rtnetlink.answers(datagram)
+        if one.kind in _CHANGES
+    }
+
+
+def harmed_links(datagram: bytes) -> set[str]:
+    """Links that are gone, have left their bridge or lost an address, as the notifications in `datagram` tell."""
     found = set()
-    offset = 0
-    while offset + _HEADER.size <= len(datagram):
-        length, kind, _, _, _ = _HEADER.unpack_from(datagram, offset)
-        if length < _HEADER.size:
-            break
-        if kind in _CHANGES:
-            found.add(_table(datagram[offset + _HEADER.size + 4 : offset + length]))
-        offset += (length + 3) & ~3
+    for one in rtnetlink.answers(datagram):
+        if one.kind == rtnetlink.RTM_DELLINK:
+            found.add(rtnetlink.link_name(one))
+        elif one.kind == rtnetlink.RTM_DELADDR:
+            found.add(rtnetlink.address_label(one))
     return found
 
 
-def _table(attributes: bytes) -> str:
-    offset = 0
-    while offset + 4 <= len(attributes):
-        length, kind = struct.unpack_from("=HH", attributes, offset)
-        if length < 4:
-            break
-        if kind & 0x3FFF == _TABLE_ATTRIBUTE:
-            return attributes[offset + 4 : offset + length].rstrip(b"\0").decode(errors="replace")
-        offset += (length + 3) & ~3
-    return ""
+def _text(name: bytes) -> str:
+    return name.rstrip(b"\0").decode(errors="replace")
 
 
-class RuleWatch:
-    """Calls `check` when something changed in one of `tables`, or when that may have been missed. `start`, then `close`.
+class Watch:
+    """Calls `check` when `source` told something that `concerns` us, or may have. `start`, then `close`.
 
     Our own changes are told as well, so a check looks first and changes only what is missing; one runs at a time, and a storm
     of changes by another program is looked at twenty times a second at most.
     """
 
-    def __init__(self, tables: set[str], check: Callable[[], Awaitable[None]]) -> None:
-        self._tables = tables
+    def __init__(
+        self, source: Source, concerns: Callable[[bytes], bool], check: Callable[[], Awaitable[None]]
+    ) -> None:
+        self.source = source
+        self._concerns = concerns
         self._check = check
         self._socket: socket.socket | None = None
         self._touched = False
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is left to be looked at."""
+        return not self._touched and (self._task is None or self._task.done())
+
     def start(self) -> None:
-        """Listen. Raises OSError where the kernel has no nftables."""
+        """Listen. Raises OSError where the kernel has no such source."""
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        made = socket.socket(socket.AF_NETLINK, kind, _NETLINK_NETFILTER)
+        made = socket.socket(socket.AF_NETLINK, kind, self.source.protocol)
         try:
-            made.bind((0, 1 << (_GROUP_NFTABLES - 1)))
+            made.bind((0, sum(1 << (group - 1) for group in self.source.groups)))
         except BaseException:
             made.close()
             raise
@@ -79,11 +98,13 @@ class RuleWatch:
         with contextlib.suppress(BlockingIOError):
             while True:
                 try:
-                    self._touched |= bool(self._tables & changed_tables(self._socket.recv(1 << 18)))
+                    datagram = self._socket.recv(1 << 18)
                 except OSError as error:
                     if error.errno != errno.ENOBUFS:
                         raise
                     self._touched = True  # some notifications were lost
+                else:
+                    self._touched = self._touched or self._concerns(datagram)
         if self._touched and (self._task is None or self._task.done()):
             self._task = asyncio.get_running_loop().create_task(self._look())
 

@@ -1,0 +1,74 @@
+"""The bridge of every network brought up, and put back as it was when somebody has deleted it under running containers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ketch_wire.faults import EngineFailure
+from ketchd.network import bridges
+from ketchd.network.definition import Network
+from ketchd.network.known import KnownNetworks
+from ketchd.network.leases import EndpointLease, LeaseBook
+from ketchd.network.upkeep import Run
+
+
+class StandingBridges:
+    """leases: every endpoint as it is now. A network whose bridge cannot be made is `broken`, until it can."""
+
+    def __init__(
+        self, instance: str, run: Run, log: Any, known: KnownNetworks, book: LeaseBook,
+        leases: Callable[[], Iterable[EndpointLease]],
+    ) -> None:  # fmt: skip
+        self._instance = instance
+        self._run = run
+        self._log = log
+        self._known = known
+        self._book = book
+        self._leases = leases
+        self.broken: dict[str, str] = {}
+
+    def names(self) -> set[str]:
+        """Links that have to be there: bridges, and the host's ends of endpoints."""
+        return {one.link for one in self._known if one.link} | {lease.link for lease in self._leases()}
+
+    async def bring_up(self, network: Network, *, in_use: bool = False) -> Network:
+        """The network with its bridge up, as it is then recorded; broken and as it was where that fails: said in the log.
+
+        in_use: it keeps its subnet, whatever the host's routes say; so does a network on which containers are.
+        """
+        others = [one.network for one in self._known if one.subnet and one.id != network.id]
+        in_use = in_use or bool(self._book.users(network.id))
+        try:
+            ready = await self._run(bridges.ensure, network, self._instance, others, in_use, self._log)
+        except EngineFailure as fault:
+            if self.broken.get(network.id) != fault.message:
+                self._log.error("a network is broken", network=network.name, reason=fault.message)
+            self.broken[network.id] = fault.message
+            return network
+        self.broken.pop(network.id, None)
+        if ready != network:
+            self._known.save(ready)
+        return ready
+
+    async def mend(self) -> list[Network]:
+        """Put back bridges that somebody deleted, with their addresses and the links of containers that run: their networks."""
+        networks = [one for one in self._known if one.driver == "bridge" and one.subnet]
+        leases = list(self._leases())
+        try:
+            harmed = await self._run(bridges.harmed, networks, leases)
+        except OSError as error:
+            self._log.error("bridges cannot be looked at", reason=error.strerror)
+            return []
+        mended = []
+        for network in harmed:
+            again = await self.bring_up(network, in_use=True)
+            endpoints = [one for one in leases if one.network_id == network.id]
+            if network.id not in self.broken:
+                await self._run(bridges.reattach, again, endpoints)
+                mended.append(again)
+                self._log.warning(
+                    "somebody deleted or changed a bridge: it is put back with its endpoints",
+                    bridge=network.link, network=network.name, endpoints=len(endpoints),
+                )  # fmt: skip
+        return mended
