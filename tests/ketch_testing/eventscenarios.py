@@ -218,6 +218,76 @@ def pause_and_unpause(api: Api) -> None:
     api.remove("pse")
 
 
+_QUIET = {"NetworkMode": "none"}
+_TRAPS = "trap 'exit 3' TERM; trap : USR1; while :; do sleep 0.01; done"
+
+
+def _run_paused(api: Api, name: str, script: str, **more: Any) -> None:
+    """A container that has set its traps before it is frozen."""
+    host = {**_QUIET, **more.pop("HostConfig", {})}
+    made = api.create(name, "sh", "-c", script, HostConfig=host, Tty=True, **more)
+    with api.hijacked(f"/containers/{made}/attach?stream=1&stdout=1") as client:
+        api("POST", f"/containers/{made}/start")
+        client.recv(1)
+    api("POST", f"/containers/{made}/pause")
+
+
+def paused_and_stopped(api: Api) -> None:
+    _run_paused(api, "pst", f"echo x; {_TRAPS}", StopTimeout=10)
+    api("POST", "/containers/pst/stop")
+    api.remove("pst")
+
+
+def paused_and_stopped_by_force(api: Api) -> None:
+    _run_paused(api, "psf", "trap : TERM; echo x; while :; do sleep 0.01; done")
+    api("POST", "/containers/psf/stop?t=1")
+    api.remove("psf")
+
+
+def paused_and_killed(api: Api) -> None:
+    _run_paused(api, "pkl", "echo x; sleep 100", HostConfig={"RestartPolicy": {"Name": "always"}})
+    api("POST", "/containers/pkl/kill")
+    api.wait("pkl")
+    api.remove("pkl")
+
+
+def paused_and_sent_a_signal(api: Api) -> None:
+    _run_paused(api, "psg", f"echo x; {_TRAPS}")
+    api("POST", "/containers/psg/kill?signal=USR1")
+    _until(lambda: not api("GET", "/containers/psg/json")["State"]["Paused"])
+    api.remove("psg")
+
+
+def paused_and_sent_another_than_its_stop_signal(api: Api) -> None:
+    _run_paused(api, "pan", f"echo x; {_TRAPS}", StopSignal="USR2")
+    api("POST", "/containers/pan/kill?signal=USR1")
+    assert api("GET", "/containers/pan/json")["State"]["Paused"]
+    api("POST", "/containers/pan/unpause")
+    api.remove("pan")
+
+
+def paused_and_restarted(api: Api) -> None:
+    _run_paused(api, "prs", f"echo x; {_TRAPS}", StopTimeout=10)
+    api("POST", "/containers/prs/restart")
+    api.remove("prs")
+
+
+def paused_and_removed(api: Api) -> None:
+    _run_paused(api, "prm", "echo x; sleep 100")
+    api.remove("prm")
+
+
+def stopped_and_removed_by_itself(api: Api) -> None:
+    _run_paused(api, "srm", f"echo x; {_TRAPS}", StopTimeout=10, HostConfig={"AutoRemove": True})
+    api("POST", "/containers/srm/unpause")
+    waiting = UnixConnection(api.path)
+    waiting.request("POST", "/containers/srm/wait?condition=removed")
+    response = waiting.getresponse()
+    api("POST", "/containers/srm/stop")
+    response.read()
+    waiting.close()
+
+
 def rename_and_update(api: Api) -> None:
     api.run("old", "sleep", "100")
     api("POST", "/containers/old/rename?name=new")
@@ -380,7 +450,9 @@ SCENARIOS: dict[str, Callable[[Api], None]] = {
     for one in (
         run_detached_and_exit, run_with_labels_and_failure, run_attached_and_removed_by_itself, stop_with_its_signal,
         stop_by_force, kill, kill_with_another_signal, restart, restart_of_a_stopped_one, restart_by_policy,
-        start_that_fails, pause_and_unpause, rename_and_update, execs, exec_that_cannot_start, exec_detached_by_keys,
+        start_that_fails, pause_and_unpause, paused_and_stopped, paused_and_stopped_by_force, paused_and_killed,
+        paused_and_sent_a_signal, paused_and_sent_another_than_its_stop_signal, paused_and_restarted, paused_and_removed,
+        stopped_and_removed_by_itself, rename_and_update, execs, exec_that_cannot_start, exec_detached_by_keys,
         attach_detach_and_resize, top_export_copy_and_commit, volumes, networks, no_network_and_the_hosts,
         remove_of_a_running_one, remove_of_one_that_never_ran, prunes, image_names, image_save_load_and_import,
         out_of_memory, health,

@@ -111,9 +111,11 @@ async def restart_now(rooms: Rooms, box: Box) -> None:
 
 
 async def remove_quietly(rooms: Rooms, box: Box) -> None:
-    """`--rm`: remove after the end; somebody else's removal is as good."""
+    """`--rm`: remove after the end, and after the `stop` that brought it was told; somebody else's removal is as good."""
     from ketchd.engine.remove import remove
 
+    if box.stops:
+        await asyncio.wait(set(box.stops))
     try:
         await remove(rooms, box, volumes=True)
     except Fault as fault:

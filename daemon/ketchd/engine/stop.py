@@ -41,12 +41,26 @@ async def stop(
         box.record.stopped_by_hand |= by_hand
         rooms.supervisor.save(box.record)
         ended = _end_of_run(box)
-        await _thaw_and_signal(rooms, box, number)
+        told = asyncio.get_running_loop().create_future()
+        box.stops.add(told)
+        try:
+            await _thaw_and_signal(rooms, box, number)
+        except BaseException:
+            _is_told(box, told)
+            raise
     if grace_seconds is None:
         grace_seconds = _grace(box)
-    job = asyncio.ensure_future(_see_it_end(rooms, box, ended, grace_seconds))
-    await asyncio.shield(job)
-    rooms.supervisor.announce(box, "stop")
+    try:
+        await asyncio.shield(asyncio.ensure_future(_see_it_end(rooms, box, ended, grace_seconds)))
+        rooms.supervisor.announce(box, "stop")
+    finally:
+        _is_told(box, told)
+
+
+def _is_told(box: Box, told: asyncio.Future[None]) -> None:
+    """What follows the end (`--rm`) may be told now."""
+    box.stops.discard(told)
+    told.set_result(None)
 
 
 def _stay_down(rooms: Rooms, box: Box) -> None:
@@ -103,7 +117,10 @@ async def _see_it_end(rooms: Rooms, box: Box, ended: asyncio.Future[int], grace_
         return
     except TimeoutError:
         pass
-    await _thaw_and_signal(rooms, box, signal.SIGKILL)
+    async with box.lock:
+        if ended.done():
+            return  # it ended while we waited for the lock, and what runs now may be its next run
+        await _thaw_and_signal(rooms, box, signal.SIGKILL)
     try:
         await asyncio.wait_for(ended, KILL_WAIT_SECONDS)
     except TimeoutError:
@@ -119,15 +136,22 @@ async def send_signal(rooms: Rooms, box: Box, link: ShimLink, number: int) -> No
 
 
 async def _thaw_and_signal(rooms: Rooms, box: Box, number: int) -> None:
-    """Send the signal; a frozen container is thawed, or the signal would wait."""
+    """Send the signal; a frozen container is thawed, or the signal would wait. The lock is held.
+
+    One that is killed goes from paused to exited: no `unpause` is told of it. Source: moby daemon/kill.go and monitor.go.
+    """
     link = box.link
     if link is not None:
         await send_signal(rooms, box, link, number)
     if box.record.state is State.PAUSED:
         await asyncio.to_thread(rooms.cgroups.thaw, box.record.id)
+        if number == signal.SIGKILL:
+            return
         box.record.state = State.RUNNING
         health.watch(rooms, box)  # it may live on
-        rooms.supervisor.save(box.record)
+        with rooms.catalogue.transaction():
+            rooms.supervisor.save(box.record)
+            rooms.supervisor.announce(box, "unpause")
 
 
 async def kill(rooms: Rooms, box: Box, signal_name: str) -> None:

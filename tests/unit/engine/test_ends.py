@@ -381,3 +381,23 @@ async def test_what_a_signal_thawed_is_watched_again(rooms: Rooms) -> None:
     assert box.record.state is State.RUNNING
     assert box.health_watch is not None and not box.health_watch.done()
     health.unwatch(box)
+
+
+async def test_the_kill_after_the_grace_is_not_for_the_next_run(rooms: Rooms) -> None:
+    """The end came while the lock was another's; what runs when it is free was started meanwhile."""
+    box = await ran(rooms, State.RUNNING)
+    sent: list[int] = []
+
+    async def send(number: int) -> None:
+        sent.append(number)
+
+    ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    link: Any = SimpleNamespace(signal=send)
+    box.link = link
+    async with box.lock:
+        stopping = asyncio.ensure_future(stop._see_it_end(rooms, box, ended, 0))
+        await asyncio.sleep(0.05)
+        ended.set_result(0)
+    await stopping
+
+    assert sent == []
