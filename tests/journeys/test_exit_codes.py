@@ -126,13 +126,43 @@ def test_exec_never_started(
     [
         ("/etc/passwd", "Cannot mkdir: /etc/passwd is not a directory"),
         ("/etc/passwd/below", "lstat /etc/passwd/below: not a directory"),
+        ("/bin/sh", "Cannot mkdir: /bin/sh is not a directory"),
     ],
 )
 def test_a_file_where_the_working_directory_should_be(client: Client, directory: str, words: str) -> None:
-    """dockerd's own refusal: 125, and 128 in the state."""
+    """Refused at the create, and nothing is made, by way of a link either."""
+    machine = client.machine
+
+    def made() -> list[str]:
+        return sorted(
+            str(path)
+            for part in ("containers", "stage", "volumes")
+            for path in (machine.data_root / part).glob("*")
+        )
+
+    before = made()
+    wanted = {"Image": "busybox", "Cmd": ["true"], "WorkingDir": directory, "Volumes": {"/v": {}}}
+    status, answer = machine.request("POST", "/containers/create?name=failed", wanted)
+
+    assert (status, json.loads(answer)) == (500, {"message": words})
     assert words in client.says("run", "--name", "failed", "-w", directory, "busybox", "true", code=125)
-    state = client.inspect("failed")["State"]
-    assert (state["Status"], state["ExitCode"], state["Error"]) == ("created", 128, words)
+    assert machine.json("GET", "/containers/json?all=1") == [] and made() == before
+
+
+def test_the_working_directory_is_made_at_the_create(client: Client) -> None:
+    """What is copied into it before the start is there, and the image's own is left alone."""
+    for number in (1, 2):  # the second time it is known what the image has
+        client("create", "--name", f"it{number}", "-w", "/new/deep", "busybox", "cat", "copied")
+        assert client("diff", f"it{number}").split() == ["A", "/new", "A", "/new/deep"]
+        client("create", "--name", f"old{number}", "-w", "/etc", "busybox", "true")
+        assert client("diff", f"old{number}") == ""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        entry = tarfile.TarInfo("copied")
+        entry.size = 5
+        tar.addfile(entry, io.BytesIO(b"here\n"))
+    client("cp", "-", "it1:/new/deep", stdin=archive.getvalue())
+    assert client("start", "-a", "it1") == "here\n"
 
 
 @pytest.mark.parametrize(

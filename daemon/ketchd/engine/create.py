@@ -26,6 +26,8 @@ from ketchd.engine.rooms import Rooms
 from ketchd.model.digest import Digest
 from ketchd.model.platform import Platform
 
+WORKING_DIRECTORIES_KEPT = 1024
+
 tracepoint.declare("create.layer-made", "create.placed", "create.recorded")
 
 
@@ -97,7 +99,8 @@ async def create(
         for layer in image.layers:
             lease.add("layer", layer)
         try:
-            below = (await rooms.layers.compose(image.layers)).stat()
+            init = await rooms.layers.compose(image.layers)
+            below = init.stat()
             for part in ("upper", "work"):
                 (stage / part).mkdir(parents=True, mode=0o755)
             # The upper directory is what the container sees as `/`: it must not hide the image's own owner and mode.
@@ -105,6 +108,7 @@ async def create(
             (stage / "upper").chmod(below.st_mode & 0o7777)
             stage.chmod(0o710)
             tracepoint.reach("create.layer-made")
+            await _make_working_directory(rooms, config["WorkingDir"], image.layers, init, stage)
             placed = [await _place_volume(rooms, point, image.layers, made) for point in points]
             record.mounts = [point.to_record() for point in placed]
             if name:
@@ -128,6 +132,25 @@ async def create(
     if host["PortBindings"] and host["NetworkMode"] == "host":
         warnings.append("Published ports are discarded when using host network mode")
     return box, warnings
+
+
+async def _make_working_directory(
+    rooms: Rooms, path: str, layers: Sequence[Digest], init: Path, stage: Path
+) -> None:
+    """A client may copy into it before the start. Raises EngineFailure when a file of the image is there."""
+    known = (tuple(layers), path)
+    if path in ("", "/") or known in rooms.working_directories:
+        return
+    below = [{"kind": layer.kind, "path": layer.path} for layer in rooms.layers.mounts(layers)]
+    root = {
+        "layers": [{"kind": "directory", "path": str(init)}, *below],
+        "upper": str(stage / "upper"), "work": str(stage / "work"),
+    }  # fmt: skip
+    answer = await rooms.workers.run("ketchd.containers.workdirjob:settle", {"root": root, "path": path})
+    if answer["there"]:
+        if len(rooms.working_directories) >= WORKING_DIRECTORIES_KEPT:
+            rooms.working_directories.clear()
+        rooms.working_directories.add(known)
 
 
 def platform_warnings(image: Platform, host: Platform) -> list[str]:

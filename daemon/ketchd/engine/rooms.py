@@ -28,6 +28,7 @@ from ketchd.layers.store import LayerStore
 from ketchd.layers.trash import Trash
 from ketchd.layers.workers import WorkerPool
 from ketchd.model.compression import Compression
+from ketchd.model.digest import Digest
 from ketchd.network.networks import Networks
 from ketchd.registry.client import RegistryClient
 from ketchd.registry.endpoints import Settings
@@ -66,6 +67,8 @@ class Rooms:
     checking: asyncio.Lock = field(
         default_factory=asyncio.Lock
     )  # one check of the store at a time: they mend
+    # (an image's layers, a directory that they have): what every further container of the image need not look for
+    working_directories: set[tuple[tuple[Digest, ...], str]] = field(default_factory=set)
     transfers: Transfers = field(init=False)
     documents: Documents = field(init=False)
     cache: BuildCache = field(init=False)
