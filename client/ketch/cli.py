@@ -78,7 +78,7 @@ def _run(words: list[str]) -> int:
     session = Session(_host(hosts[0]) if hosts else "", given_config, options.text("context"))
     if rest[0] in GROUPS:
         if len(rest) == 1 or rest[1] in ("--help", "-h"):
-            print(group_page(rest[0]))
+            print(group_page(rest[0]), file=sys.stdout if rest[1:] else sys.stderr)
             return 0
         path, rest = " ".join(rest[:2]), rest[2:]
     else:

@@ -1,12 +1,10 @@
-"""docker's contexts: names for engines, kept below the configuration directory. Only read here; `docker context` makes them. Acting.
+"""Which engine a command speaks to: docker's order of hosts and contexts. Acting.
 
-contexts/meta/SHA256-OF-NAME/meta.json, and contexts/tls/SHA256-OF-NAME/docker/{ca,cert,key}.pem.
-Source: docker/cli cli/command/cli.go resolveContextName, cli/context/store.
+Source: docker/cli cli/command/cli.go resolveContextName.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -27,7 +25,12 @@ class Endpoint(NamedTuple):
 
 def host_of(environment: Mapping[str, str]) -> str:
     """The host that the environment names, or "". Pure."""
-    return next((environment[name] for name in HOST_VARIABLES if environment.get(name)), "")
+    return environment.get(host_variable(environment), "")
+
+
+def host_variable(environment: Mapping[str, str]) -> str:
+    """The variable that names the host, or "". Pure."""
+    return next((name for name in HOST_VARIABLES if environment.get(name)), "")
 
 
 def choose(asked: str, host: str, environment: Mapping[str, str], current: str) -> str:
@@ -46,30 +49,17 @@ def choose(asked: str, host: str, environment: Mapping[str, str], current: str) 
 
 def endpoint(config_directory: str, name: str) -> Endpoint:
     """The engine of the context `name`. Raises CommandFailed in docker's words."""
-    import hashlib  # of the few that have contexts
+    from ketch.contextstore import DOCKER, ContextStore  # for the few that have contexts
 
-    number = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
-    path = os.path.join(config_directory, "contexts", "meta", number, "meta.json")
+    store = ContextStore(config_directory)
     try:
-        with open(path, "rb") as file:
-            found = json.loads(file.read())
-        docker = found["Endpoints"]["docker"]
-        host, skips = str(docker["Host"]), bool(docker.get("SkipTLSVerify"))
-    except FileNotFoundError:
-        raise _unresolved(name, f"context not found: open {path}: no such file or directory") from None
-    except OSError as error:
-        raise _unresolved(name, f"open {path}: {(error.strerror or '').lower()}") from error
-    except ValueError as error:
-        raise _unresolved(name, f"parsing {path}: {error}") from error
-    except (KeyError, TypeError, AttributeError):
-        raise _unresolved(name, "no docker endpoint") from None
-    directory = os.path.join(config_directory, "contexts", "tls", number, "docker")
-    if skips or os.path.isdir(directory):
-        return Endpoint(host, Tls(directory, not skips))
+        stored = store.read(name)
+        host, skips = stored.docker()
+    except CommandFailed as error:
+        reason = error.message
+        if not reason.startswith(f'context "{name}": '):
+            reason = f'context "{name}": {reason}'
+        raise CommandFailed(f"Failed to initialize: unable to resolve docker endpoint: {reason}") from error
+    if skips or DOCKER in stored.tls:
+        return Endpoint(host, Tls(os.path.join(store.tls_directory(name), DOCKER), not skips))
     return Endpoint(host, None)
-
-
-def _unresolved(name: str, reason: str) -> CommandFailed:
-    return CommandFailed(
-        f'Failed to initialize: unable to resolve docker endpoint: context "{name}": {reason}'
-    )

@@ -30,6 +30,16 @@ class Tls(NamedTuple):
     directory: str
     verify: bool
 
+    def files(self) -> dict[str, bytes]:
+        """Those that are there, by name."""
+        found = {}
+        for name in ("ca.pem", "cert.pem", "key.pem"):
+            path = os.path.join(self.directory, name)
+            if os.path.exists(path):
+                with open(path, "rb") as file:
+                    found[name] = file.read()
+        return found
+
 
 def tls_of_environment() -> Tls | None:
     """What DOCKER_TLS_VERIFY, DOCKER_TLS and DOCKER_CERT_PATH say; None for plain TCP."""
@@ -224,10 +234,10 @@ def _connect_tcp(scheme: str, place: str, tls: Tls | None) -> socket.socket:
     from pathlib import Path
 
     certificates = Path(tls.directory if tls else os.path.expanduser("~/.docker"))
-    context = ssl.create_default_context()
-    if (certificates / "ca.pem").exists():
-        context.load_verify_locations(certificates / "ca.pem")
-    if (certificates / "cert.pem").exists():
+    # An authority that is given is the only one.
+    authority = certificates / "ca.pem"
+    context = ssl.create_default_context(cafile=str(authority) if authority.exists() else None)
+    if (certificates / "cert.pem").exists() and (certificates / "key.pem").exists():
         context.load_cert_chain(certificates / "cert.pem", certificates / "key.pem")
     if tls is not None and not tls.verify and scheme != "https":
         context.check_hostname = False

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 
 from ketch.faults import UsageError
 
-MANY_KINDS = frozenset({"list", "strings", "map", "filter", "ulimit", "mount", "network"})
+MANY_KINDS = frozenset({"list", "strings", "map", "filter", "ulimit", "mount", "network", "stringToString"})
 
 
 # What one typed value becomes. Raises ValueError with docker's wording.
@@ -233,6 +233,8 @@ def convert(kind: str, value: str) -> Any:
         return number
     if kind == "strings":
         return [part.strip('"') for part in value.split(",")]
+    if kind == "stringToString":
+        return _pairs(value)
     if kind == "filter" and "=" not in value:
         raise ValueError("bad format of filter (expected name=value)")
     if kind in ("bytes", "duration", "decimal"):
@@ -252,6 +254,15 @@ def convert(kind: str, value: str) -> Any:
 
         parse_mount(value)
     return [value] if kind in MANY_KINDS else value
+
+
+def _pairs(value: str) -> list[str]:
+    """`a=b,c=d` as two words; with one `=`, commas belong to its value. Source: pflag, stringToString."""
+    words = [value] if value.count("=") < 2 else [part.strip('"') for part in value.split(",")]
+    for word in words:
+        if "=" not in word:
+            raise ValueError(f"{word} must be formatted as key=value")
+    return words
 
 
 def _integer(value: str, function: str, *, signed: bool) -> int:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 from ketch import dockercontexts
 from ketch.engine import Engine, tls_of_environment
 from ketch.faults import CommandFailed, EngineAway
+from ketch_wire.defaults import DEFAULT_SOCKET
 
 if TYPE_CHECKING:
+    from ketch.contextstore import ContextStore, Stored
     from ketch.credentials import Auth, ConfigFile
 
 Act = Callable[[str], "str | None"]
@@ -74,6 +76,26 @@ class Session:
         """The context's name. Raises CommandFailed for a context and a host together."""
         current = self.config.setting("currentContext") if self._has_config() else ""
         return dockercontexts.choose(self._asked_context, self._host, os.environ, current)
+
+    @property
+    def contexts(self) -> ContextStore:
+        """The stored contexts; `default` is none of them."""
+        from ketch.contextstore import ContextStore
+
+        return ContextStore(self.config_directory)
+
+    def read_context(self, name: str) -> Stored:
+        """A stored context, or `default` as the options and the environment make it. Raises CommandFailed."""
+        if name != dockercontexts.DEFAULT:
+            return self.contexts.read(name)
+        from ketch.contextstore import DOCKER, Stored
+
+        host = self._host or dockercontexts.host_of(os.environ) or f"unix://{DEFAULT_SOCKET}"
+        tls = tls_of_environment()
+        files = {} if tls is None else tls.files()
+        endpoint = {"Host": host, "SkipTLSVerify": tls is not None and not tls.verify}
+        meta = {"Name": name, "Metadata": {}, "Endpoints": {DOCKER: endpoint}}
+        return Stored(meta, {DOCKER: files} if files else {})
 
     def _has_config(self) -> bool:
         return os.path.exists(os.path.join(self.config_directory, "config.json"))

@@ -211,3 +211,24 @@ def _until(check: object) -> None:
     while not check():  # type: ignore[operator]
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("maker", "user"), [("ketch", "docker"), ("docker", "ketch")])
+def test_a_context_of_either_client_leads_there(far: SshServer, maker: str, user: str) -> None:
+    programs = {"ketch": KETCH, "docker": docker()}
+    far.install("docker", KETCH)
+    config = far.base / "contexts"
+    typed(
+        far,
+        programs[maker],
+        "--config",
+        str(config),
+        "context",
+        "create",
+        "far",
+        "--docker",
+        f"host={far.host}",
+    )
+    words = ("--config", str(config), "--context", "far", "images", "-q")
+    assert len(typed(far, programs[user], *words, host="unix:///nowhere")[0].split()) == 1
+    typed(far, programs[user], "--config", str(config), "context", "rm", "far")

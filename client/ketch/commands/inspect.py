@@ -77,6 +77,10 @@ def volume_inspect(session: Session, given: Given) -> int:
 
 
 def _inspect(session: Session, given: Given, look: Lookup) -> int:
+    return inspect_each(session, given, given.arguments, look)
+
+
+def inspect_each(session: Session, given: Given, names: list[str], look: Lookup) -> int:
     """What is found is printed, even when something else is not. Source: docker/cli cli/command/inspect."""
     form = given.text("format")
     if form and form != "json":
@@ -86,7 +90,7 @@ def _inspect(session: Session, given: Given, look: Lookup) -> int:
             message = error.message.replace("failed to parse template", "template parsing error")
             raise CommandFailed(message, 64) from error
     found, faults = [], []
-    for name in given.arguments:
+    for name in names:
         try:
             found.append(look(name))
         except EngineAnswer as error:

@@ -67,7 +67,7 @@ def test_endpoints(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("{", "parsing "), ("[]", "no docker endpoint"), ({"Endpoints": {}}, "no docker endpoint"), ({"Endpoints": None}, "no docker endpoint")],
+    [("{", "parsing "), ("[]", "parsing "), ({"Endpoints": {}}, "cannot find docker endpoint"), ({"Endpoints": None}, "cannot find docker endpoint")],
 )  # fmt: skip
 def test_what_cannot_be_read_is_said(tmp_path: Path, content: object, words: str) -> None:
     store(tmp_path, "broken", content)
