@@ -11,6 +11,7 @@ shim meets a new daemon.
     abort        nothing of it may stay
     signal       number
     attach       stream STREAM (one fd)
+    ports        (any number of fds) sockets of published ports, held in place of those before
     resize       height, width
     exec         exec (ExecPlan), stream STREAM or None (one fd or none)              -> pid
     exec_resize  id, height, width

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -138,9 +139,10 @@ def test_connect_and_disconnect(machine: Machine) -> None:
 
 
 def test_who_leads_outside(machine: Machine) -> None:
-    """Default route and published ports follow the networks of a running container, past internal ones and a kill -9."""
+    """Default route and published ports follow the networks of a running container at once, by priority and name, past internal
+    ones and a kill -9."""
     port = free_port()
-    for words in (("--internal", "inner"), ("first",), ("second",)):
+    for words in (("--internal", "inner"), ("first",), ("second",), ("third",)):
         docker(machine, "network", "create", *words)
     try:
         docker(
@@ -153,27 +155,103 @@ def test_who_leads_outside(machine: Machine) -> None:
             table = ("inet", f"ketch-{machine.bridge}")
             rules = machine.run("nft", "list", "map", *table, "ports_any").stdout
             name = next((n for n, at in networks.items() if f"default via {at['Gateway']} " in route), "")
-            assert f"{port} : {networks[name or 'inner']['IPAddress']} . 80" in rules
+            if name:
+                assert f"{port} : {networks[name]['IPAddress']} . 80" in rules and answer(port) == "web"
+            shown = docker(machine, "ps", "--filter", "name=web", "--format", "{{.Ports}}")
+            assert (f":{port}->80/tcp" in shown) is (str(port) in rules) is bool(name)
             return name
 
         assert leads_by() == ""
-        docker(machine, "network", "connect", "first", "web")
-        assert leads_by() == "first" and answer(port) == "web"
         docker(machine, "network", "connect", "second", "web")
-        machine.kill()
-        machine.start()
-        assert leads_by() == "first" and answer(port) == "web"
-        docker(machine, "network", "disconnect", "first", "web")
-        assert leads_by() == "second" and answer(port) == "web"
-        machine.kill()
-        machine.start()
-        assert leads_by() == "second" and answer(port) == "web"
-        docker(machine, "network", "connect", "first", "web")
         assert leads_by() == "second"
+        docker(machine, "network", "connect", "first", "web")
+        assert leads_by() == "first"
+        docker(machine, "network", "connect", "--gw-priority", "1", "third", "web")
+        assert leads_by() == "third"
+        machine.kill()
+        machine.start()
+        assert leads_by() == "third"
+        docker(machine, "network", "disconnect", "third", "web")
+        assert leads_by() == "first"
+        docker(machine, "network", "connect", "--gw-priority", "-1", "third", "web")
+        docker(machine, "network", "disconnect", "first", "web")
+        assert leads_by() == "second"
+        machine.kill()
+        machine.start()
+        assert leads_by() == "second"
+        for name in ("second", "third"):
+            docker(machine, "network", "disconnect", name, "web")
+        assert leads_by() == ""
     finally:
         docker(machine, "rm", "-f", "web", check=False)
-        for name in ("inner", "first", "second"):
+        for name in ("inner", "first", "second", "third"):
             docker(machine, "network", "rm", name)
+
+
+def test_ports_without_a_network(machine: Machine) -> None:
+    """A container on no network publishes nothing, also after a kill -9: its port is anybody's, and its own again with a network."""
+    port = free_port()
+    run = ["run", "-d", "-p", f"{port}:80", "-p", f"{port}:53/udp", "--name"]
+
+    def shown() -> str:
+        return docker(machine, "ps", "--filter", "name=web", "--format", "{{.Ports}}")
+
+    try:
+        docker(machine, *run, "web", "busybox", *serve("web"))
+        assert answer(port) == "web"
+        docker(machine, "network", "disconnect", "bridge", "web")
+        assert shown() == "" and "refused" in get("127.0.0.1", port)
+        docker(machine, *run, "other", "busybox", *serve("other"))
+        assert answer(port) == "other"
+        taken = docker(machine, "network", "connect", "bridge", "web", check=False)
+        assert f"Bind for 0.0.0.0:{port} failed: port is already allocated" in taken
+        assert inspect(machine, "container", "web")["NetworkSettings"]["Networks"] == {}
+        assert docker(machine, "exec", "web", "ls", "/sys/class/net") == "lo" and answer(port) == "other"
+        machine.kill()
+        machine.start()
+        assert shown() == "" and answer(port) == "other"
+        docker(machine, "rm", "-f", "other")
+        docker(machine, "network", "connect", "bridge", "web")
+        assert answer(port) == "web" and f"0.0.0.0:{port}->80/tcp" in shown()
+        with socket.socket() as another, pytest.raises(OSError, match="in use"):
+            another.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            another.bind(("127.0.0.1", port))
+        machine.kill()
+        machine.start()
+        taken = docker(machine, *run, "other", "busybox", "true", check=False)
+        assert "port is already allocated" in taken and answer(port) == "web"
+    finally:
+        docker(machine, "rm", "-f", "web", "other", check=False)
+
+
+@pytest.mark.parametrize("point", ["disconnect.recorded", "disconnect.gone"])
+def test_ports_of_a_killed_disconnect(machine: Machine, point: str) -> None:
+    """Killed while a container leaves its last network: its port is free."""
+    port = free_port()
+    try:
+        docker(machine, "run", "-d", "--name", "web", "-p", f"{port}:80", "busybox", *serve("web"))
+        machine.stop()
+        machine.start(tracepoints=f"{point}=kill")
+        docker(machine, "network", "disconnect", "bridge", "web", check=False)
+        assert machine.process is not None
+        machine.process.wait(20)
+        machine.start()
+        assert "refused" in get("127.0.0.1", port)
+        docker(machine, "run", "-d", "--name", "other", "-p", f"{port}:80", "busybox", *serve("other"))
+        assert answer(port) == "other"
+    finally:
+        docker(machine, "rm", "-f", "web", "other", check=False)
+
+
+@pytest.mark.parametrize("network", ["none", "host"])
+def test_no_ports_without_an_endpoint(machine: Machine, network: str) -> None:
+    """As dockerd shows it: not even exposed ones."""
+    docker(machine, "run", "-d", "--name", "web", "--network", network, "--expose", "90", "-p", "80", "busybox", "sleep", "1000")  # fmt: skip
+    try:
+        assert inspect(machine, "container", "web")["NetworkSettings"]["Ports"] == {}
+        assert docker(machine, "ps", "--filter", "name=web", "--format", "{{.Ports}}") == ""
+    finally:
+        docker(machine, "rm", "-f", "web")
 
 
 def events_of(machine: Machine) -> list[str]:

@@ -11,6 +11,7 @@ from aiohttp import web
 from ketch_wire.faults import InvalidInput, NotFound
 from ketchd.api.routing import Call, Route, json_reply, no_content
 from ketchd.containers.shapes import pick
+from ketchd.engine import attaching
 from ketchd.engine import networks as journeys
 from ketchd.engine.imagelist import check_keys, filter_bool, has_labels, name_patterns
 from ketchd.engine.rooms import Rooms
@@ -93,7 +94,7 @@ class NetworkApi:
         body = await call.json()
         network = self._rooms.networks.find(call.vars["name"])
         box = self._rooms.supervisor.find(str(pick(body, "Container", "")))
-        await journeys.connect(self._rooms, network, box, pick(body, "EndpointConfig", {}))
+        await attaching.connect(self._rooms, network, box, pick(body, "EndpointConfig", {}))
         return web.Response(status=200)
 
     async def disconnect(self, call: Call) -> web.StreamResponse:
@@ -110,7 +111,7 @@ class NetworkApi:
             raise (
                 NotFound(f"endpoint {name[:200]} not found") if name else InvalidInput("invalid name: ")
             ) from None
-        await journeys.disconnect(self._rooms, self._rooms.networks.find(call.vars["name"]), box)
+        await attaching.disconnect(self._rooms, self._rooms.networks.find(call.vars["name"]), box)
         return web.Response(status=200)
 
     async def prune(self, call: Call) -> web.StreamResponse:

@@ -136,6 +136,13 @@ class ShimLink:
         """Hand a client's socket over. Raises Conflict when the container has ended."""
         await self._ask({"op": "attach", "stream": stream.to_wire()}, [stream.take()])
 
+    async def hold_ports(self, fds: list[int]) -> None:
+        """Have the shim hold these sockets, which are its own from now on, in place of those before.
+
+        Raises Conflict when the container has ended; LaunchFailed when its shim is too old for that.
+        """
+        await self._ask({"op": "ports"}, fds)
+
     async def resize(self, height: int, width: int) -> None:
         """The terminal's size in characters."""
         await self._ask({"op": "resize", "height": height, "width": width})

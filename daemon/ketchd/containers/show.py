@@ -86,8 +86,9 @@ def _endpoints(record: ContainerRecord, network_ids: dict[str, str]) -> dict[str
 
 
 def port_map(record: ContainerRecord) -> dict[str, Any]:
-    """NetworkSettings.Ports: null for exposed but unpublished ones, {} when it does not run."""
-    if not record.has_process:
+    """NetworkSettings.Ports: null for exposed but unpublished ones, {} when it does not run or nothing outside reaches it."""
+    endpoints = [] if record.endpoint is None else [record.endpoint, *record.endpoints]
+    if not record.has_process or not any(one["default_route"] for one in endpoints):
         return {}
     ports: dict[str, Any] = dict.fromkeys(record.config["ExposedPorts"] or {})
     for one in record.published:

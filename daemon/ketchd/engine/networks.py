@@ -1,33 +1,26 @@
-"""The network journeys: a container's endpoints at its start, connect and disconnect while it lives, networks made and removed."""
+"""The network journeys: a container's endpoints at its start, networks made and removed."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ketch_wire.faults import Conflict, EngineFailure, Fault, Forbidden, NotFound
-from ketchd import tracepoint
+from ketch_wire.faults import Conflict, Fault, Forbidden, NotFound
 from ketchd.containers import endpoints
 from ketchd.containers.record import ContainerRecord
-from ketchd.containers.supervisor import Box
 from ketchd.engine.rooms import Rooms
 from ketchd.network import hostfiles
 from ketchd.network.definition import Network
 from ketchd.network.files import (
     EMBEDDED_SERVER,
-    change_hosts,
     render_embedded_resolv_conf,
     render_hostname,
     render_hosts,
     render_resolv_conf,
 )
-from ketchd.network.leases import EndpointLease, inside, outward, routes
-
-tracepoint.declare("connect.leased", "connect.connected", "disconnect.recorded", "disconnect.gone")
+from ketchd.network.leases import EndpointLease
 
 NETWORK_FILES = ("hosts", "hostname", "resolv.conf")
-_INSIDE = "ketchd.network.inside:configure"
 
 
 def reserve(rooms: Rooms, record: ContainerRecord) -> list[EndpointLease]:
@@ -39,12 +32,12 @@ def reserve(rooms: Rooms, record: ContainerRecord) -> list[EndpointLease]:
         return []
     places = endpoints.wanted(record.networking)
     found = [_network(rooms, one.network) for one in places]
-    _check(places, found)
+    check_places(places, found)
     lead = endpoints.leading([
         (network.name, one.priority, network.internal) for one, network in zip(places, found, strict=True)
     ])  # fmt: skip
     return [
-        _lease(rooms, record, one, position, default_route=position == lead)
+        reserve_one(rooms, record, one, position, default_route=position == lead)
         for position, one in enumerate(places)
     ]
 
@@ -56,7 +49,8 @@ def _network(rooms: Rooms, reference: str) -> Network:
         raise NotFound(f"failed to set up container networking: {fault.message}") from None
 
 
-def _check(places: list[endpoints.Wanted], networks: list[Network]) -> None:
+def check_places(places: list[endpoints.Wanted], networks: list[Network]) -> None:
+    """Raises Conflict when an endpoint cannot be as it is wanted."""
     for one, network in zip(places, networks, strict=True):
         if one.address and not network.chosen:
             raise Conflict(
@@ -66,9 +60,10 @@ def _check(places: list[endpoints.Wanted], networks: list[Network]) -> None:
             raise Conflict(f"a container on other networks cannot be on the network {network.name}")
 
 
-def _lease(
+def reserve_one(
     rooms: Rooms, record: ContainerRecord, one: endpoints.Wanted, position: int, *, default_route: bool
 ) -> EndpointLease:
+    """One endpoint. Raises what Networks.reserve does."""
     return rooms.networks.reserve(
         record.id,
         network=one.network,
@@ -133,151 +128,20 @@ def network_files(rooms: Rooms, record: ContainerRecord, leases: Sequence[Endpoi
     }
 
 
-async def connect(rooms: Rooms, network: Network, box: Box, sent: Mapping[str, Any] | None) -> None:
-    """Put `box` on one more network, at once if it runs, else at its next start.
-
-    Raises Forbidden, Conflict, InvalidInput, EngineFailure. Failed: it is where it was. Source: Engine API, NetworkConnect.
-    """
-    async with box.lock:
-        record = box.record
-        mode = record.host_config["NetworkMode"]
-        if network.name == "host":
-            raise Forbidden(
-                "cannot connect container to host network - container must be created in host network mode"
-            )
-        if mode == "host" or mode.startswith("container:"):
-            raise Forbidden(
-                "container sharing network namespace with another container or host cannot be connected to any other network"
-            )
-        if network.name == "none" or "none" in record.networking:
-            raise Forbidden(
-                "container cannot be connected to multiple networks with one of the networks in private (none) mode"
-            )
-        if _key(rooms, record, network) is not None:
-            raise Forbidden(f"endpoint with name {record.name} already exists in network {network.name}")
-        settings = endpoints.check(network.name, sent)
-        if not record.has_process:
-            record.networking[network.name] = settings
-            rooms.supervisor.save(record)
-            return
-        leases = rooms.networks.leases(record.id)
-        place = endpoints.of(network.name, settings)
-        _check([place], [network])
-        position = next(
-            number for number in range(len(leases) + 1) if all(number != one.position for one in leases)
-        )
-        lease = _lease(
-            rooms, record, place, position, default_route=not any(one.default_route for one in leases)
-        )
-        try:
-            tracepoint.reach("connect.leased")
-            await rooms.networks.connect(lease, record.pid)
-            await _configure(rooms, record, inside([lease], loopback=False) + routes([*leases, lease]))
-            if record.published and outward([*leases, lease]) is lease:
-                await rooms.networks.publish(lease, record.published)
-        except BaseException as error:
-            await rooms.networks.disconnect(lease)
-            if isinstance(error, OSError):
-                raise EngineFailure(
-                    f"cannot connect {record.name} to {network.name}: {error.strerror}"
-                ) from error
-            raise
-        record.networking[network.name] = settings
-        with rooms.catalogue.transaction():
-            _record(rooms, record, rooms.networks.leases(record.id))
-            announce(rooms, "connect", record, lease.to_record())
-        tracepoint.reach("connect.connected")
-        _write_files(rooms, record, leases, rooms.networks.leases(record.id))
-
-
-async def disconnect(rooms: Rooms, network: Network, box: Box) -> None:
-    """Take `box` off a network. Raises Forbidden, EngineFailure (it is not on it). Source: Engine API, NetworkDisconnect."""
-    async with box.lock:
-        record = box.record
-        if network.name == "host":
-            raise Forbidden("container cannot be disconnected from host network or connected to host network")
-        key = _key(rooms, record, network)
-        if key is None:
-            word = "to network" if record.has_process else "to the network"
-            raise EngineFailure(f"container {record.id} is not connected {word} {network.name}")
-        held = rooms.networks.leases(record.id)
-        lease = next((one for one in held if one.network_id == network.id), None)
-        if lease is None:
-            del record.networking[key]
-            rooms.supervisor.save(record)
-            return
-        left = [one for one in held if one is not lease]
-        if left and lease.default_route:
-            led = rooms.networks.lead_by(record.id, _leading(rooms, record, left))
-            left = [one for one in led if one.network_id != network.id]
-        if left:
-            with contextlib.suppress(Conflict):  # it has just ended: what follows that is under way
-                await _configure(rooms, record, routes(left))
-        del record.networking[key]
-        # Killed from here on: the next ketchd takes a link away that no record has. So the container has its routes already.
-        with rooms.catalogue.transaction():
-            _record(rooms, record, left)
-            announce(rooms, "disconnect", record, lease.to_record())
-        tracepoint.reach("disconnect.recorded")
-        _write_files(rooms, record, held, left)
-        await rooms.networks.disconnect(lease)
-        tracepoint.reach("disconnect.gone")
-        if left and record.published:
-            await rooms.networks.publish(outward(left), record.published)
-
-
-def _leading(rooms: Rooms, record: ContainerRecord, leases: Sequence[EndpointLease]) -> str:
-    """The network of `leases` that the default route goes by, as at a start; empty when none leads outside."""
-    priorities = {
-        network.id: one.priority
-        for one in endpoints.wanted(record.networking)
-        if (network := _found(rooms, one.network)) is not None
-    }
-    lead = endpoints.leading(
-        [(one.network_name, priorities.get(one.network_id, 0), one.internal) for one in leases]
-    )
-    return "" if lead is None else leases[lead].network_id
-
-
-def _record(rooms: Rooms, record: ContainerRecord, leases: list[EndpointLease]) -> None:
-    record_leases(record, leases)
-    rooms.supervisor.save(record)
-
-
-def _write_files(
-    rooms: Rooms, record: ContainerRecord, before: Sequence[EndpointLease], leases: Sequence[EndpointLease]
-) -> None:
-    """Say in the files of a running container on which networks it is; it has them mounted, so they are written in place."""
-    old = network_files(rooms, record, before)
-    for name, content in network_files(rooms, record, leases).items():
-        path = rooms.container_dir(record.id) / name
-        current = path.read_text(errors="surrogateescape")
-        if name == "hosts":
-            content = change_hosts(current, old[name], content)
-        if current != content:
-            path.write_text(content, errors="surrogateescape")
-
-
-def _key(rooms: Rooms, record: ContainerRecord, network: Network) -> str | None:
+def network_key(rooms: Rooms, record: ContainerRecord, network: Network) -> str | None:
     """The key under which the record has the network: its name, its id or a part of it."""
     for key in record.networking:
-        if (found := _found(rooms, key)) is not None and found.id == network.id:
+        if (found := found_network(rooms, key)) is not None and found.id == network.id:
             return key
     return None
 
 
-def _found(rooms: Rooms, reference: str) -> Network | None:
+def found_network(rooms: Rooms, reference: str) -> Network | None:
+    """The network of that name or id, if there is one."""
     try:
         return rooms.networks.find(reference)
     except Fault:
         return None
-
-
-async def _configure(rooms: Rooms, record: ContainerRecord, messages: list[bytes]) -> None:
-    if messages:
-        await rooms.workers.run(
-            _INSIDE, {"pid": record.pid, "start_time": record.start_time, "messages": messages}
-        )
 
 
 def rename(rooms: Rooms, record: ContainerRecord) -> None:

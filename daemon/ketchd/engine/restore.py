@@ -15,10 +15,12 @@ from ketchd.containers.restarts import Policy, starts_on_boot
 from ketchd.containers.shims import ShimLink, read_exit
 from ketchd.containers.supervisor import Box
 from ketchd.engine import announcing, ending, health
+from ketchd.engine.attaching import let_go_of_ports
 from ketchd.engine.networks import stored_leases
 from ketchd.engine.remove import remove
 from ketchd.engine.rooms import Rooms
 from ketchd.engine.start import start
+from ketchd.network.leases import EndpointLease, outward
 
 
 async def restore(rooms: Rooms) -> None:
@@ -73,6 +75,8 @@ async def _restore_one(rooms: Rooms, box: Box, link: ShimLink | None) -> bool:
             _note_start(rooms, box)
         record.pid, record.start_time = link.pid, link.start_time
         box.link = link
+        if outward([EndpointLease.from_record(one) for one in stored_leases(record)]) is None:
+            await let_go_of_ports(rooms, box)  # it left its last network, and the last ketchd came no further
         with rooms.catalogue.transaction():
             _note_freezer(rooms, box)
             rooms.supervisor.save(record)

@@ -112,8 +112,8 @@ async def _launch(
     lease = leases[0] if leases else None
     networking.record_leases(record, leases)
     bindings = launching.wanted_ports(record)
-    if bindings and leases:
-        leading = outward(leases)
+    leading = outward(leases)
+    if bindings and leading is not None:
         reserved = rooms.networks.reserve_ports(
             bindings, endpoint_name=record.name, endpoint_id=leading.endpoint_id
         )
@@ -162,8 +162,8 @@ async def _launch(
             tracepoint.reach("start.launched")
             for one in leases:
                 await rooms.networks.connect(one, network_pid)
-            if record.published:
-                await rooms.networks.publish(outward(leases), record.published)
+            if record.published and leading is not None:
+                await rooms.networks.publish(leading, record.published)
             tracepoint.reach("start.connected")
             undo.callback(announcing.failed, rooms, record, networking.stored_leases(record))
 

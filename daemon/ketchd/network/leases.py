@@ -71,9 +71,9 @@ class EndpointLease:
         return EndpointLease(**values)
 
 
-def outward(leases: Sequence[EndpointLease]) -> EndpointLease:
-    """The endpoint that published ports lead to: the one of the default route, else the first."""
-    return next((lease for lease in leases if lease.default_route), leases[0])
+def outward(leases: Sequence[EndpointLease]) -> EndpointLease | None:
+    """The endpoint that published ports lead to, the one of the default route; None on internal networks alone."""
+    return next((lease for lease in leases if lease.default_route), None)
 
 
 def inside(leases: Sequence[EndpointLease], *, loopback: bool = True) -> list[bytes]:
@@ -99,7 +99,7 @@ def routes(leases: Sequence[EndpointLease]) -> list[bytes]:
         server = IPv4Network(EMBEDDED_SERVER)
         gateway, source = IPv4Address(named.gateway), IPv4Address(named.address)
         messages.append(rtnetlink.add_route(gateway, to=server, index=named.index, local=True, source=source))
-    if (leading := next((lease for lease in leases if lease.default_route), None)) is not None:
+    if (leading := outward(leases)) is not None:
         messages.append(rtnetlink.add_route(IPv4Address(leading.gateway), index=leading.index))
     return rtnetlink.numbered(messages)
 

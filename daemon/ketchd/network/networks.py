@@ -142,7 +142,8 @@ class Networks:
                 EndpointLease.from_record(stored) for stored in (one["endpoint"], *one.get("endpoints", ()))
             ]
             self._leases[one["container_id"]] = {lease.network_id: lease for lease in leases}
-            self._publishing.hold_again(outward(leases), one["published"])
+            if (lead := outward(leases)) is not None:
+                self._publishing.hold_again(lead, one["published"])
         self._book.keep_only(self._every_lease())
         self._naming.changed()
         names = {lease.link for lease in self._every_lease()}
@@ -323,6 +324,14 @@ class Networks:
         await self._upkeep.add(forwards)
         if stale := [(one.host_ip, one.host_port, one.address) for one in forwards if one.proto == "udp"]:
             self._forgetting.submit(conntrack.forget_ports_quietly, stale)
+
+    def leads_ports_to(self, lease: EndpointLease) -> bool:
+        """Whether the container's ports lead to this endpoint of it."""
+        return self._publishing.leads_to(lease)
+
+    async def free_ports(self, container_id: str) -> None:
+        """Give back the container's ports alone. May be called twice."""
+        await self._unpublish(self._publishing.let_go(container_id))
 
     async def disconnect(self, lease: EndpointLease) -> None:
         """Take one endpoint of a running container away. Ports that led to it lead nowhere until they are published anew: the

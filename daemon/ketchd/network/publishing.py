@@ -51,7 +51,7 @@ class Publishing:
         return found
 
     def hold_again(self, lease: EndpointLease, records: Sequence[Mapping[str, Any]]) -> None:
-        """Ports of a container that ran on while ketchd did not."""
+        """Ports of a container that ran on while ketchd did not, and where they lead."""
         stored = [dict(one) for one in records]
         for one in stored:
             self._table.hold(one["proto"], one["host_ip"], one["host_port"], lease.container_id)

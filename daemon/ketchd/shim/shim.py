@@ -176,6 +176,18 @@ class Shim:
         self._streams.attach(fds[0], message["stream"])
         return {}
 
+    def _do_ports(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+        self._let_go_of_ports()
+        self._ports = fds
+        if self._state == "ended":
+            self._let_go_of_ports()
+        return {}
+
+    def _let_go_of_ports(self) -> None:
+        for fd in self._ports:
+            os.close(fd)
+        self._ports = []
+
     def _do_resize(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         self._running().streams.resize(message["height"], message["width"])
         return {}
@@ -343,9 +355,7 @@ class Shim:
             self._warn(f"the exit record could not be written: {reason(error)}")
         self._exit = {"code": code, "oom": oom, "finished_ns": finished}
         self._listener.close()
-        for fd in self._ports:
-            os.close(fd)
-        self._ports = []
+        self._let_go_of_ports()
         self._say({"event": "exit", **self._exit})
         self._streams.finish()
         exits.sync_exit(self._state_fd)
