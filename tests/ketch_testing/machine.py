@@ -190,7 +190,9 @@ class Machine:
         finally:
             self.kill()
             self._end_strays()
-            shutil.rmtree(self.base, ignore_errors=True)
+            subprocess.run(
+                ["rm", "-rf", str(self.base)], check=False
+            )  # shutil's is lost in what containers nest
 
     def _end_strays(self) -> None:
         """Processes whose command line names our directory; only ours can."""

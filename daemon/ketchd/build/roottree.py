@@ -149,7 +149,13 @@ class RootTree:
         return Selected(posixpath.basename(wanted), found, entry.type == DIRECTORY, tuple(members))
 
     def _walk(self, directory: str, relative: str, excludes: Any, members: list[Member]) -> None:
-        for name in self.names(directory):
+        waiting = [(directory, relative, self.names(directory)[::-1])]
+        while waiting:
+            directory, relative, names = waiting[-1]
+            if not names:
+                waiting.pop()
+                continue
+            name = names.pop()
             path = f"{directory}/{name}" if directory else name
             inner = f"{relative}/{name}" if relative else name
             entry = self.entry(path)
@@ -157,7 +163,7 @@ class RootTree:
                 continue
             members.append(Member(inner, entry, path))
             if entry.type == DIRECTORY:
-                self._walk(path, inner, excludes, members)
+                waiting.append((path, inner, self.names(path)[::-1]))
 
     def owner(self, text: str) -> tuple[int, int]:
         """`user[:group]`, by the root's own passwd and group files. Raises InvalidInput in dockerd's words."""

@@ -1,7 +1,7 @@
 """A layer worker's job: what an overlay's upper directory changes against the layers below it.
 
-Only the upper is walked; what it holds is looked up below by fd, without following any link, so the container cannot lead it
-astray. What counts as a change is dockerd's (moby pkg/archive changes_linux.go): a directory only by its mode and owner, a
+Only the upper is walked; what it holds is looked up below in the directory of the same path, entered in step, without following any
+link, so the container cannot lead it astray. What counts as a change is dockerd's (moby pkg/archive changes_linux.go): a directory only by its mode and owner, a
 file by size and time too.
 """
 
@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import dataclass
 from typing import Any
 
+from ketch_wire.faults import InvalidInput
 from ketch_wire.launch import LayerMount
 from ketchd.containers.paths import printable
-from ketchd.kernel.openat import RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, open_in_root
+from ketchd.layers.descent import Descent, open_directory
 from ketchd.layers.mounting import mount_chain
+from ketchd.layers.tarheaders import NAME_LIMIT
 from ketchd.layers.worker import JobPort
 
 MODIFIED, ADDED, DELETED = 0, 1, 2
@@ -26,101 +29,106 @@ def changes(arguments: dict[str, Any], port: JobPort) -> dict[str, Any]:
     """arguments: layers (top first), upper. {changes: [[path, kind], …]} sorted by path."""
     target = port.scratch()
     mount_chain([LayerMount(**layer) for layer in arguments["layers"]], target, None, None, True)
-    lower = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    walk = _Walk()
     try:
-        walk = _Walk(lower)
-        upper = os.open(arguments["upper"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        walk.directory(upper, "", exists_below=True)
+        walk.run(arguments["upper"], target)
     finally:
-        os.close(lower)
+        walk.close()
     return {"changes": [[printable(path), kind] for path, kind in sorted(walk.found.items())]}
 
 
+@dataclass(slots=True)
+class _Place:
+    """A directory under way: its path, what is left of it, whether it is a directory in the layers too."""
+
+    path: str
+    names: list[str]
+    below: bool
+
+
 class _Walk:
-    def __init__(self, lower: int) -> None:
-        self._lower = lower
+    """found: path -> kind."""
+
+    def __init__(self) -> None:
+        self._upper, self._lower = Descent(), Descent()
+        self._places: list[_Place] = []
         self.found: dict[str, int] = {}
 
-    def directory(self, top: int, path: str, *, exists_below: bool) -> None:
-        """Everything in the directory fd `top`, which is closed. exists_below: it is a directory in the layers too."""
-        waiting = [(top, path, exists_below)]
-        try:
-            while waiting:
-                opened, path, below = waiting.pop()
-                try:
-                    if below and _is_opaque(opened):
-                        self._hidden(opened, path)
-                    for name in os.listdir(opened):
-                        self._entry(opened, path, name, below, waiting)
-                finally:
-                    os.close(opened)
-        finally:
-            for opened, _, _ in waiting:
-                os.close(opened)
+    def run(self, upper: str, lower: str) -> None:
+        """Everything in the directory `upper` against the directory `lower`. Raises OSError; InvalidInput where a path is too long."""
+        self._lower.enter(os.open(lower, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        self._enter(os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), "", below=True)
+        while self._places:
+            place = self._places[-1]
+            if place.names:
+                self._entry(place, place.names.pop())
+                continue
+            self._places.pop()
+            self._upper.leave()
+            if place.below:
+                self._lower.leave()
 
-    def _entry(
-        self, directory: int, path: str, name: str, below: bool, waiting: list[tuple[int, str, bool]]
-    ) -> None:
+    def close(self) -> None:
+        """Let go of the directories that are open. May be called twice."""
+        self._upper.close()
+        self._lower.close()
+
+    def _enter(self, directory: int, path: str, *, below: bool) -> None:
+        self._upper.enter(directory)
+        names = os.listdir(directory)
+        self._places.append(_Place(path, names, below))
+        if below and _is_opaque(directory):
+            for name in set(os.listdir(self._lower.here)) - set(names):
+                self._note(f"{path}/{name}", DELETED)
+
+    def _entry(self, place: _Place, name: str) -> None:
+        directory, full = self._upper.here, f"{place.path}/{name}"
         try:
             info = os.stat(name, dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:
             return
-        full = f"{path}/{name}"
+        there = self._lookup(name) if place.below else None
         if stat.S_ISCHR(info.st_mode) and info.st_rdev == 0:
-            if below and self._lookup(full) is not None:
+            if there is not None:
                 self._note(full, DELETED)
             return
-        there = self._lookup(full) if below else None
         if there is None:
             self._note(full, ADDED)
-        elif self._differs(directory, name, info, full, there):
+        elif self._differs(directory, name, info, there):
             self._note(full, MODIFIED)
         if not stat.S_ISDIR(info.st_mode):
             return
         try:
-            inner = os.open(
-                name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory
-            )
+            inner = open_directory(name, directory)
         except (FileNotFoundError, NotADirectoryError):
             return
-        waiting.append((inner, full, there is not None and stat.S_ISDIR(there.st_mode)))
-
-    def _hidden(self, opened: int, path: str) -> None:
-        """The children that an opaque directory hides, unless it has them itself."""
-        hidden = self._open(path, os.O_RDONLY | os.O_DIRECTORY)
-        if hidden is None:
-            return
-        try:
-            for name in set(os.listdir(hidden)) - set(os.listdir(opened)):
-                self._note(f"{path}/{name}", DELETED)
-        finally:
-            os.close(hidden)
+        below = there is not None and stat.S_ISDIR(there.st_mode)
+        if below:
+            try:
+                self._lower.enter(open_directory(name, self._lower.here))
+            except BaseException:
+                os.close(inner)
+                raise
+        self._enter(inner, full, below=below)
 
     def _note(self, path: str, kind: int) -> None:
+        if len(path) > NAME_LIMIT:
+            raise InvalidInput(
+                f"{printable(path[:80])}… is nested too deep: its path is longer than {NAME_LIMIT} bytes"
+            )
         self.found[path] = kind
         parent = path.rpartition("/")[0]
         while parent and parent not in self.found:  # a directory in which something changed counts as changed
             self.found[parent] = MODIFIED
             parent = parent.rpartition("/")[0]
 
-    def _open(self, path: str, flags: int) -> int | None:
+    def _lookup(self, name: str) -> os.stat_result | None:
         try:
-            return open_in_root(self._lower, path, flags, resolve=RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
+            return os.stat(name, dir_fd=self._lower.here, follow_symlinks=False)
         except OSError:
-            return None  # not there, or not as a directory: what lies in the upper is new
-
-    def _lookup(self, path: str) -> os.stat_result | None:
-        opened = self._open(path, os.O_PATH | os.O_NOFOLLOW)
-        if opened is None:
             return None
-        try:
-            return os.fstat(opened)
-        finally:
-            os.close(opened)
 
-    def _differs(
-        self, directory: int, name: str, new: os.stat_result, full: str, old: os.stat_result
-    ) -> bool:
+    def _differs(self, directory: int, name: str, new: os.stat_result, old: os.stat_result) -> bool:
         for field in ("st_mode", "st_uid", "st_gid"):
             if getattr(new, field) != getattr(old, field):
                 return True
@@ -130,18 +138,7 @@ class _Walk:
             return True
         if not stat.S_ISREG(new.st_mode):
             return False
-        return _capability(directory, name) != self._capability_below(full)
-
-    def _capability_below(self, path: str) -> bytes:
-        opened = self._open(path, os.O_RDONLY)
-        if opened is None:
-            return b""
-        try:
-            return os.getxattr(opened, _CAPABILITY)
-        except OSError:
-            return b""
-        finally:
-            os.close(opened)
+        return _capability(directory, name) != _capability(self._lower.here, name)
 
 
 def _same_time(new: os.stat_result, old: os.stat_result) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ketch_wire.launch import LayerMount
 from ketchd.kernel.openat import open_in_root
+from ketchd.layers.descent import Descent, open_directory
 from ketchd.layers.mounting import mount_chain
 from ketchd.layers.worker import JobPort
 
@@ -34,50 +35,69 @@ def _copy(root: int, path: str, destination: str) -> bool:
         source = open_in_root(root, path.lstrip("/"), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return False
+    descent = _Copy(source, os.open(destination, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
     try:
-        _copy_directory(source, destination)
+        descent.run()
     finally:
-        os.close(source)
+        descent.close()
     return True
 
 
-def _copy_directory(source: int, destination: str) -> None:
-    with os.scandir(source) as entries:
-        for entry in list(entries):
-            info = os.stat(entry.name, dir_fd=source, follow_symlinks=False)
-            target = os.path.join(destination, entry.name)
-            if stat.S_ISDIR(info.st_mode):
-                os.mkdir(target)
-                inner = os.open(
-                    entry.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source
-                )
-                try:
-                    _copy_directory(inner, target)
-                finally:
-                    os.close(inner)
+class _Copy:
+    """A directory's copy, both sides entered in step. source, destination: fds, ours from now on."""
+
+    def __init__(self, source: int, destination: int) -> None:
+        self._source, self._destination = Descent(), Descent()
+        self._source.enter(source)
+        self._destination.enter(destination)
+
+    def run(self) -> None:
+        """All of it, each directory's own metadata last. Raises OSError."""
+        waiting = [os.listdir(self._source.here)]
+        while waiting:
+            if not waiting[-1]:
+                waiting.pop()
+                _own(self._source.here, self._destination.here)
+                self._source.leave()
+                self._destination.leave()
                 continue
-            _copy_leaf(source, entry.name, info, target)
-    _own(source, destination)
+            name = waiting[-1].pop()
+            info = os.stat(name, dir_fd=self._source.here, follow_symlinks=False)
+            if not stat.S_ISDIR(info.st_mode):
+                _copy_leaf(self._source.here, self._destination.here, name, info)
+                continue
+            os.mkdir(name, dir_fd=self._destination.here)
+            self._source.enter(open_directory(name, self._source.here))
+            self._destination.enter(open_directory(name, self._destination.here))
+            waiting.append(os.listdir(self._source.here))
+
+    def close(self) -> None:
+        """Let go of what is open. May be called twice."""
+        self._source.close()
+        self._destination.close()
 
 
-def _copy_leaf(source: int, name: str, info: os.stat_result, target: str) -> None:
+def _copy_leaf(source: int, destination: int, name: str, info: os.stat_result) -> None:
     if stat.S_ISLNK(info.st_mode):
-        os.symlink(os.readlink(name, dir_fd=source), target)
-        os.chown(target, info.st_uid, info.st_gid, follow_symlinks=False)
+        os.symlink(os.readlink(name, dir_fd=source), name, dir_fd=destination)
+        os.chown(name, info.st_uid, info.st_gid, dir_fd=destination, follow_symlinks=False)
         return
     if stat.S_ISREG(info.st_mode):
         reader = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
-        with open(reader, "rb") as content, open(target, "xb") as copy:
-            shutil.copyfileobj(content, copy, 1024 * 1024)
-            _own(content.fileno(), target)
+        with open(reader, "rb") as content:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            with open(os.open(name, flags, 0o600, dir_fd=destination), "wb") as copy:
+                shutil.copyfileobj(content, copy, 1024 * 1024)
+                copy.flush()  # what is written later would be newer than its time
+                _own(content.fileno(), copy.fileno())
         return
     if not stat.S_ISSOCK(info.st_mode):
-        os.mknod(target, info.st_mode, info.st_rdev)
-        os.chown(target, info.st_uid, info.st_gid)
-        os.chmod(target, stat.S_IMODE(info.st_mode))
+        os.mknod(name, info.st_mode, info.st_rdev, dir_fd=destination)
+        os.chown(name, info.st_uid, info.st_gid, dir_fd=destination)
+        os.chmod(name, stat.S_IMODE(info.st_mode), dir_fd=destination)
 
 
-def _own(source: int, target: str) -> None:
+def _own(source: int, target: int) -> None:
     """Owner, then mode (chown drops set-id bits), extended attributes, times."""
     info = os.fstat(source)
     os.chown(target, info.st_uid, info.st_gid)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Sequence
 
@@ -19,6 +18,7 @@ from ketchd.kernel.openat import (
     make_directories,
     open_in_root,
 )
+from ketchd.layers.descent import remove_at
 from ketchd.layers.tarheaders import BLOCKDEV, CHARACTER, DIRECTORY, FIFO, HARDLINK, SYMLINK, Entry
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY
@@ -113,7 +113,7 @@ class TreeExtract:
             raise EngineFailure(what)
         if is_directory:
             self._forget_parent_below(name)
-            shutil.rmtree(last, dir_fd=parent)
+            remove_at(last, parent)
         else:
             os.unlink(last, dir_fd=parent)
         return False

@@ -10,6 +10,7 @@ import stat
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 
+from ketchd.layers.descent import Descent
 from ketchd.layers.tarheaders import (
     BLOCK,
     BLOCKDEV,
@@ -31,9 +32,8 @@ _KINDS = {stat.S_IFCHR: CHARACTER, stat.S_IFBLK: BLOCKDEV, stat.S_IFIFO: FIFO}
 
 @dataclass(slots=True)
 class _Open:
-    """A directory under way: its fd, what is left of it (the next one last), its children's prefix, its device."""
+    """A directory under way: what is left of it (the next one last), its children's prefix, its device."""
 
-    fd: int
     children: list[bytes]
     prefix: bytes
     device: int
@@ -48,48 +48,51 @@ class TreeTar:
         self._links: dict[tuple[int, int], bytes] = {}
 
     def add(self, opened: int, name: bytes, path: bytes = b"/", entered: Container[bytes] = ()) -> None:
-        """What the O_PATH fd `opened` is, with everything below it, under `name`. Raises OSError.
+        """What the O_PATH fd `opened` is, with everything below it, under `name`. Raises OSError; InvalidInput where a path is too long.
 
         path: where it lies; entered: the mount points below which are gone into. Others (/proc, /sys) are empty directories.
         """
         waiting: list[_Open] = []
+        descent = Descent()
         skip = len(name.rstrip(b"/"))
-        self._add_one(opened, name, None, waiting)
         try:
+            self._add_one(opened, name, None, waiting, descent)
             while waiting:
                 top = waiting[-1]
                 if not top.children:
                     waiting.pop()
-                    os.close(top.fd)
+                    descent.leave()
                     continue
                 child = top.children.pop()
                 try:
-                    inner = os.open(child, _HERE, dir_fd=top.fd)
+                    inner = os.open(child, _HERE, dir_fd=descent.here)
                 except FileNotFoundError:
                     continue  # gone meanwhile
                 try:
                     full = top.prefix + child
                     device = None if path.rstrip(b"/") + full[skip:] in entered else top.device
-                    self._add_one(inner, full, device, waiting)
+                    self._add_one(inner, full, device, waiting, descent)
                 finally:
                     os.close(inner)
         finally:
-            for directory in waiting:
-                os.close(directory.fd)
+            descent.close()
 
     def end(self) -> None:
         """Two blocks of zeros, and the rest to the sink."""
         self._write(bytes(2 * BLOCK))
         self._flush()
 
-    def _add_one(self, opened: int, name: bytes, device: int | None, waiting: list[_Open]) -> None:
+    def _add_one(
+        self, opened: int, name: bytes, device: int | None, waiting: list[_Open], descent: Descent
+    ) -> None:
         """device: of the directory it lies in, when a mount on it is not to be gone into."""
         info = os.fstat(opened)
         if not stat.S_ISDIR(info.st_mode):
             self._add_leaf(opened, name, info)
             return
         directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=opened)
-        place = _Open(directory, [], name if name.endswith(b"/") else name + b"/", info.st_dev)
+        descent.enter(directory)
+        place = _Open([], name if name.endswith(b"/") else name + b"/", info.st_dev)
         waiting.append(place)
         entry = _entry(name, DIRECTORY, info)
         entry.xattrs = _xattrs(directory)

@@ -11,7 +11,6 @@ import asyncio
 import json
 import os
 import secrets
-import shutil
 import stat
 import time
 from collections.abc import Callable, Mapping
@@ -24,7 +23,7 @@ from ketchd import tracepoint
 from ketchd.catalogue.database import Catalogue
 from ketchd.catalogue.events import EventJournal
 from ketchd.containers.mountpoints import check_volume_name
-from ketchd.layers.placing import stats_below
+from ketchd.layers.placing import remove_staged, stats_below
 from ketchd.layers.trash import Trash
 from ketchd.model.times import rfc3339
 
@@ -196,10 +195,10 @@ class Volumes:
             stage.chmod(0o701)
             (stage / "_data").chmod(0o755)
             if final.is_dir() and not any((final / "_data").glob("*")):
-                shutil.rmtree(final)
+                remove_staged(str(final))
             stage.rename(final)
         except OSError as error:
-            shutil.rmtree(stage, ignore_errors=True)
+            remove_staged(str(stage))
             raise EngineFailure(f"create {name}: {error.strerror}: {error.filename}") from error
 
     async def remove(self, name: str, force: bool = False) -> None:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from dataclasses import dataclass
 from typing import Any
 
 from ketch_wire.faults import InvalidInput
 from ketch_wire.launch import LayerMount
+from ketchd.layers.descent import Descent, open_directory
 from ketchd.layers.layerfile import LayerFile
 from ketchd.layers.mounting import mount_chain
 from ketchd.layers.tarheaders import BLOCKDEV, CHARACTER, DIRECTORY, FIFO, HARDLINK, REGULAR, SYMLINK, Entry
 from ketchd.layers.tarwrite import TarWriter
-from ketchd.layers.tree import OPAQUE_NAME, WHITEOUT_PREFIX
+from ketchd.layers.tree import OPAQUE_NAME, PATH_LIMIT, WHITEOUT_PREFIX
 from ketchd.layers.worker import JobPort
 
 _SECOND = 1_000_000_000
@@ -52,10 +54,14 @@ def from_upper(arguments: dict[str, Any], port: JobPort) -> dict[str, Any]:
         if layers:
             merged = port.scratch(outlives=True)
             mount_chain(layers, merged, None, None, True)
-            below = os.open(merged, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            below = os.open(merged, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         with LayerFile(arguments["place"]) as layer:
             writer = TarWriter(layer)
-            _Walk(writer, below, arguments["clamp_mtime"]).children(root, b"", below >= 0)
+            walk = _Walk(writer, arguments["clamp_mtime"])
+            try:
+                walk.run(root, below)
+            finally:
+                walk.close()
             if not writer.members:
                 return {"empty": True}
             writer.finish()
@@ -66,72 +72,111 @@ def from_upper(arguments: dict[str, Any], port: JobPort) -> dict[str, Any]:
             os.close(below)
 
 
+@dataclass(slots=True)
+class _Place:
+    """A directory under way. prefix: its path, empty or with a slash at its end. names: what is left of it, the next one last.
+    entry: its own, None of the root. in_lower: it is a directory there too."""
+
+    prefix: bytes
+    names: list[bytes]
+    entry: Entry | None
+    in_lower: bool
+
+
 class _Walk:
     """The upper directory's members, in order. An unchanged directory waits until something below it changed: overlayfs copies
     a directory up also when a file in it was only opened for writing and removed again."""
 
-    def __init__(self, writer: TarWriter, below: int, clamp: int | None) -> None:
+    def __init__(self, writer: TarWriter, clamp: int | None) -> None:
         self._writer = writer
-        self._below = below
+        self._upper, self._below = Descent(), Descent()
+        self._places: list[_Place] = []
         self._clamp = clamp
         self._first: dict[tuple[int, int], bytes] = {}
         self._waiting: list[Entry] = []
 
-    def children(self, directory: int, prefix: bytes, in_lower: bool) -> None:
-        """Everything in `directory`. prefix: its path, empty or with a slash at its end. in_lower: it is a directory there too."""
-        for name in sorted(os.fsencode(name) for name in os.listdir(directory)):
-            info = os.stat(name, dir_fd=directory, follow_symlinks=False)
-            kind = stat.S_IFMT(info.st_mode)
-            if name.startswith(WHITEOUT_PREFIX):
-                raise InvalidInput(
-                    f"/{os.fsdecode(prefix + name)} cannot be in a layer: names that begin with .wh. mean whiteouts there"
-                )
-            if kind == stat.S_IFCHR and info.st_rdev == 0:
-                self._emit(Entry(prefix + WHITEOUT_PREFIX + name, REGULAR, 0o600))
-            elif kind == stat.S_IFDIR:
-                self._directory(directory, name, prefix, in_lower)
-            elif kind != stat.S_IFSOCK:  # a socket means nothing without its process
-                self._leaf(directory, name, prefix, info)
+    def run(self, root: int, below: int) -> None:
+        """Everything in `root`; below: what the lower layers look like, -1 for none. Both stay the caller's."""
+        if below >= 0:
+            self._below.enter(os.dup(below))
+        self._enter(os.dup(root), b"", None, below >= 0)
+        while self._places:
+            place = self._places[-1]
+            if place.names:
+                self._member(place, place.names.pop())
+                continue
+            self._places.pop()
+            self._upper.leave()
+            if place.in_lower:
+                self._below.leave()
+            if self._waiting and self._waiting[-1] is place.entry:
+                self._waiting.pop()
 
-    def _directory(self, parent: int, name: bytes, prefix: bytes, in_lower: bool) -> None:
-        path = prefix + name
-        opened = os.open(name, _OPEN | os.O_DIRECTORY, dir_fd=parent)
+    def close(self) -> None:
+        """Let go of the directories that are open. May be called twice."""
+        self._upper.close()
+        self._below.close()
+
+    def _enter(self, directory: int, prefix: bytes, entry: Entry | None, in_lower: bool) -> None:
+        self._upper.enter(directory)
+        names = sorted((os.fsencode(name) for name in os.listdir(directory)), reverse=True)
+        self._places.append(_Place(prefix, names, entry, in_lower))
+
+    def _member(self, place: _Place, name: bytes) -> None:
+        directory, path = self._upper.here, place.prefix + name
+        info = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        kind = stat.S_IFMT(info.st_mode)
+        if len(path) > PATH_LIMIT:
+            raise InvalidInput(
+                f"/{os.fsdecode(path[:80])}… is nested too deep: a path in a layer has at most {PATH_LIMIT} bytes"
+            )
+        if name.startswith(WHITEOUT_PREFIX):
+            raise InvalidInput(
+                f"/{os.fsdecode(path)} cannot be in a layer: names that begin with .wh. mean whiteouts there"
+            )
+        if kind == stat.S_IFCHR and info.st_rdev == 0:
+            self._emit(Entry(place.prefix + WHITEOUT_PREFIX + name, REGULAR, 0o600))
+        elif kind == stat.S_IFDIR:
+            self._directory(place, name)
+        elif kind != stat.S_IFSOCK:  # a socket means nothing without its process
+            self._leaf(directory, name, place.prefix, info)
+
+    def _directory(self, place: _Place, name: bytes) -> None:
+        path = place.prefix + name
+        opened = open_directory(name, self._upper.here)
         try:
             info = os.fstat(opened)
             entry = self._entry(path, info, DIRECTORY)
             entry.xattrs = _xattrs(opened)
             opaque = _is_opaque(opened)
-            there = self._lower(path, info, entry.xattrs) if in_lower else None
-            if there and not opaque:
-                self._waiting.append(entry)
-            else:
-                self._emit(entry)
-            if opaque:
-                self._emit(Entry(path + b"/" + OPAQUE_NAME, REGULAR, 0o600))
-            self.children(opened, path + b"/", there is not None and not opaque)
-            if self._waiting and self._waiting[-1] is entry:
-                self._waiting.pop()
-        finally:
+            lower = self._lower(name) if place.in_lower else -1
+        except BaseException:
             os.close(opened)
+            raise
+        goes_on = lower >= 0 and not opaque
+        is_same = lower >= 0 and _is_same(lower, info, entry.xattrs)
+        if goes_on:
+            self._below.enter(lower)
+        elif lower >= 0:
+            os.close(lower)
+        self._enter(opened, path + b"/", entry, goes_on)
+        if goes_on and is_same:
+            self._waiting.append(entry)
+        else:
+            self._emit(entry)
+        if opaque:
+            self._emit(Entry(path + b"/" + OPAQUE_NAME, REGULAR, 0o600))
 
-    def _lower(self, path: bytes, info: os.stat_result, xattrs: dict[bytes, bytes]) -> bool | None:
-        """None: the lower layers have no such directory. True: they have just the same."""
+    def _lower(self, name: bytes) -> int:
+        """The directory of the lower layers that is called the same, the caller's; -1 where they have none."""
         try:
-            lower = os.open(path, _OPEN | os.O_DIRECTORY, dir_fd=self._below)
+            return open_directory(name, self._below.here)
         except (FileNotFoundError, NotADirectoryError):
-            return None
+            return -1
         except OSError as error:
             if error.errno == errno.ELOOP:
-                return None
+                return -1
             raise
-        try:
-            there = os.fstat(lower)
-            wanted = (info.st_mode, info.st_uid, info.st_gid, info.st_mtime_ns)
-            return (there.st_mode, there.st_uid, there.st_gid, there.st_mtime_ns) == wanted and _xattrs(
-                lower
-            ) == xattrs
-        finally:
-            os.close(lower)
 
     def _leaf(self, directory: int, name: bytes, prefix: bytes, info: os.stat_result) -> None:
         path = prefix + name
@@ -171,6 +216,13 @@ class _Walk:
         for directory in waiting:
             self._writer.add(directory)
         self._writer.add(entry, source=source)
+
+
+def _is_same(lower: int, info: os.stat_result, xattrs: dict[bytes, bytes]) -> bool:
+    there = os.fstat(lower)
+    wanted = (info.st_mode, info.st_uid, info.st_gid, info.st_mtime_ns)
+    found = (there.st_mode, there.st_uid, there.st_gid, there.st_mtime_ns)
+    return found == wanted and _xattrs(lower) == xattrs
 
 
 def _is_opaque(directory: int) -> bool:

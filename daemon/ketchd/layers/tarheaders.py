@@ -333,7 +333,14 @@ def _record(key: bytes, value: bytes) -> bytes:
 
 
 def header(entry: Entry) -> bytes:
-    """`entry` as header blocks, PAX only where ustar cannot say it; the same bytes for the same entry, always."""
+    """`entry` as header blocks, PAX only where ustar cannot say it; the same bytes for the same entry, always.
+
+    Raises InvalidInput for a name that `entries` would refuse.
+    """
+    if len(entry.name) > NAME_LIMIT:
+        raise InvalidInput(
+            f"/{entry.name[:80].decode(errors='replace')}… is nested too deep: its path is longer than {NAME_LIMIT} bytes"
+        )
     records: dict[bytes, bytes] = {}
     name = entry.name + b"/" if entry.type == DIRECTORY and not entry.name.endswith(b"/") else entry.name
     seconds, fraction = divmod(entry.mtime_ns, 1_000_000_000)

@@ -33,7 +33,7 @@ _ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
 _LINK_LIMIT = 40
 _NAME_LIMIT = 255
 _NO_NAMES = (b"", b".", b"..")
-_PATH_LIMIT = 4095  # what a system call takes
+PATH_LIMIT = 4095  # what a system call takes
 _IMPLIED_LIMIT = 16 << 20  # bytes of paths: a hostile tar could imply far more than it is long
 _VOLUME_LABEL = b"V"  # GNU tar's name of the whole archive
 _KINDS = {CHARACTER: S_IFCHR, BLOCKDEV: S_IFBLK, FIFO: S_IFIFO}
@@ -221,7 +221,7 @@ class _Builder:
 def _leaf(entry: Entry) -> Node:
     """What is no directory."""
     if entry.type == SYMLINK:
-        if not entry.link or len(entry.link) > _PATH_LIMIT or b"\0" in entry.link:
+        if not entry.link or len(entry.link) > PATH_LIMIT or b"\0" in entry.link:
             raise bad(f"link {entry.name[:80]!r} has no usable target")
         node = Node(S_IFLNK)
         _fill(node, entry)
@@ -260,8 +260,8 @@ def _finish(tree: Tree) -> None:
     while stack:
         node, path = stack.pop()
         assert node.children is not None
-        if len(path) > _PATH_LIMIT:
-            raise bad(f"{path[:80]!r}… is longer than {_PATH_LIMIT} bytes")
+        if len(path) > PATH_LIMIT:
+            raise bad(f"{path[:80]!r}… is longer than {PATH_LIMIT} bytes")
         if node.implied:
             tree.implied.append(path)
             implied += len(path)

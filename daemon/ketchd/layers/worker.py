@@ -135,7 +135,7 @@ def run_job(name: str, arguments: dict[str, Any], port: JobPort) -> dict[str, An
     except Cancelled:
         return {"fault": "EngineFailure", "message": "cancelled"}
     except OSError as error:
-        what = f": {error.filename}" if error.filename else ""
+        what = f": {_short(error.filename)}" if error.filename else ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return {"fault": "EngineFailure", "message": f"no space left on device{what}"}
         return {
@@ -146,6 +146,12 @@ def run_job(name: str, arguments: dict[str, Any], port: JobPort) -> dict[str, An
         raise
     except Exception as error:  # a defect of the job is that job's fault, not the worker's end
         return {"fault": "EngineFailure", "message": f"{name}: {type(error).__name__}: {error}"}
+
+
+def _short(path: Any) -> str:
+    """Of a path that was too long for the kernel, its beginning."""
+    text = os.fsdecode(path) if isinstance(path, bytes) else str(path)
+    return text if len(text) <= 4096 else f"{text[:80]}…"
 
 
 def _run_apart(frame: dict[str, Any], port: JobPort) -> None:
