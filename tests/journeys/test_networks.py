@@ -100,6 +100,37 @@ def test_names_on_a_user_network(machine: Machine) -> None:
     assert "network shop not found" in docker(machine, "network", "rm", "shop", check=False)
 
 
+def test_links_on_a_user_network(machine: Machine) -> None:
+    """`--link NAME:ALIAS`: found by the alias by who has the link, and by nobody else; so with `network connect --link`."""
+    docker(machine, "network", "create", "shop")
+    lookup = ["nslookup", "store", "127.0.0.11"]
+    try:
+        docker(machine, "run", "-d", "--name", "db", "--network", "shop", "busybox", "sleep", "1000")
+        address = inspect(machine, "container", "db")["NetworkSettings"]["Networks"]["shop"]["IPAddress"]
+        linked = ["--network", "shop", "--link", "db:store"]
+        assert address in docker(machine, "run", "--rm", *linked, "busybox", *lookup)
+        assert address not in docker(
+            machine, "run", "--rm", "--network", "shop", "busybox", *lookup, check=False
+        )
+        docker(machine, "run", "-d", "--name", "late", "busybox", "sleep", "1000")
+        docker(machine, "network", "connect", "--link", "db:store", "shop", "late")
+        machine.kill()
+        machine.start()
+        assert address in docker(machine, "exec", "late", *lookup)
+        shown = inspect(machine, "container", "late")["NetworkSettings"]["Networks"]["shop"]["Links"]
+        assert shown == ["db:store"]
+        for words, said in (
+            (("--network", "host"), "host type networking can't be used with links"),
+            (("--network", "container:db"), "container type network can't be used with links"),
+            ((), "links of the default bridge are not supported"),
+        ):
+            refused = docker(machine, "create", *words, "--link", "db:store", "busybox", check=False)
+            assert said in refused, refused
+    finally:
+        docker(machine, "rm", "-f", "db", "late", check=False)
+        docker(machine, "network", "rm", "shop")
+
+
 def test_connect_and_disconnect(machine: Machine) -> None:
     """A running container joins and leaves; what it published goes on being published; after a restart it is as it was."""
     port = free_port()

@@ -18,7 +18,9 @@ from ketchd.containers.shapes import fold, pick
 SETTINGS: dict[str, Any] = {
     "IPAMConfig": None, "Links": None, "Aliases": None, "MacAddress": "", "DriverOpts": None, "GwPriority": 0,
 }  # fmt: skip
-_MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
+_MAC = re.compile(
+    r"[0-9a-fA-F]{2}([:-])[0-9a-fA-F]{2}(\1[0-9a-fA-F]{2}){4}|[0-9a-fA-F]{4}(\.[0-9a-fA-F]{4}){2}"
+)
 _ALONE = ("host", "none")
 
 
@@ -80,20 +82,39 @@ def check(network: str, sent: Mapping[str, Any] | None) -> dict[str, Any]:
         raise InvalidInput("network-scoped alias is supported only for containers in user defined networks")
     if settings["Links"] and not user_defined:
         raise Unsupported("links of the default bridge are not supported: use a user-defined network")
+    for one in settings["Links"] or ():
+        parse_link(one)
     if settings["MacAddress"] and not _MAC.fullmatch(settings["MacAddress"]):
         raise InvalidInput(f"invalid MAC address: {str(settings['MacAddress'])[:40]}")
+    if settings["MacAddress"]:  # as Go's net.ParseMAC takes it: 02-42-…, 0242.…
+        digits = re.sub(r"[:.-]", "", settings["MacAddress"]).lower()
+        settings["MacAddress"] = bytes.fromhex(digits).hex(":")
     return settings
+
+
+def parse_link(text: Any) -> tuple[str, str]:
+    """`db:data` -> (db, data): the container db is data to whoever has the link; `db` is itself. Raises InvalidInput.
+
+    Source: docker/cli opts/opts.go, ParseLink; `/db:/web/data`, as inspect shows links, is read as well.
+    """
+    if not isinstance(text, str) or not text:
+        raise InvalidInput("empty string specified for links")
+    name, *rest = text.split(":")
+    if len(rest) > 1:
+        raise InvalidInput(f"bad format for links: {text[:200]}")
+    return name.lstrip("/"), (rest[0] if rest else name).rpartition("/")[2]
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One endpoint to be. address, mac: asked for, empty for any."""
+    """One endpoint to be. address, mac: asked for, empty for any. links: (name, alias) of others, for this one alone."""
 
     network: str
     address: str
     mac: str
     aliases: tuple[str, ...]
     priority: int
+    links: tuple[tuple[str, str], ...] = ()
 
 
 def wanted(networking: Mapping[str, Any]) -> list[Wanted]:
@@ -109,6 +130,7 @@ def of(network: str, settings: Mapping[str, Any]) -> Wanted:
         mac=settings["MacAddress"],
         aliases=tuple(settings["Aliases"] or ()),
         priority=int(settings["GwPriority"]),
+        links=tuple(parse_link(one) for one in settings["Links"] or ()),
     )
 
 

@@ -223,8 +223,8 @@ def _not_offered(host: Mapping[str, Any]) -> Iterator[InvalidInput | Unsupported
     """What dockerd has and we have not, or not on this system: better refused than forgotten."""
     if host["Isolation"] not in ("", "default"):
         yield InvalidInput(f"invalid isolation '{host['Isolation'][:60]}' on linux")
-    if host["Links"]:
-        yield Unsupported("links of the default bridge are not supported: use a user-defined network")
+    if host["Links"] and (refusal := _of_links(host["NetworkMode"])) is not None:
+        yield refusal
     if host["StorageOpt"]:
         yield InvalidInput("--storage-opt is supported only for overlay over xfs with 'pquota' mount option")
     for request in host["DeviceRequests"] or []:
@@ -233,6 +233,18 @@ def _not_offered(host: Mapping[str, Any]) -> Iterator[InvalidInput | Unsupported
         yield InvalidInput(
             f'could not select device driver "{driver[:60]}" with capabilities: [{shown[:200]}]'
         )
+
+
+def _of_links(mode: str) -> InvalidInput | Unsupported | None:
+    """Those of a user-defined network are its endpoint's: what stands beside them here says nothing, as in dockerd."""
+    if mode == "host" or mode.startswith("container:"):
+        kind = "host type networking" if mode == "host" else "container type network"
+        return InvalidInput(
+            f"conflicting options: {kind} can't be used with links. This would result in undefined behavior"
+        )
+    if mode in ("", "default", "bridge", "none"):
+        return Unsupported("links of the default bridge are not supported: use a user-defined network")
+    return None
 
 
 def _check_names(host: Mapping[str, Any]) -> None:

@@ -72,6 +72,7 @@ def reserve_one(
         position=position,
         default_route=default_route,
         names=endpoints.dns_names(record.name, record.id, record.config["Hostname"], one.aliases),
+        links=one.links,
         upstream=rooms.defaults.resolving(record.host_config)[0],
     )
 

@@ -13,6 +13,7 @@ from ketchd.network.addresses import check_address, choose_address
 from ketchd.network.definition import Network
 from ketchd.network.files import EMBEDDED_SERVER
 
+_LISTS = ("names", "upstream", "links")
 _FIRST_INDEX = 100  # behind every fallback tunnel that a kernel may put into a new namespace
 
 
@@ -22,7 +23,7 @@ class EndpointLease:
 
     link: our end of its veth pair. interface: the container's end, `eth` and the position. default_route: its default
     gateway is this network's. has_names: the embedded DNS server answers on it. names: by which others find it there.
-    upstream: DNS servers that the container asked for.
+    upstream: DNS servers that the container asked for. links: `NAME:ALIAS`, by which it alone finds another there.
     """
 
     container_id: str
@@ -42,6 +43,7 @@ class EndpointLease:
     internal: bool = False
     names: tuple[str, ...] = ()
     upstream: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()
 
     @property
     def link(self) -> str:
@@ -60,14 +62,14 @@ class EndpointLease:
 
     def to_record(self) -> dict[str, Any]:
         """For the container's record."""
-        return {**asdict(self), "names": list(self.names), "upstream": list(self.upstream)}
+        return {**asdict(self), **{key: list(getattr(self, key)) for key in _LISTS}}
 
     @staticmethod
     def from_record(stored: Mapping[str, Any]) -> EndpointLease:
         """The lease again."""
         known = {one.name for one in fields(EndpointLease)}
         values = {key: value for key, value in stored.items() if key in known}
-        values.update({key: tuple(values.get(key, ())) for key in ("names", "upstream")})
+        values.update({key: tuple(values.get(key, ())) for key in _LISTS})
         return EndpointLease(**values)
 
 

@@ -1,7 +1,7 @@
 """Who a name is: what the embedded DNS server knows of containers, and whom it tells. Pure.
 
 A container is found by its name, its aliases, its short id and its host name by those who share a user-defined network with
-it, and by `NAME.NETWORK`. Source: moby libnetwork/resolver.go, sandbox_dns_unix.go.
+it, and by `NAME.NETWORK`; by the alias of a link, whoever has the link. Source: moby libnetwork/resolver.go, sandbox_dns_unix.go.
 """
 
 from __future__ import annotations
@@ -40,7 +40,14 @@ class NameTable:
     def addresses(self, container_id: str, name: str) -> list[str] | None:
         """Whom the container means by `name`; None when nobody of its networks is called that."""
         wanted = name.lower().rstrip(".")
-        for lease in self._networks.get(container_id, []):
+        held = self._networks.get(container_id, [])
+        for lease in held:
+            target = _links(lease).get(wanted, "")
+            if found := self._addresses.get((lease.network_id, target)):
+                return list(found)
+        for lease in held:
+            if wanted in _links(lease):
+                continue
             candidates = [wanted]
             suffix = "." + lease.network_name.lower()
             if wanted.endswith(suffix):
@@ -71,3 +78,9 @@ class NameTable:
         return next(
             (list(lease.upstream) for lease in self._networks.get(container_id, []) if lease.upstream), []
         )
+
+
+def _links(lease: EndpointLease) -> dict[str, str]:
+    """Alias -> name."""
+    found = (one.lower().partition(":") for one in lease.links)
+    return {alias: name for name, _, alias in found}

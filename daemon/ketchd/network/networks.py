@@ -262,12 +262,13 @@ class Networks:
 
     def reserve(
         self, container_id: str, network: str = BRIDGE, *, address: str = "", mac: str = "", position: int = 0,
-        default_route: bool = True, names: Iterable[str] = (), upstream: Iterable[str] = (),
+        default_route: bool = True, names: Iterable[str] = (), links: Iterable[tuple[str, str]] = (),
+        upstream: Iterable[str] = (),
     ) -> EndpointLease:  # fmt: skip
         """A place on `network` (name or id) for the container, until `release`.
 
         address, mac: asked for; empty for the next free and the one made from it. position: `eth` and this number inside.
-        names: by which others on a user-defined network find it. Raises NotFound, InvalidInput, EngineFailure, Unavailable.
+        names: by which others on a user-defined network find it. links: (name, alias), by which it alone finds others. Raises NotFound, InvalidInput, EngineFailure, Unavailable.
         """
         try:
             found = self.find(network)
@@ -283,7 +284,8 @@ class Networks:
             endpoint_id=secrets.token_hex(32), address=str(leased), prefix=found.network.prefixlen,
             gateway=found.gateway, mac=mac.lower() or mac_of(leased), bridge=found.link, mtu=found.mtu,
             position=position, default_route=default_route and not found.internal, has_names=found.has_names,
-            isolated=not found.icc, internal=found.internal, names=tuple(names), upstream=tuple(upstream),
+            isolated=not found.icc, internal=found.internal, names=tuple(names),
+            links=tuple(f"{name}:{alias}" for name, alias in links), upstream=tuple(upstream),
         )  # fmt: skip
         self._leases.setdefault(container_id, {})[found.id] = lease
         self._naming.changed()

@@ -45,6 +45,10 @@ def test_addresses_macs_and_names() -> None:
         ("shop", {"shop": {"IPAMConfig": "x"}}, InvalidInput),
         ("container:x", {"shop": {}}, InvalidInput),
         ("shop", {"shop": {"MacAddress": "nonsense"}}, InvalidInput),
+        ("shop", {"shop": {"MacAddress": "02-42:00-00-00-01"}}, InvalidInput),
+        ("shop", {"shop": {"Links": [""]}}, InvalidInput),
+        ("shop", {"shop": {"Links": [1]}}, InvalidInput),
+        ("shop", {"shop": {"Links": ["a:b:c"]}}, InvalidInput),
         ("shop", {"shop": {"IPAMConfig": {"IPv4Address": "nonsense"}}}, InvalidInput),
         ("shop", {"shop": {"IPAMConfig": {"IPv6Address": "fd00::1"}}}, Unsupported),
     ],
@@ -52,6 +56,22 @@ def test_addresses_macs_and_names() -> None:
 def test_refusals(mode: str, sent: dict[str, Any], fault: type[Fault]) -> None:
     with pytest.raises(fault):
         endpoints.normalise(mode, sent)
+
+
+@pytest.mark.parametrize("text", ["02:42:AA:bb:00:01", "02-42-aa-bb-00-01", "0242.aabb.0001"])
+def test_forms_of_a_mac(text: str) -> None:
+    """Every one that Go's net.ParseMAC takes for Ethernet."""
+    assert endpoints.check("shop", {"MacAddress": text})["MacAddress"] == "02:42:aa:bb:00:01"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("db:data", ("db", "data")), ("db", ("db", "db")), ("/db:/web/data", ("db", "data"))],
+)
+def test_links(text: str, expected: tuple[str, str]) -> None:
+    """`NAME:ALIAS`, `NAME`, and as inspect shows them."""
+    assert endpoints.parse_link(text) == expected
+    assert endpoints.of("shop", endpoints.check("shop", {"Links": [text]})).links == (expected,)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ TABLE = NameTable(
         lease("twin", "back", "10.1.0.4", "twin", "data"),
         lease("vault", "inner", "10.2.0.2", "vault", internal=True),
         lease("long", "back", "10.1.0.5", "l" * 64),
+        lease("shop", "back", "10.1.0.6", links=("DB:Store", "twin:db", "gone:x")),
         lease("plain", "bridge", "172.17.0.2", "plain", has_names=False),
     ]
 )
@@ -42,6 +43,7 @@ TABLE = NameTable(
         ("web", "db.front", None), ("web", "data", ["10.1.0.3", "10.1.0.4"]), ("db", "www", None), ("db", "web", ["10.1.0.2"]),
         ("web", "www", ["10.0.0.2"]), ("web", "vault", None), ("web", "plain", None), ("plain", "web", None),
         ("nobody", "web", None), ("web", "", None),
+        ("shop", "store", ["10.1.0.3"]), ("shop", "DB", ["10.1.0.4"]), ("shop", "x", None), ("web", "store", None),
     ],
 )  # fmt: skip
 def test_whom_a_name_means(asker: str, name: str, expected: list[str] | None) -> None:
