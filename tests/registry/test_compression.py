@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import io
 import json
+import tarfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,10 @@ from registry.conftest import Engine, engine_below, need, noise, until
 from ketch_testing.hostile import DOCKER_MANIFEST, HostileRegistry, hostile_registry
 from ketch_testing.rooms import image_of, layer_of, tar_of
 from ketch_wire.faults import InvalidInput
+from ketchd.engine.save import saving
 from ketchd.model.compression import Compression
 from ketchd.model.digest import Digest
-from ketchd.model.manifest import OCI_MANIFEST
+from ketchd.model.manifest import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
 
 BASE, TOP = {"a": b"base" * 2000}, {"b": b"top" * 2000}
 ZSTD = Compression("zstd", strict=True)
@@ -92,14 +96,14 @@ async def test_a_format_that_is_there_is_not_made_again(engine: Engine, target: 
     name = f"{target.host}/app:1"
     await image_of(engine.rooms, [layer], name)
     await engine.push(name)
-    gzip = target.manifests["app"]["1"]
+    first = target.manifests["app"]["1"]
     await engine.push(name, compression=ZSTD)
     zstd = target.manifests["app"]["1"]
-    assert zstd != gzip
+    assert zstd != first
     target.seen.clear()
 
     await engine.push(name, compression=Compression("gzip", strict=True))
-    assert document_of(target, "app")["layers"][0]["digest"] == json.loads(gzip[0])["layers"][0]["digest"]
+    assert document_of(target, "app")["layers"][0]["digest"] == json.loads(first[0])["layers"][0]["digest"]
     await engine.push(name, compression=ZSTD)
     assert document_of(target, "app")["layers"] == json.loads(zstd[0])["layers"]
     assert target.asked("POST", "/uploads/") == []
@@ -208,3 +212,77 @@ async def test_a_push_that_is_cancelled_while_it_compresses(
     assert engine.rooms.blobs.of_layer(layer) == [] and target.manifests == {}
     await engine.push(name)
     assert document_of(target, "app")["config"]["digest"] == str(image_id)
+
+
+async def test_what_an_oci_manifest_says_of_its_parts_is_kept(
+    engine: Engine, hostile: HostileRegistry, target: HostileRegistry, tmp_path: Path
+) -> None:
+    """Its subject and type too, but not what is true of the old bytes alone; in an archive as well."""
+    image = hostile.put_image("me/app", "0", [tar_of(BASE), tar_of(TOP)])
+    parts = json.loads(image.manifest)
+    rows = [
+        {
+            "mediaType": f"{OCI_LAYER}+gzip", "digest": row["digest"], "size": row["size"],
+            "annotations": {
+                "org.example.layer": str(number), "io.github.containers.zstd-chunked.manifest-position": "1:2:3:4",
+                "containerd.io/snapshot/stargz/toc.digest": "sha256:0",
+            },
+        }
+        for number, row in enumerate(parts["layers"])
+    ]  # fmt: skip
+    plain = tar_of(TOP)
+    rows[1] |= {"mediaType": OCI_LAYER, "digest": hostile.put_blob("me/app", plain), "size": len(plain)}
+    document = {
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST, "artifactType": "application/vnd.example",
+        "config": {**parts["config"], "mediaType": OCI_CONFIG, "annotations": {"org.example.config": "yes"}},
+        "layers": rows, "subject": {"mediaType": OCI_MANIFEST, "digest": image.digest, "size": len(image.manifest)},
+        "annotations": {"org.example": "kept"},
+    }  # fmt: skip
+    hostile.put_manifest("me/app", "1", json.dumps(document).encode(), OCI_MANIFEST)
+    image_id = await engine.pull(f"{hostile.host}/me/app:1")
+    engine.tag(image_id, f"{target.host}/copy:1")
+
+    await engine.push(f"{target.host}/copy:1", compression=Compression("uncompressed", strict=True))
+
+    made = document_of(target, "copy")
+    for key in ("artifactType", "subject", "annotations", "config"):
+        assert made[key] == document[key], key
+    first, second = made["layers"]
+    assert first["digest"] != rows[0]["digest"] and first["annotations"] == {"org.example.layer": "0"}
+    assert second == rows[1]
+    async with saving(engine.rooms, [f"{hostile.host}/me/app:1"]) as archive:
+        content = b"".join([piece async for piece in archive])
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+
+        def read(name: str) -> Any:
+            found = tar.extractfile(name)
+            assert found is not None
+            return json.load(found)
+
+        (entry,) = read("index.json")["manifests"]
+        saved = read(f"blobs/sha256/{entry['digest'][7:]}")
+    assert saved["annotations"] == document["annotations"] and saved["subject"] == document["subject"]
+    assert [row["annotations"]["org.example.layer"] for row in saved["layers"]] == ["0", "1"]
+
+
+async def test_a_layer_that_came_twice_in_two_forms_goes_as_it_came(
+    engine: Engine, hostile: HostileRegistry, target: HostileRegistry
+) -> None:
+    """The manifest that was pulled names both."""
+    tar = tar_of(BASE)
+    image = hostile.put_image("me/app", "0", [tar, tar])
+    document = json.loads(image.manifest)
+    other = gzip.compress(tar, 1, mtime=1)
+    document["layers"][1] |= {"digest": hostile.put_blob("me/app", other), "size": len(other)}
+    content = json.dumps(document).encode()
+    hostile.put_manifest("me/app", "1", content, DOCKER_MANIFEST)
+    image_id = await engine.pull(f"{hostile.host}/me/app:1")
+    engine.tag(image_id, f"{target.host}/copy:1")
+
+    await engine.push(f"{target.host}/copy:1")
+
+    assert target.manifests["copy"]["1"] == (content, DOCKER_MANIFEST)
+    assert {row["digest"] for row in document["layers"]} <= set(target.blobs["copy"])
+    await engine.push(f"{target.host}/copy:1", compression=ZSTD)
+    first, second = document_of(target, "copy")["layers"]
+    assert first == second

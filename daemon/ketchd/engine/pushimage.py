@@ -52,16 +52,18 @@ class ImagePush:
         """The manifest, everything of which is at the registry then. Raises Refused, Unreachable, EngineFailure."""
         known = self.came_with or self._manifest()
         slots = self.slots or asyncio.Semaphore(self.rooms.registry.settings.uploads)
-        wanted: dict[Digest, list[Descriptor]] = {}
-        for position, diff_id in enumerate(self.layers):
-            wanted.setdefault(diff_id, list(known.layers[position : position + 1]) if known else [])
-        for diff_id in reversed(wanted):
+        # A layer may have come twice, in two forms: the manifest has both.
+        forms = [[form] for form in known.layers] if known else [[] for _ in self.layers]
+        places = [
+            (diff_id, *(form.digest for form in first))
+            for diff_id, first in zip(self.layers, forms, strict=True)
+        ]
+        wanted = dict(zip(reversed(places), reversed(forms), strict=True))
+        for diff_id in dict.fromkeys(place[0] for place in wanted):
             self.board.say("Preparing", diff_id.short)
-        pushed = await together(
-            self._layer(diff_id, first, slots) for diff_id, first in reversed(wanted.items())
-        )
-        by_layer = dict(zip(reversed(wanted), pushed, strict=True))
-        layers = tuple(by_layer[diff_id] for diff_id in self.layers)
+        pushed = await together(self._layer(place[0], first, slots) for place, first in wanted.items())
+        by_place = dict(zip(wanted, pushed, strict=True))
+        layers = tuple(by_place[place] for place in places)
         config = await self._config(known)
         tracepoint.reach("push.config-pushed")
         if known is not None and tuple(layer.digest for layer in known.layers) == tuple(
@@ -75,7 +77,7 @@ class ImagePush:
             Descriptor(manifests.OCI_CONFIG if oci else manifests.DOCKER_CONFIG, config.digest, config.size),
             [_typed(layer, oci) for layer in layers],
             oci=oci,
-            annotations=manifests.annotations_of(known) if known is not None and was_oci else None,
+            like=known,
         )
 
     def _tell_of_another(self, known: Manifest | None, converted: bool) -> None:
@@ -139,8 +141,10 @@ class ImagePush:
                 if await self.repository.has_blob(candidate.digest, candidate.size):
                     self.board.say("Layer already exists", shown)
                     return candidate
+                if candidate in first and await self._give(candidate, shown):
+                    return candidate  # rather than another form that the registry has: the manifest stays the same
             for candidate in candidates:
-                if await self._give(candidate, shown):
+                if candidate not in first and await self._give(candidate, shown):
                     return candidate
             made = self.made[diff_id] = self.made.get(diff_id) or await self._compress(diff_id, forms)
             if await self.repository.has_blob(made.digest, made.size):

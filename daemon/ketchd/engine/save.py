@@ -13,7 +13,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ketch_wire.faults import EngineFailure, InvalidInput, NotFound
+from ketch_wire.faults import EngineFailure, Fault, InvalidInput, NotFound
 from ketchd.content.archives import Member, stream
 from ketchd.content.documents import Document
 from ketchd.content.images import ImageRecord
@@ -141,6 +141,7 @@ async def _members(rooms: Rooms, chosen: Sequence[_Chosen]) -> AsyncIterator[Mem
                 Descriptor(OCI_CONFIG, item.record.id, len(config)),
                 [Descriptor(OCI_LAYER, layer, sizes[layer]) for layer in item.record.layers],
                 oci=True,
+                like=_known(rooms, item.record),
             )
             digest = Digest.of(manifest.content)
             added |= {item.record.id: config, digest: manifest.content}
@@ -168,6 +169,18 @@ async def _members(rooms: Rooms, chosen: Sequence[_Chosen]) -> AsyncIterator[Mem
     yield Member("oci-layout", 0, content=_LAYOUT)
     if repositories := _repositories(chosen):
         yield Member("repositories", 0, content=_json(repositories))
+
+
+def _known(rooms: Rooms, record: ImageRecord) -> Manifest | None:
+    """The manifest that the image came with, if it can be read."""
+    found = rooms.images.manifest_of(record.id)
+    if found is None:
+        return None
+    try:
+        known = parse(rooms.blobs.read(found[0]), found[1])
+    except Fault:
+        return None  # damaged or of another kind: the archive goes without what it says
+    return known if isinstance(known, Manifest) and known.config.digest == record.id else None
 
 
 def _row(item: _Chosen, sizes: Mapping[Digest, int]) -> dict[str, Any]:

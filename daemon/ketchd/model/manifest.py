@@ -42,6 +42,8 @@ _DECISIVE = {
     key.lower(): key
     for key in ("mediaType", "schemaVersion", "manifests", "layers", "config", "fsLayers", "digest", "size")
 }
+# Of the compressed bytes themselves: where a table of contents lies in them, what they hash to.
+_OF_ONE_FORM = ("io.github.containers.zstd-chunked.", "containerd.io/snapshot/", "io.containers.estargz.")
 _ATTESTATION = "vnd.docker.reference.type"
 
 
@@ -173,23 +175,39 @@ def artifact_type(manifest: Manifest) -> str | None:
 
 
 def compose(
-    config: Descriptor,
-    layers: Sequence[Descriptor],
-    *,
-    oci: bool = False,
-    annotations: Mapping[str, Any] | None = None,
+    config: Descriptor, layers: Sequence[Descriptor], *, oci: bool = False, like: Manifest | None = None
 ) -> Manifest:
-    """A manifest in the very bytes that dockerd would write, so that equal images have equal digests. annotations: OCI's."""
+    """A manifest in the very bytes that dockerd would write, so that equal images have equal digests.
+
+    like: of the same layers in other forms: what it says of itself and of them is kept, where the new one is OCI's too; Docker's
+    schema has no place for it. Source: image-spec manifest.md, descriptor.md.
+    """
     media_type = OCI_MANIFEST if oci else DOCKER_MANIFEST
+    known = json.loads(like.content) if like is not None and oci else {}
+    rows = known.get("layers") or []
+    if len(rows) != len(layers):
+        rows = [{}] * len(layers)
     document: dict[str, Any] = {
         "schemaVersion": 2,
         "mediaType": media_type,
-        "config": config.to_json(),
-        "layers": [layer.to_json() for layer in layers],
+        "config": _like(config, known.get("config") or {}),
+        "layers": [_like(layer, row) for layer, row in zip(layers, rows, strict=True)],
     }
-    if annotations:
-        document["annotations"] = dict(annotations)
-    return Manifest(media_type, config, tuple(layers), json.dumps(document, indent=3).encode())
+    document |= {key: known[key] for key in ("artifactType", "subject", "annotations") if known.get(key)}
+    made = tuple(_descriptor(row, "layers") for row in document["layers"])
+    return Manifest(media_type, config, made, json.dumps(document, indent=3).encode(), *_about(document))
+
+
+def _like(descriptor: Descriptor, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The descriptor in a manifest, with what `row` says of the same content in maybe another form besides."""
+    shown = descriptor.to_json()
+    if row.get("digest") == shown["digest"]:
+        return {**shown, **{key: value for key, value in row.items() if key not in shown}}
+    annotations = row.get("annotations")
+    kept = annotations.items() if isinstance(annotations, dict) else ()
+    if said := {key: value for key, value in kept if not key.startswith(_OF_ONE_FORM)}:
+        shown["annotations"] = said
+    return shown
 
 
 def annotations_of(document: Manifest | Index) -> dict[str, Any]:
