@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ketch_wire.faults import EngineFailure, Fault
+from ketch_wire.faults import EngineFailure, Fault, NotFound
 from ketchd.api.archives import ArchiveApi
 from ketchd.api.build import BuildApi
 from ketchd.api.containerlist import ContainerListApi
@@ -51,7 +51,7 @@ from ketchd.content.leases import Leases
 from ketchd.content.pressure import read_policy
 from ketchd.content.recovery import sweep_store
 from ketchd.engine import health, restore, stop
-from ketchd.engine.execs import exec_ended
+from ketchd.engine.execs import exec_ended, found_again
 from ketchd.engine.gc import GarbageKeeper
 from ketchd.engine.information import Facts, host_warnings
 from ketchd.engine.lastcommitted import check_last_committed
@@ -141,7 +141,7 @@ class Engine:
         volumes = Volumes(root, catalogue, events, lambda name: _users_of(supervisor, name), trash)
 
         def on_exec_exit(container_id: str, exec_id: str, code: int) -> None:
-            with contextlib.suppress(Fault):
+            with contextlib.suppress(NotFound):
                 exec_ended(rooms, supervisor.find(container_id), exec_id, code)
 
         def on_detach(container_id: str, exec_id: str) -> None:
@@ -152,7 +152,11 @@ class Engine:
                 else:
                     supervisor.announce(box, "detach")
 
-        shims = Shims(self._launcher, self._exec_root / "containers", log, on_exec_exit, on_detach)
+        def on_execs(container_id: str, running: dict[str, int], complete: bool) -> None:
+            with contextlib.suppress(Fault):
+                found_again(rooms, supervisor.find(container_id), running, complete=complete)
+
+        shims = Shims(self._launcher, self._exec_root / "containers", log, on_exec_exit, on_detach, on_execs)
         self._closing.append(shims.close)
         rooms = self._rooms = Rooms(
             data_root=root, exec_root=self._exec_root, catalogue=catalogue, events=events, blobs=blobs,

@@ -16,9 +16,10 @@ shim meets a new daemon.
     exec         exec (ExecPlan), stream STREAM or None (one fd or none)              -> pid
     exec_resize  id, height, width
     exec_signal  id, number
-    exec_seen    id: the exec's end is known, its stream may close (no answer)
+    exec_seen    id: the exec's end is recorded, its stream may close and its code be forgotten (no answer)
 
-    hello        version, id, state_dir, pid, start_time, state (starting, running, ended), execs {id: pid}
+    hello        version, id, state_dir, pid, start_time, state (starting, running, ended), execs {id: pid}, exit,
+                 execs_ended {id: code}: not seen yet
     child        pid: its network namespace can be configured
     started      pid, start_time
     failed       FAILED: kind (`init`, `plain`), code (126, 127, 128), status (HTTP), message

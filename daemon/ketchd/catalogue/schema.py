@@ -108,7 +108,17 @@ _EVENT_TIMES = (
     "CREATE INDEX events_by_time ON events (time_ns)",
 )  # a stream `since` a moment begins at once
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _DOCUMENTS, _EVENT_TIMES)
+# Execs, until a while after their end. settings: JSON. started: whether its `exec_start` is told. ended_ns: 0 before.
+_EXECS = (
+    """CREATE TABLE execs (
+        id TEXT PRIMARY KEY, container_id TEXT NOT NULL REFERENCES containers (id) ON DELETE CASCADE,
+        settings TEXT NOT NULL, started INTEGER NOT NULL DEFAULT 0, exit_code INTEGER,
+        ended_ns INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID""",
+    "CREATE INDEX execs_by_container ON execs (container_id)",
+    "CREATE INDEX execs_by_end ON execs (ended_ns) WHERE ended_ns > 0",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _DOCUMENTS, _EVENT_TIMES, _EXECS)
 
 
 def migrate(connection: sqlite3.Connection, migrations: tuple[tuple[str, ...], ...] = MIGRATIONS) -> None:

@@ -8,8 +8,8 @@ import os
 import select
 import signal
 import socket
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,11 +82,15 @@ class ClientStream:
 
 @dataclass(frozen=True, slots=True)
 class ExitRecord:
-    """How a run ended. code: 128 and the signal's number for a signal. oom: the OOM killer was at work in it."""
+    """How a run ended. code: 128 and the signal's number for a signal. oom: the OOM killer was at work in it.
+
+    execs: the codes of those that had ended before and that no ketchd was told of, by id.
+    """
 
     code: int
     oom: bool
     finished_ns: int
+    execs: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_exit(container_dir: Path) -> ExitRecord | None:
@@ -210,14 +214,22 @@ class ShimLink:
         elif event == "exit":
             self._has_ended(ExitRecord(message["code"], message["oom"], message["finished_ns"]))
         elif event == "exec_exit":
-            try:
-                self._shims.exec_ended(self.container_id, message["id"], message["code"])
-            finally:
-                self._open_channel().send({"op": "exec_seen", "id": message["id"]})
+            self.exec_ended(message["id"], message["code"])
         elif event == "detached":
             self._shims.detached(self.container_id, message["exec"])
         elif event == "warning":
             self._shims.log.warning("container", container=self.container_id, warning=message["message"])
+
+    def exec_ended(self, exec_id: str, code: int) -> None:
+        """The shim keeps the code until it hears that the end is recorded, and for as long, but not for ever, the client's stream open."""
+        try:
+            self._shims.exec_ended(self.container_id, exec_id, code)
+        except EngineFailure as fault:  # the next ketchd records it
+            self._shims.log.error(
+                "end of exec not recorded", container=self.container_id, exec=exec_id, reason=fault.message
+            )
+        else:
+            self._open_channel().send({"op": "exec_seen", "id": exec_id})
 
     def _runs(self, pid: int, start_time: int) -> None:
         self.pid, self.start_time = pid, start_time

@@ -26,13 +26,15 @@ __all__ = ["ClientStream", "ExitRecord", "LaunchFailed", "ShimLink", "Shims", "r
 
 _OUR_OWN = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)  # says nothing of the shim
 OnExecExit = Callable[[str, str, int], None]
+OnExecs = Callable[[str, dict[str, int], bool], None]
 OnPid = Callable[[int, int], Awaitable[None]]
 
 
 class Shims:
     """Every shim of this ketchd. run_root: holds the containers' run directories. log: structlog's interface.
 
-    on_exec_exit(container, exec, code) is called before the exec's stream closes; on_detach(container, exec or "").
+    on_exec_exit(container, exec, code) is called before the exec's stream closes; on_detach(container, exec or "");
+    on_execs(container, {exec: pid}, complete) when a shim was found again and has told the ends of its execs (all, if complete).
     """
 
     def __init__(
@@ -42,11 +44,13 @@ class Shims:
         log: Any,
         on_exec_exit: OnExecExit,
         on_detach: Callable[[str, str], None] | None = None,
+        on_execs: OnExecs | None = None,
     ) -> None:
         self._launcher = launcher
         self._run_root = run_root
         self._on_exec_exit = on_exec_exit
         self._on_detach = on_detach
+        self._on_execs = on_execs
         self._links: set[ShimLink] = set()
         self.log = log
 
@@ -133,6 +137,10 @@ class Shims:
             await link.abort()
             return False
         link._runs(hello["pid"], hello["start_time"])
+        for exec_id, code in hello.get("execs_ended", {}).items():
+            link.exec_ended(exec_id, code)
+        if self._on_execs is not None:
+            self._on_execs(container_id, hello["execs"], "execs_ended" in hello)
         if hello["exit"]:
             ended = hello["exit"]
             link._has_ended(ExitRecord(ended["code"], ended["oom"], ended["finished_ns"]))

@@ -6,7 +6,9 @@ A Box's lock serialises its transitions (start, end, removal); nobody waits for 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from ketch_wire.faults import Conflict, Fault, InvalidInput, NotFound
@@ -28,7 +30,7 @@ class Exit(Protocol):
 
 
 class ExecRecord:
-    """One exec of a container. Kept in memory: an exec ends with its container, and Docker forgets it as well."""
+    """One exec of a container. In the catalogue, so that the next ketchd tells its end, until a while after that: Docker forgets it as well."""
 
     def __init__(self, exec_id: str, container_id: str, settings: dict[str, Any]) -> None:
         self.id = exec_id
@@ -116,6 +118,13 @@ class Supervisor:
             record = ContainerRecord.from_json(row["record"])
             self._boxes[record.id] = Box(record)
             self._names[record.name] = record.id
+        for row in self._catalogue.query("SELECT * FROM execs"):
+            one = ExecRecord(row["id"], row["container_id"], json.loads(row["settings"]))
+            one.started, one.running = bool(row["started"]), bool(row["started"] and not row["ended_ns"])
+            if row["ended_ns"]:
+                one.exit_code = row["exit_code"]
+                one.ended.set()
+            self._boxes[one.container_id].execs[one.id] = self.execs[one.id] = one
         return list(self._boxes.values())
 
     def __iter__(self) -> Iterator[Box]:
@@ -205,6 +214,32 @@ class Supervisor:
         if found:
             return found[0]
         raise NotFound(f"No such container: {reference[:200]}")
+
+    def add_exec(self, box: Box, record: ExecRecord) -> None:
+        """Record an exec that was made."""
+        with self._catalogue.transaction() as connection:
+            connection.execute(
+                "INSERT INTO execs (id, container_id, settings) VALUES (?, ?, ?)",
+                (record.id, record.container_id, json.dumps(record.settings, separators=(",", ":"))),
+            )
+        box.execs[record.id] = self.execs[record.id] = record
+
+    def save_exec_start(self, record: ExecRecord) -> None:
+        """Record that it is being started."""
+        with self._catalogue.transaction() as connection:
+            connection.execute("UPDATE execs SET started = 1 WHERE id = ?", (record.id,))
+
+    def save_exec_ends(self, records: Sequence[ExecRecord], kept_seconds: float) -> None:
+        """Record their exit codes, and forget those that ended longer ago than `kept_seconds`."""
+        now = time.time_ns()
+        with self._catalogue.transaction() as connection:
+            connection.executemany(
+                "UPDATE execs SET exit_code = ?, ended_ns = ? WHERE id = ?",
+                [(record.exit_code, now, record.id) for record in records],
+            )
+            connection.execute(
+                "DELETE FROM execs WHERE ended_ns > 0 AND ended_ns <= ?", (now - int(kept_seconds * 1e9),)
+            )
 
     def find_exec(self, exec_id: str) -> tuple[Box, ExecRecord]:
         """An exec by its exact id. Raises NotFound."""

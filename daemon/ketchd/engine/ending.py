@@ -64,7 +64,7 @@ async def finish(rooms: Rooms, box: Box, ended: ExitRecord | None, *, restarts: 
     try:
         with rooms.catalogue.transaction():
             rooms.supervisor.save(record)
-            execs.container_ended(rooms, box)
+            execs.container_ended(rooms, box, None if ended is None else ended.execs)
             if record.oom_killed:
                 rooms.supervisor.announce(box, "oom")
             rooms.supervisor.announce(

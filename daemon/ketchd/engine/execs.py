@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-from ketch_wire.faults import Conflict, InvalidInput
+from ketch_wire.faults import Conflict, EngineFailure, InvalidInput
 from ketch_wire.shim import ExecPlan
 from ketchd import tracepoint
 from ketchd.containers import fields, launching
@@ -17,7 +18,7 @@ from ketchd.containers.record import new_id
 from ketchd.containers.settings import check_texts
 from ketchd.containers.shapes import fold
 from ketchd.containers.shims import ClientStream, LaunchFailed
-from ketchd.containers.supervisor import Box, ExecRecord
+from ketchd.containers.supervisor import UNKNOWN_EXIT, Box, ExecRecord
 from ketchd.engine.rooms import Rooms
 
 KEPT_SECONDS = 300.0  # after its end: long enough for every client to ask
@@ -43,8 +44,9 @@ def create_exec(rooms: Rooms, box: Box, body: Mapping[str, Any]) -> ExecRecord:
         raise InvalidInput(f"Invalid escape keys ({settings['DetachKeys'][:60]}) provided") from None
     box.ask(Happening.ASK_EXEC)
     record = ExecRecord(new_id(), box.record.id, settings)
-    box.execs[record.id] = rooms.supervisor.execs[record.id] = record
-    rooms.supervisor.announce(box, f"exec_create: {_shown(settings)}", execID=record.id)
+    with rooms.catalogue.transaction():
+        rooms.supervisor.announce(box, f"exec_create: {_shown(settings)}", execID=record.id)
+        rooms.supervisor.add_exec(box, record)
     tracepoint.reach("exec.created")
     return record
 
@@ -76,7 +78,9 @@ async def start_exec(
         raise Conflict(f"container {box.record.id} is not running")
     record.started = record.running = True
     try:
-        rooms.supervisor.announce(box, f"exec_start: {_shown(record.settings)}", execID=record.id)
+        with rooms.catalogue.transaction():
+            rooms.supervisor.save_exec_start(record)
+            rooms.supervisor.announce(box, f"exec_start: {_shown(record.settings)}", execID=record.id)
         plan = ExecPlan(
             id=record.id,
             process=launching.exec_process(
@@ -88,36 +92,72 @@ async def start_exec(
             raise LaunchFailed("OCI runtime exec failed: exec failed: Cwd must be an absolute path: unknown")
         record.pid = await link.exec_start(record.id, plan, stream)
     except LaunchFailed as failure:
-        _is_over(rooms, box, record, failure.exit_code)
+        never_ran(rooms, box, record, failure.exit_code)
         raise
     except BaseException:
         if not record.ended.is_set():  # unless its container's end was its own
-            _is_over(rooms, box, record, 128)
+            never_ran(rooms, box, record, 128)
         raise
     tracepoint.reach("exec.started")
 
 
 def exec_ended(rooms: Rooms, box: Box, exec_id: str, code: int) -> None:
-    """The shim's word that an exec has ended. Its stream is closed only afterwards."""
+    """The shim's word that an exec has ended. Its stream is closed only afterwards. Raises EngineFailure: it could not be recorded."""
     record = box.execs.get(exec_id)
     if record is None or record.ended.is_set():
         return
     _is_over(rooms, box, record, code)
-    rooms.supervisor.announce(box, "exec_die", execID=exec_id, exitCode=str(code))
+    with rooms.catalogue.transaction():
+        rooms.supervisor.save_exec_ends([record], KEPT_SECONDS)
+        rooms.supervisor.announce(box, "exec_die", execID=exec_id, exitCode=str(code))
 
 
-def container_ended(rooms: Rooms, box: Box) -> None:
-    """What of its execs has not ended ends with it."""
+def found_again(rooms: Rooms, box: Box, running: Mapping[str, int], *, complete: bool) -> None:
+    """What a shim that was away says of its execs: the pids of those that run. complete: it has told every end, as older ones do not."""
+    for record in [one for one in box.execs.values() if one.running]:
+        if record.id in running:
+            record.pid = running[record.id]
+        elif complete:
+            never_ran(rooms, box, record, 128)  # ketchd was killed amid the start
+        else:
+            exec_ended(rooms, box, record.id, UNKNOWN_EXIT)
+
+
+def container_ended(rooms: Rooms, box: Box, codes: Mapping[str, int] | None = None) -> None:
+    """What of its execs has not ended ends with it. codes: of those whose ends its shim alone has seen."""
+    for exec_id, code in (codes or {}).items():
+        if exec_id in box.execs and box.execs[exec_id].exit_code is None:
+            box.execs[exec_id].exit_code = code
     ended = [record for record in box.execs.values() if record.running]
     for record in ended:
         _is_over(rooms, box, record, 137 if record.exit_code is None else record.exit_code)
+    rooms.supervisor.save_exec_ends(ended, KEPT_SECONDS)
     for record in ended:
         rooms.supervisor.announce(box, "exec_die", execID=record.id, exitCode=str(record.exit_code))
+
+
+def never_ran(rooms: Rooms, box: Box, record: ExecRecord, code: int) -> None:
+    """It could not be started: inspect shows `code`, and no `exec_die` is told, as in dockerd."""
+    _is_over(rooms, box, record, code)
+    with contextlib.suppress(EngineFailure):  # on a full disk the next ketchd finds that it does not run
+        rooms.supervisor.save_exec_ends([record], KEPT_SECONDS)
+
+
+def restored(rooms: Rooms) -> None:
+    """Those that the last ketchd saw end are not known for ever."""
+    for box in rooms.supervisor:
+        for record in box.execs.values():
+            if record.ended.is_set():
+                _forget_later(rooms, box, record)
 
 
 def _is_over(rooms: Rooms, box: Box, record: ExecRecord, code: int) -> None:
     record.running, record.exit_code = False, code
     record.ended.set()
+    _forget_later(rooms, box, record)
+
+
+def _forget_later(rooms: Rooms, box: Box, record: ExecRecord) -> None:
     asyncio.get_running_loop().call_later(KEPT_SECONDS, _forget, rooms, box, record.id)
 
 

@@ -168,8 +168,9 @@ async def _command(rooms: Rooms, box: Box, plan: HealthPlan) -> tuple[int, str]:
         stream.close()
         reading.cancel()
         ours.close()
-        box.execs.pop(record.id, None)
-        rooms.supervisor.execs.pop(record.id, None)
+        if record.ended.is_set():  # else it is known until it is
+            box.execs.pop(record.id, None)
+            rooms.supervisor.execs.pop(record.id, None)
 
 
 async def _collect(stream: socket.socket, output: Output) -> None:

@@ -14,7 +14,7 @@ from ketchd.containers.recovery import Decision, decide
 from ketchd.containers.restarts import Policy, starts_on_boot
 from ketchd.containers.shims import ShimLink, read_exit
 from ketchd.containers.supervisor import Box
-from ketchd.engine import announcing, ending, health
+from ketchd.engine import announcing, ending, execs, health
 from ketchd.engine.attaching import let_go_of_ports
 from ketchd.engine.networks import stored_leases
 from ketchd.engine.remove import remove
@@ -29,6 +29,7 @@ async def restore(rooms: Rooms) -> None:
     Raises EngineFailure when it cannot be seen what runs.
     """
     boxes = rooms.supervisor.load()
+    execs.restored(rooms)
     for box in boxes:
         rooms.cgroups.place(box.record.id, box.record.host_config["CgroupParent"] or rooms.cgroup_parent)
     links = await asyncio.gather(*(rooms.shims.adopt(box.record.id) for box in boxes), return_exceptions=True)

@@ -30,6 +30,7 @@ class Exec:
         self.transient = transient
         self.process: Contained | None = None
         self.unseen: Timer | None = None
+        self.told = False  # its end
         self.seen = False
 
 
@@ -50,14 +51,15 @@ class Execs:
         self._say = say
         self._owner = owner  # the container's root outside of its user namespace
         self._execs: dict[str, Exec] = {}
+        self.ended: dict[str, int] = {}  # codes by id, until ketchd has recorded them
         self.on_over: Callable[[], None] = lambda: None
 
     def running(self) -> dict[str, int]:
-        """Pids by exec id."""
+        """Pids by exec id, of those that are not executed yet too: their ends will be told."""
         return {
             key: one.process.pid
             for key, one in self._execs.items()
-            if one.process is not None and one.process.started and one.process.is_running
+            if one.process is not None and not one.told
         }
 
     @property
@@ -66,11 +68,17 @@ class Execs:
         return not self._execs
 
     def start(
-        self, container: int, wire: dict[str, Any], stream: dict[str, Any] | None, fd: int, sequence: int
+        self,
+        container: int,
+        wire: dict[str, Any],
+        stream: dict[str, Any] | None,
+        fd: int,
+        answer: Callable[[dict[str, Any]], bool],
     ) -> None:
-        """Begin one beside the process that the pidfd `container` names; the answer to `sequence` follows.
+        """Begin one beside the process that the pidfd `container` names; `answer` is called when it runs or cannot.
 
-        fd: the client's socket, ours from now on, or -1. Raises LaunchError, OSError (no descriptors).
+        answer: False when whoever asked is gone. fd: the client's socket, ours from now on, or -1.
+        Raises LaunchError, OSError (no descriptors).
         """
         exec_id, process = wire["id"], process_plan(wire["process"])
         streams = Streams(
@@ -100,8 +108,8 @@ class Execs:
         if stream is not None and fd >= 0:
             streams.attach(fd, stream)
         contained.on_warning = lambda text: self._warn(text)
-        contained.on_started = lambda: self._started(exec_id, one, sequence)
-        contained.on_failed = lambda error: self._failed(exec_id, one, sequence, error)
+        contained.on_started = lambda: self._started(contained, answer)
+        contained.on_failed = lambda error: self._failed(exec_id, one, answer, error)
         contained.on_ended = lambda code: self._ended(exec_id, one, code)
         streams.on_detach = lambda: self._detached(exec_id)
         contained.connect()
@@ -112,26 +120,40 @@ class Execs:
     def _detached(self, exec_id: str) -> None:
         self._say({"event": "detached", "exec": exec_id})
 
-    def _started(self, exec_id: str, one: Exec, sequence: int) -> None:
-        assert one.process is not None
-        self._say({"seq": sequence, "pid": one.process.pid})
+    @staticmethod
+    def _started(contained: Contained, answer: Callable[[dict[str, Any]], bool]) -> None:
+        answer({"pid": contained.pid})
 
-    def _failed(self, exec_id: str, one: Exec, sequence: int, error: LaunchError) -> None:
+    def _failed(
+        self, exec_id: str, one: Exec, answer: Callable[[dict[str, Any]], bool], error: LaunchError
+    ) -> None:
         one.streams.abandon()
         one.streams.give_up_output()
         one.streams.finish()
-        self._say({"seq": sequence, "failed": error.to_wire()})
+        if not answer({"failed": error.to_wire()}):
+            self._tell_end(exec_id, one, error.code)
         self._over(exec_id)
+
+    def _tell_end(self, exec_id: str, one: Exec, code: int) -> bool:
+        """False when nobody hears it: then the next ketchd does."""
+        one.told = True
+        self.ended[exec_id] = code
+        return self._say({"event": "exec_exit", "id": exec_id, "code": code})
+
+    def recorded(self, exec_id: str) -> None:
+        """ketchd has recorded the end of `exec_id`."""
+        self.ended.pop(exec_id, None)
+        self.seen(exec_id)
 
     def _ended(self, exec_id: str, one: Exec, code: int) -> None:
         """Its end is told first, and its clients' streams close when ketchd knows it."""
-        if self._say({"event": "exec_exit", "id": exec_id, "code": code}):
+        if self._tell_end(exec_id, one, code):
             one.unseen = self._loop.later(SEEN_SECONDS, lambda: self.seen(exec_id))
         else:
             self.seen(exec_id)
 
     def seen(self, exec_id: str) -> None:
-        """ketchd knows the end of `exec_id`."""
+        """Nobody waits for it to be known that `exec_id` has ended."""
         one = self._execs.get(exec_id)
         if one is None or one.seen:
             return

@@ -26,9 +26,14 @@ def reserve_exit(directory: int) -> None:
         os.close(fd)
 
 
-def write_exit(directory: int, code: int, oom: bool, finished_ns: int) -> None:
-    """Make the record visible in the directory fd. `sync_exit` makes it last. Raises OSError."""
-    record: bytes = msgpack.packb({"code": code, "oom": oom, "finished_ns": finished_ns})
+def write_exit(
+    directory: int, code: int, oom: bool, finished_ns: int, execs: dict[str, int] | None = None
+) -> None:
+    """Make the record visible in the directory fd. `sync_exit` makes it last. Raises OSError.
+
+    execs: codes by id, left out when the disk has no room for them.
+    """
+    record: dict[str, object] = {"code": code, "oom": oom, "finished_ns": finished_ns}
     fd = os.open(
         _TEMPORARY,
         os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC,
@@ -36,11 +41,25 @@ def write_exit(directory: int, code: int, oom: bool, finished_ns: int) -> None:
         dir_fd=directory,
     )
     try:
-        os.write(fd, record)
-        os.ftruncate(fd, len(record))
+        if not execs or not _put(fd, {**record, "execs": execs}):
+            _put(fd, record)
     finally:
         os.close(fd)
     os.rename(_TEMPORARY, EXIT_NAME, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def _put(fd: int, record: dict[str, object]) -> bool:
+    """Make it the file's content; False when it is more than was reserved and there is no more room. Raises OSError."""
+    content: bytes = msgpack.packb(record)
+    try:
+        if os.pwrite(fd, content, 0) < len(content):
+            return False
+    except OSError:
+        if len(content) > _RESERVED:
+            return False
+        raise
+    os.ftruncate(fd, len(content))
+    return True
 
 
 def sync_exit(directory: int) -> None:
@@ -58,11 +77,12 @@ def sync_exit(directory: int) -> None:
         os.close(fd)
 
 
-def read_exit_file(directory: str) -> tuple[int, bool, int] | None:
-    """(code, oom, finished_ns) as recorded in `directory`; None when there is no whole record."""
+def read_exit_file(directory: str) -> tuple[int, bool, int, dict[str, int]] | None:
+    """(code, oom, finished_ns, codes of execs by id) as recorded in `directory`; None when there is no whole record."""
     try:
         with open(os.path.join(directory, EXIT_NAME), "rb") as record:
-            stored = msgpack.unpackb(record.read(4096))
-        return int(stored["code"]), bool(stored["oom"]), int(stored["finished_ns"])
-    except (OSError, ValueError, KeyError, TypeError, msgpack.UnpackException):
+            stored = msgpack.unpackb(record.read())
+        execs = {str(key): int(code) for key, code in stored.get("execs", {}).items()}
+        return int(stored["code"]), bool(stored["oom"]), int(stored["finished_ns"]), execs
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException):
         return None

@@ -125,7 +125,7 @@ class Shim:
             "event": "hello", "version": PROTOCOL_VERSION, "id": self._plan.id, "state_dir": self._plan.state_dir,
             "state": self._state, "pid": self._main.pid if self._main is not None else 0,
             "start_time": self._start_time, "execs": self._execs.running() if self._execs is not None else {},
-            "exit": self._exit,
+            "execs_ended": self._execs.ended if self._execs is not None else {}, "exit": self._exit,
         }  # fmt: skip
 
     def _asked(self, message: dict[str, Any], fds: list[int]) -> None:
@@ -198,9 +198,13 @@ class Shim:
             for fd in fds:
                 os.close(fd)
             raise LaunchError("the container is not running", status=409, kind="plain")
-        self._execs.start(
-            main.pidfd, message["exec"], message["stream"], fds[0] if fds else -1, message["seq"]
-        )
+        asking, sequence = self._link, message["seq"]
+
+        def answer(words: dict[str, Any]) -> bool:
+            """To whom asked: another ketchd counts its requests anew."""
+            return self._link is asking and self._say({"seq": sequence, **words})
+
+        self._execs.start(main.pidfd, message["exec"], message["stream"], fds[0] if fds else -1, answer)
 
     def _do_exec_resize(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
         assert self._execs is not None
@@ -214,7 +218,7 @@ class Shim:
 
     def _do_exec_seen(self, message: dict[str, Any], fds: list[int]) -> None:
         if self._execs is not None:
-            self._execs.seen(message["id"])
+            self._execs.recorded(message["id"])
 
     def _running(self) -> Contained:
         if self._main is None:
@@ -350,7 +354,9 @@ class Shim:
         if self._log is not None:
             self._log.close()
         try:
-            exits.write_exit(self._state_fd, code, oom, finished)
+            exits.write_exit(
+                self._state_fd, code, oom, finished, self._execs.ended if self._execs is not None else {}
+            )
         except OSError as error:
             self._warn(f"the exit record could not be written: {reason(error)}")
         self._exit = {"code": code, "oom": oom, "finished_ns": finished}

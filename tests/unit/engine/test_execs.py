@@ -13,8 +13,8 @@ import pytest
 from ketch_testing.rooms import container_of, image_of, rooms_below
 from ketch_wire.faults import Conflict, EngineFailure
 from ketchd.containers.lifecycle import State
-from ketchd.containers.shims import LaunchFailed
-from ketchd.containers.supervisor import Box, ExecRecord
+from ketchd.containers.shims import LaunchFailed, ShimLink
+from ketchd.containers.supervisor import Box, ExecRecord, Supervisor
 from ketchd.engine import execs
 from ketchd.engine.rooms import Rooms
 
@@ -100,3 +100,47 @@ async def test_an_exec_whose_start_cannot_be_told_does_not_run(
 
     shown = execs.render_exec(record)
     assert (shown["Running"], shown["ExitCode"]) == (False, 128)
+
+
+async def test_an_end_that_cannot_be_recorded_is_not_acknowledged(
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shim tells it again, to the next ketchd, which takes the exec for a running one until then."""
+    box, record = await made(rooms, begun)
+    await execs.start_exec(rooms, box, record, None)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise EngineFailure("catalogue: no space left on device")
+
+    sent: list[Any] = []
+    with monkeypatch.context() as disk:
+        disk.setattr(rooms.events, "append", full)
+        shims: Any = SimpleNamespace(
+            exec_ended=lambda _, exec_id, code: execs.exec_ended(rooms, box, exec_id, code), log=rooms.log
+        )
+        link = ShimLink(box.record.id, shims)
+        link._channel = SimpleNamespace(send=sent.append, close=lambda: None)  # type: ignore[assignment]
+        link.exec_ended(record.id, 5)
+    assert sent == []
+    assert execs.render_exec(record)["ExitCode"] == 5
+
+    again = Supervisor(rooms.catalogue, rooms.events)
+    again.load()
+    assert [(one.id, one.running) for one in again.execs.values()] == [(record.id, True)]
+
+
+async def test_what_a_shim_found_again_does_not_know_did_not_run(rooms: Rooms) -> None:
+    """One of an older shim, which forgets what has ended, did: its code is not known."""
+    box, record = await made(rooms, begun)
+    await execs.start_exec(rooms, box, record, None)
+    execs.found_again(rooms, box, {record.id: 9}, complete=True)
+    assert (record.running, record.pid) == (True, 9)
+    execs.found_again(rooms, box, {}, complete=True)
+    assert (record.running, record.exit_code) == (False, 128)
+
+    other = execs.create_exec(rooms, box, {"Cmd": ["x"]})
+    await execs.start_exec(rooms, box, other, None)
+    execs.found_again(rooms, box, {}, complete=False)
+    assert (other.running, other.exit_code) == (False, 255)
+    told = [event.attributes for event in rooms.events.since(0) if event.action == "exec_die"]
+    assert [(one["execID"], one["exitCode"]) for one in told] == [(other.id, "255")]

@@ -98,7 +98,9 @@ def test_an_exec_that_gets_no_descriptors_keeps_nobody_waiting(monkeypatch: pyte
     }  # fmt: skip
     running = execs.Execs(loop, (), -1, lambda _: True)
     with pytest.raises(OSError, match="too many open files"):
-        running.start(-1, ExecPlan("e", ProcessPlan(("true",), ())).to_wire(), stream, given.detach(), 1)
+        running.start(
+            -1, ExecPlan("e", ProcessPlan(("true",), ())).to_wire(), stream, given.detach(), lambda _: True
+        )
 
     client.settimeout(10)
     assert client.recv(1) == b"" and running.are_over

@@ -23,7 +23,8 @@ from ketch_wire.launch import (
 )
 from ketch_wire.shim import ExecPlan
 from ketchd.containers.shims import ExitRecord, LaunchFailed, read_exit
-from ketchd.shim.exits import sync_exit, write_exit
+from ketchd.shim import exits
+from ketchd.shim.exits import reserve_exit, sync_exit, write_exit
 from ketchd.shim.plans import launch_plan, outline, process_plan, whole_plan
 
 # A busy machine is no reason to fail.
@@ -162,6 +163,26 @@ def test_exit_records(tmp_path_factory: pytest.TempPathFactory, code: int, oom: 
 
     assert read_exit(path) == ExitRecord(code, oom, finished)
     assert os.listdir(path) == ["exit"]
+
+
+def test_an_exit_record_with_more_than_its_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The codes of execs, of which none may cost the container's own when the disk is full."""
+    codes = {f"{number:064x}": number for number in range(200)}
+    directory = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    reserve_exit(directory)
+    write_exit(directory, 1, False, 2, codes)
+    assert read_exit(tmp_path) == ExitRecord(1, False, 2, codes)
+
+    def put(fd: int, content: bytes, offset: int) -> int:
+        """The disk has what was reserved."""
+        os.lseek(fd, offset, os.SEEK_SET)
+        return os.write(fd, content[:128])
+
+    monkeypatch.setattr(exits.os, "pwrite", put)
+    reserve_exit(directory)
+    write_exit(directory, 3, True, 4, codes)
+    os.close(directory)
+    assert read_exit(tmp_path) == ExitRecord(3, True, 4)
 
 
 @pytest.mark.parametrize(
