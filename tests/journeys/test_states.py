@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import needs_root
 
-from ketch_testing.machine import Machine
+from ketch_testing.machine import Machine, UnixConnection
 from ketchd.containers.lifecycle import TABLE, Happening, Refuse, State
 
 pytestmark = [needs_root, pytest.mark.root]
@@ -74,7 +76,7 @@ def bring_to(state: State, ask: Ask, machine: Machine) -> str:
         until(ask, waits)
     if state is State.DEAD:
         hold(machine, made, "+i")
-        assert ask("DELETE", "/containers/it")[0] == 409
+        assert ask("DELETE", "/containers/it")[0] == 500
     assert ask("GET", "/containers/it/json")[1]["State"]["Status"] == state.value
     return str(made)
 
@@ -151,6 +153,60 @@ def test_wait_returns_at_once_when_it_does_not_run(state: State, ask: Ask, machi
     bring_to(state, ask, machine)
     code = 0 if state is State.CREATED else 137
     assert ask("POST", "/containers/it/wait") == (200, {"StatusCode": code})
+
+
+def test_wait_tells_why_it_did_not_start(ask: Ask, machine: Machine) -> None:
+    ask("POST", "/containers/create?name=it", {**SLEEPS, "Cmd": ["/nope"]})
+    ask("POST", "/containers/it/start")
+    state = ask("GET", "/containers/it/json")[1]["State"]
+    assert 'exec: "/nope"' in state["Error"]
+    told = {"StatusCode": 127, "Error": {"Message": state["Error"]}}
+    assert ask("POST", "/containers/it/wait") == (200, told)
+
+
+@pytest.mark.skipif(shutil.which("chattr") is None, reason="chattr is not installed (e2fsprogs)")
+@pytest.mark.parametrize("by_itself", [False, True], ids=["rm", "--rm"])
+@pytest.mark.parametrize("condition", ["removed", "next-exit"])
+def test_a_removal_that_fails_is_told_to_who_waits_for_it(
+    condition: str, by_itself: bool, ask: Ask, machine: Machine
+) -> None:
+    """With dockerd's words, status and state; and the next attempt may succeed."""
+    wanted = {
+        "Image": "busybox",
+        "Cmd": ["sh", "-c", "while [ ! -e /go ]; do sleep 0.02; done; exit 4"],
+        "HostConfig": {"AutoRemove": by_itself},
+    }
+    made = ask("POST", "/containers/create?name=it", wanted)[1]["Id"]
+    ask("POST", "/containers/it/start")
+    go = Path(f"/proc/{ask('GET', '/containers/it/json')[1]['State']['Pid']}/root/go")
+    if not by_itself:
+        go.touch()
+        until(ask, lambda seen: seen["State"]["Status"] == "exited")
+    hold(machine, made, "+i")
+    try:
+        waiting = UnixConnection(str(machine.socket))
+        waiting.request("POST", f"/containers/it/wait?condition={condition}")
+        response = waiting.getresponse()  # the waiter stands
+        if by_itself:
+            go.touch()
+            until(ask, lambda seen: seen["State"]["Status"] == "dead")
+        else:
+            status, refusal = ask("DELETE", "/containers/it")
+            assert status == 500 and refusal["message"].startswith(
+                f"unable to remove filesystem for {made}: "
+            )
+        state = ask("GET", "/containers/it/json")[1]["State"]
+        told = {"StatusCode": 4, "Error": {"Message": state["Error"]}}
+        answer = json.loads(response.read())
+        waiting.close()
+    finally:
+        hold(machine, made, "-i")
+
+    assert state["Dead"] and state["Error"].startswith(f"unable to remove filesystem for {made}: ")
+    # its end is that of a run, which comes before the removal
+    assert answer == ({"StatusCode": 4} if by_itself and condition == "next-exit" else told)
+    assert ask("POST", "/containers/it/wait") == (200, told)
+    assert ask("DELETE", "/containers/it")[0] == 204
 
 
 def test_a_signal_to_a_frozen_container(ask: Ask, machine: Machine) -> None:

@@ -140,8 +140,9 @@ class ContainerApi:
             await asyncio.sleep(0)  # the waiter stands now
             response = web.StreamResponse(headers={"Content-Type": "application/json"})
             await response.prepare(call.request)
-            code = await waiting
-            await response.write(json.dumps({"StatusCode": code}).encode() + b"\n")
+            code, reason = await waiting
+            answer = {"StatusCode": code, **({"Error": {"Message": reason}} if reason else {})}
+            await response.write(json.dumps(answer).encode() + b"\n")
             await response.write_eof()
             return response
         finally:

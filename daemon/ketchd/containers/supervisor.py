@@ -94,7 +94,10 @@ class Box:
                 waiter.set_result(0)
 
     def announce_removed(self) -> None:
-        """Let go everybody who waited for the removal, and whoever waited for an end that comes no more. Source: moby state.go, Wait."""
+        """Let go everybody who waited for the removal, whether it came or failed, and whoever waited for an end that comes no more.
+
+        Source: moby state.go, Wait.
+        """
         self.announce_exit()
         waiters, self.remove_waiters = self.remove_waiters, []
         for waiter in waiters:
@@ -259,8 +262,10 @@ class Supervisor:
         shared = {**(record.config["Labels"] or {}), "image": record.image_name, "name": record.name}
         self._events.append("container", action, record.id, {**shared, **attributes})
 
-    async def wait(self, box: Box, condition: str, registered: Callable[[], Any] | None = None) -> int:
-        """The exit code when `condition` (`not-running`, `next-exit`, `removed`) holds.
+    async def wait(
+        self, box: Box, condition: str, registered: Callable[[], Any] | None = None
+    ) -> tuple[int, str]:
+        """The exit code when `condition` (`not-running`, `next-exit`, `removed`) holds, and why it never will, or why the last start failed.
 
         `registered` is called once the waiter stands. Cancelled: the waiter is taken away. Source: Engine API, ContainerWait.
         """
@@ -269,14 +274,15 @@ class Supervisor:
             and not box.record.is_running
             and box.record.state is not State.STARTING
         ):
-            return box.exit_code()
+            return box.exit_code(), box.record.error
         waiters = box.remove_waiters if condition == "removed" else box.exit_waiters
         waiter: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         waiters.append(waiter)
         if registered is not None:
             registered()
         try:
-            return await waiter
+            code = await waiter
+            return code, box.record.error if box.record.state is State.DEAD else ""
         finally:
             if waiter in waiters:
                 waiters.remove(waiter)

@@ -36,13 +36,22 @@ async def remove(rooms: Rooms, box: Box, *, force: bool = False, volumes: bool =
             async with box.lock:
                 if killed and _runs(box):
                     continue  # somebody's start came between
-                following = box.ask(Happening.ASK_REMOVE)
-                box.record.state = following
-                rooms.supervisor.save(box.record)
+                _mark(rooms, box)
                 break
     finally:
         box.keepers -= force
     await asyncio.shield(asyncio.ensure_future(_carry_out(rooms, box, volumes)))
+
+
+def _mark(rooms: Rooms, box: Box) -> None:
+    """The lock is held. Raises the lifecycle's refusal; EngineFailure: then it is as it was."""
+    before, following = box.record.state, box.ask(Happening.ASK_REMOVE)
+    box.record.state = following
+    try:
+        rooms.supervisor.save(box.record)
+    except BaseException:
+        box.record.state = before
+        raise
 
 
 def _runs(box: Box) -> bool:
@@ -73,18 +82,20 @@ async def _carry_out(rooms: Rooms, box: Box, volumes: bool) -> None:
     record = box.record
     tracepoint.reach("remove.marked")
     try:
-        rooms.trash.take(rooms.container_dir(record.id))
+        try:
+            rooms.trash.take(rooms.container_dir(record.id))
+        except EngineFailure as fault:
+            raise EngineFailure(f"unable to remove filesystem for {record.id}: {fault.message}") from fault
         tracepoint.reach("remove.moved")
+        for stream in box.pending:
+            stream.close()
+        box.pending = []
+        with rooms.catalogue.transaction():
+            rooms.supervisor.announce(box, "destroy")
+            rooms.supervisor.forget(box)
     except EngineFailure as fault:
-        record.state = State.DEAD
-        rooms.supervisor.save(record)
-        raise Conflict(f"unable to remove filesystem for {record.id}: {fault.message}") from fault
-    for stream in box.pending:
-        stream.close()
-    box.pending = []
-    with rooms.catalogue.transaction():
-        rooms.supervisor.announce(box, "destroy")
-        rooms.supervisor.forget(box)
+        _note_failure(rooms, box, fault)
+        raise
     tracepoint.reach("remove.forgotten")
     try:
         shutil.rmtree(rooms.run_dir(record.id), ignore_errors=True)
@@ -92,6 +103,17 @@ async def _carry_out(rooms: Rooms, box: Box, volumes: bool) -> None:
     finally:
         box.announce_removed()  # not sooner: whoever waits for `--rm` may list the volumes next
         await rooms.trash.settle()
+
+
+def _note_failure(rooms: Rooms, box: Box, fault: EngineFailure) -> None:
+    """It is dead, and may be removed again; whoever waits for its removal is told why there was none. Source: moby state.go, SetRemovalError."""
+    box.record.state, box.record.error = State.DEAD, fault.message
+    try:
+        rooms.supervisor.save(box.record)
+    except EngineFailure as again:  # recorded as being removed, which the next ketchd completes
+        rooms.log.error("removal not recorded as failed", container=box.record.id, reason=again.message)
+    finally:
+        box.announce_removed()
 
 
 async def _remove_volumes(rooms: Rooms, box: Box, volumes: bool) -> None:

@@ -186,7 +186,7 @@ async def test_a_forced_removal_ends_what_was_started_meanwhile(rooms: Rooms) ->
     assert stored(rooms) == []
 
 
-async def waiting(rooms: Rooms, box: Box, condition: str) -> asyncio.Task[int]:
+async def waiting(rooms: Rooms, box: Box, condition: str) -> asyncio.Task[tuple[int, str]]:
     """A client's wait, registered."""
     stands = asyncio.Event()
     task = asyncio.create_task(rooms.supervisor.wait(box, condition, stands.set))
@@ -202,7 +202,7 @@ async def test_a_stop_between_two_runs_is_an_end_to_wait_for(rooms: Rooms, condi
 
     await stop.stop(rooms, box)
 
-    assert await asyncio.wait_for(client, 5) == 3
+    assert await asyncio.wait_for(client, 5) == (3, "")
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,35 @@ async def test_nobody_waits_for_the_end_of_what_is_removed(
 
     await remove(rooms, box, force=True)
 
-    assert await asyncio.wait_for(client, 5) == 0
+    assert await asyncio.wait_for(client, 5) == (0, "")
+
+
+def _full(*_: Any, **__: Any) -> None:
+    raise EngineFailure("catalogue: no space left on device")
+
+
+async def test_a_removal_that_cannot_be_recorded_is_none(
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither at its beginning nor at its end: it may be tried again."""
+    box = await ran(rooms, State.EXITED)
+    box.record.exit_code = 3
+    with monkeypatch.context() as disk:
+        disk.setattr(rooms.supervisor, "save", _full)
+        with pytest.raises(EngineFailure):
+            await remove(rooms, box)
+    assert box.record.state is State.EXITED
+
+    client = await waiting(rooms, box, "removed")
+    with monkeypatch.context() as disk:
+        disk.setattr(rooms.supervisor, "forget", _full)
+        with pytest.raises(EngineFailure):
+            await remove(rooms, box)
+    assert await asyncio.wait_for(client, 5) == (3, "catalogue: no space left on device")
+    assert [one.action for one in rooms.events.since(0) if one.type == "container"] == []
+
+    await remove(rooms, box)
+    assert stored(rooms) == []
 
 
 async def test_signals_that_end_nothing_leave_nobody_waiting(rooms: Rooms) -> None:
@@ -334,7 +362,7 @@ async def test_an_end_that_cannot_be_recorded_is_an_end(
         async with box.lock:
             await ending.finish(rooms, box, ExitRecord(3, False, 2))
 
-    assert await asyncio.wait_for(client, 5) == 3
+    assert await asyncio.wait_for(client, 5) == (3, "")
     assert box.record.state is State.RESTARTING and box.restart_timer is not None
     ending.cancel_restart(box)
     assert [one.state for one in stored(rooms)] == [

@@ -64,4 +64,4 @@ async def test_a_failure_that_cannot_be_recorded_leaves_nobody_waiting(
         with pytest.raises(EngineFailure):
             await start.start(rooms, box)
 
-        assert await asyncio.wait_for(client, 5) == 128
+        assert await asyncio.wait_for(client, 5) == (128, "")
