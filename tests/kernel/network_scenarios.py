@@ -12,13 +12,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import dns.flags
 import dns.message
 import dns.rcode
 import dns.rrset
 import structlog
 
 from ketch_testing.netns import Guest, ask_udp, get
-from ketch_wire.faults import Conflict, EngineFailure, Forbidden, NotFound
+from ketch_wire.faults import EngineFailure, Forbidden, NotFound
 from ketchd.catalogue.database import Catalogue
 from ketchd.kernel.process import start_time
 from ketchd.network.inside import configure
@@ -720,6 +721,45 @@ async def heals_at_its_start() -> None:
     assert left() == [], left()
 
 
+async def names_after_a_restart() -> None:
+    """A client that asks from the same port for ever is answered by the next ketchd as well."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "catalogue.sqlite"
+        async with networks(path) as rooms:
+            await rooms.create({"Name": "shop"})
+            web = await contain(rooms, "web", network="shop", names=["web"])
+            assert await asked(web, "web", by="ask_on") == ("NOERROR", [web.lease.address])
+        catalogue = Catalogue(path)
+        again = Networks(catalogue, bridge=BRIDGE, log=LOG)
+        await again.start()
+        await again.restore([{"container_id": "web", "endpoint": web.lease.to_record(), "published": []}])
+        again._forgetting.submit(lambda: None).result()
+        assert await asked(web, "web", by="ask_on") == ("NOERROR", [web.lease.address])
+        await again.release("web")
+        await again.close()
+        catalogue.close()
+    assert left() == [], left()
+
+
+async def many_of_one_name() -> None:
+    """More addresses than one plain datagram has room for: cut short and said to be, whole by TCP, and as far as EDNS has room."""
+    async with networks() as rooms:
+        await rooms.create({"Name": "shop"})
+        web = await contain(rooms, "web", network="shop", names=["web"])
+        taken = {rooms.reserve(f"one{n}", network="shop", names=["many"]).address for n in range(60)}
+        assert set((await asked(web, "many", by="ask_tcp_dns"))[1]) == taken
+        for payload, whole, largest in ((0, False, 512), (1232, True, 1232)):
+            query = dns.message.make_query("many", "A", use_edns=0 if payload else None, payload=payload)
+            received = await web.guest.ask(
+                "ask_udp", host="127.0.0.11", port=53, payload=query.to_wire().hex()
+            )
+            response = dns.message.from_wire(bytes.fromhex(received))
+            assert len(received) // 2 <= largest and bool(response.flags & dns.flags.TC) is not whole
+            assert ({one.to_text() for rrset in response.answer for one in rrset} == taken) is whole
+        for name in ["web", *(f"one{n}" for n in range(60))]:
+            await rooms.release(name)
+
+
 async def one_change_at_a_time() -> None:
     """A network that gets the bridge name of one that is just being removed has a bridge of its own; one removal of two is done."""
     async with networks() as rooms:
@@ -729,7 +769,7 @@ async def one_change_at_a_time() -> None:
             rooms.remove(first), rooms.remove(first), rooms.create({**body, "Name": "second"}),
             rooms.create({**body, "Name": "third"}), return_exceptions=True,
         )  # fmt: skip
-        assert done[0] is None and isinstance(done[1], NotFound) and isinstance(done[3], Conflict), done
+        assert done[0] is None and isinstance(done[1], NotFound) and isinstance(done[3], Forbidden), done
         second = rooms.find("second")
         assert f"ketch:{BRIDGE}:{second.id[:12]}" in output("ip", "link", "show", "ktt-shared")
         await contain(rooms, "web", network="second", names=["web"])

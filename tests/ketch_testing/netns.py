@@ -114,6 +114,9 @@ def get(host: str, port: int, timeout: float = 3) -> str:
         return f"error {error}"
 
 
+_kept: dict[tuple[str, int], socket.socket] = {}
+
+
 def _do_ready() -> str:
     return "ready"
 
@@ -171,6 +174,17 @@ def ask_udp(host: str, port: int, payload: bytes = b"?", timeout: float = 3) -> 
 def _do_ask_udp(host: str, port: int, payload: str = "3f", timeout: float = 3) -> str:
     try:
         return ask_udp(host, port, bytes.fromhex(payload), timeout).hex()
+    except OSError as error:
+        return f"error {error}"
+
+
+def _do_ask_on(host: str, port: int, payload: str, timeout: float = 3) -> str:
+    """As `ask_udp`, always from the same port."""
+    client = _kept.setdefault((host, port), socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    client.settimeout(timeout)
+    try:
+        client.sendto(bytes.fromhex(payload), (host, port))
+        return client.recvfrom(65536)[0].hex()
     except OSError as error:
         return f"error {error}"
 

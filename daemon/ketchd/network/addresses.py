@@ -69,10 +69,10 @@ def check_address(subnet: IPv4Network, taken: Collection[int], wanted: str) -> I
         address = IPv4Address(wanted)
     except ValueError:
         raise InvalidInput(f"invalid IPv4 address: {wanted[:60]}") from None
-    low, high = _host_bounds(subnet)
-    if not low <= int(address) <= high:
+    if address not in subnet:
         raise InvalidInput(f"no configured subnet contains IP address {address}")
-    if int(address) in taken:
+    low, high = _host_bounds(subnet)
+    if int(address) in taken or not low <= int(address) <= high:  # the subnet's own address, or broadcast
         raise Unavailable("Address already in use")
     return address
 

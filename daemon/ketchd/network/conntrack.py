@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address
 
 from ketchd.network import links, rtnetlink
+from ketchd.network.files import EMBEDDED_SERVER
 
 _NETLINK_NETFILTER, _SUBSYSTEM = 12, 1
 _GET, _DELETE = (_SUBSYSTEM << 8) | 1, (_SUBSYSTEM << 8) | 2
@@ -110,6 +111,21 @@ def forget_port(host_ip: str, port: int, address: IPv4Address) -> int:
     return _forget(listing_port(port), lambda payload: led_elsewhere(payload, local, port, address))
 
 
+def forget_questions(gateway: IPv4Address) -> int:
+    """Forget flows to the embedded DNS server that `gateway` answers; how many. Raises OSError.
+
+    A client that keeps its source port would be led to where the server listened before ketchd started anew.
+    """
+
+    def asked(payload: bytes) -> bytes | None:
+        original = answered_by(payload, gateway)
+        tuple_ = rtnetlink.attributes(original or b"")
+        target = rtnetlink.attributes(tuple_.get(_TUPLE_IP, b"")).get(_IP_V4_DST)
+        return original if target == IPv4Address(EMBEDDED_SERVER).packed else None
+
+    return _forget(listing(gateway), asked)
+
+
 def _forget(request: bytes, choose: Callable[[bytes], bytes | None]) -> int:
     with socket.socket(
         socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
@@ -147,3 +163,10 @@ def forget_ports_quietly(ports: Iterable[tuple[str, int, str]]) -> None:
     for host_ip, port, address in ports:
         with contextlib.suppress(OSError):
             forget_port(host_ip, port, IPv4Address(address))
+
+
+def forget_questions_quietly(gateways: Iterable[str]) -> None:
+    """`forget_questions` each; a kernel that cannot is as good."""
+    for gateway in gateways:
+        with contextlib.suppress(OSError):
+            forget_questions(IPv4Address(gateway))

@@ -68,6 +68,11 @@ def nameservers(text: str) -> list[str]:
     ]
 
 
+def host_servers(text: str) -> list[str]:
+    """The servers of the host's resolv.conf, asked from the host: its own as well. None at all: Google's, as in dockerd."""
+    return nameservers(text) or list(FALLBACK_SERVERS)
+
+
 def outside_servers(text: str) -> list[str]:
     """The servers of the host's resolv.conf that are reachable from elsewhere than the host itself.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from ketchd.network.definition import Network
-from ketchd.network.files import nameservers
+from ketchd.network.files import host_servers
 from ketchd.network.leases import EndpointLease
 from ketchd.network.names import NameTable
 
@@ -39,7 +39,7 @@ class Naming:
         return self._table
 
     def _servers(self) -> list[str]:
-        return nameservers(self._host_resolv_conf())
+        return host_servers(self._host_resolv_conf())
 
     async def open(self, network: Network) -> None:
         """Answer on `network`; a network without names has no server. A server that cannot listen is said in the log."""
@@ -60,6 +60,10 @@ class Naming:
         """(gateway, udp port, tcp port) of the network's server."""
         found = self._resolvers.get(network.id)
         return None if found is None else (network.gateway, found.udp_port, found.tcp_port)
+
+    def gateways(self) -> list[str]:
+        """Where the servers listen."""
+        return [one.gateway for one in self._resolvers.values()]
 
     async def close(self, network_id: str = "") -> None:
         """Answer no more, on one network or on all. May be called twice."""

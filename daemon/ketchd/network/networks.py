@@ -153,6 +153,7 @@ class Networks:
                 self._log.info("links that belonged to nobody are deleted", links=gone)
             await self._mend()
             await self._upkeep.apply()
+            self._forgetting.submit(conntrack.forget_questions_quietly, self._naming.gateways())
         except (EngineFailure, OSError) as error:
             self._log.error("networks could not be restored", reason=str(error))
 
@@ -202,9 +203,10 @@ class Networks:
         async with self._changing:
             if self._known.named(made.name) is not None:
                 raise Conflict(f"network with name {made.name} already exists")
-            if any(one.link == made.link for one in self._known):
-                raise Conflict(
-                    f"cannot create network {made.id} ({made.link}): a network uses the bridge already"
+            if (rival := next((one for one in self._known if one.link == made.link), None)) is not None:
+                raise Forbidden(
+                    f"cannot create network {made.id} ({made.link}): conflicts with network {rival.id} ({rival.link}): "
+                    "networks have same bridge name"
                 )
             others = [one.network for one in self._known if one.subnet]
             if made.subnet and any(made.network.overlaps(one) for one in others):

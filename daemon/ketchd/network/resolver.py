@@ -33,6 +33,7 @@ _NOT_FOR_ME = (
     dns.rcode.Rcode.NOTIMP,
     dns.rcode.Rcode.REFUSED,
 )  # as in glibc, res_send.c
+_PLAIN_DATAGRAM, _LARGEST_DATAGRAM = 512, 1232
 _TCP_IDLE_SECONDS, _TCP_CLIENTS = 10.0, 256
 
 
@@ -88,7 +89,7 @@ class Resolver:
         self, network_id: str, gateway: str, table: Callable[[], NameTable], host_servers: Callable[[], list[str]], log: Any
     ) -> None:  # fmt: skip
         self._network_id = network_id
-        self._gateway = gateway
+        self.gateway = gateway
         self._table = table
         self._host_servers = host_servers
         self._log = log
@@ -104,10 +105,10 @@ class Resolver:
         """Listen on ports that the packet rules lead port 53 to: the host's own port 53 may be somebody else's. Raises OSError."""
         loop = asyncio.get_running_loop()
         self._transport, _ = await loop.create_datagram_endpoint(
-            lambda: _Datagrams(self._datagram), local_addr=(self._gateway, 0)
+            lambda: _Datagrams(self._datagram), local_addr=(self.gateway, 0)
         )
         self.udp_port = self._transport.get_extra_info("sockname")[1]
-        self._server = await asyncio.start_server(self._stream, self._gateway, 0, limit=1 << 17)
+        self._server = await asyncio.start_server(self._stream, self.gateway, 0, limit=1 << 17)
         self.tcp_port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
@@ -126,7 +127,7 @@ class Resolver:
         if container_id is None or (query := _question(wire)) is None:
             return
         if (own := answer(query, self._table(), container_id)) is not None:
-            self._send(own.to_wire(max_size=512, prefer_truncation=True), peer)
+            self._send(own.to_wire(max_size=_room(query), prefer_truncation=True), peer)
         elif self._may_wait(container_id):
 
             async def reply() -> None:
@@ -206,6 +207,11 @@ def _question(wire: bytes) -> dns.message.Message | None:
     except (dns.exception.DNSException, ValueError):
         return None
     return None if query.flags & dns.flags.QR else query
+
+
+def _room(query: dns.message.Message) -> int:
+    """Bytes that the asker takes in one datagram, as far as no link between us cuts it. Source: RFC 6891, 6.2.5."""
+    return min(max(query.payload, _PLAIN_DATAGRAM), _LARGEST_DATAGRAM) if query.edns >= 0 else _PLAIN_DATAGRAM
 
 
 class _Datagrams(asyncio.DatagramProtocol):

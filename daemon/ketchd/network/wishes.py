@@ -102,15 +102,23 @@ def _flag(options: Mapping[str, str], key: str) -> bool:
         return True
     if text in ("0", "f", "false"):
         return False
-    raise InvalidInput(f"failed to parse {key} value: {options[key][:20]!r} is no boolean")
+    value = options[key][:20]
+    raise InvalidInput(
+        f'failed to parse {key} value: {value} (strconv.ParseBool: parsing "{value}": invalid syntax)'
+    )
 
 
 def _mtu(options: Mapping[str, str], default: int) -> int:
     text = options.get(_MTU, "")
     if not text:
         return default
-    if not (text.isascii() and text.isdigit()) or not 68 <= int(text) <= 65535:
-        raise InvalidInput(f"invalid MTU number: {text[:20]}")
+    shown = text[:20]
+    if not (text.isascii() and text.removeprefix("-").isdigit()):
+        raise InvalidInput(
+            f'failed to parse {_MTU} value: {shown} (strconv.Atoi: parsing "{shown}": invalid syntax)'
+        )
+    if not 68 <= int(text[:20]) <= 65535:
+        raise InvalidInput(f"invalid MTU number: {shown}")
     return int(text)
 
 

@@ -91,7 +91,7 @@ def test_a_range_narrows_the_choice() -> None:
 @pytest.mark.parametrize(
     ("wanted", "fault"),
     [
-        ("10.0.1.1", InvalidInput), ("10.0.0.0", InvalidInput), ("10.0.0.255", InvalidInput), ("fd00::1", InvalidInput),
+        ("10.0.1.1", InvalidInput), ("10.0.0.0", Unavailable), ("10.0.0.255", Unavailable), ("fd00::1", InvalidInput),
         ("10.0.0.5", Unavailable), ("nonsense", InvalidInput),
     ],
 )  # fmt: skip

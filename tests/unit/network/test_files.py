@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 
 from ketchd.network.files import (
     change_hosts,
+    host_servers,
     nameservers,
     only_loopback,
+    outside_servers,
     render_embedded_resolv_conf,
     render_hostname,
     render_hosts,
@@ -97,3 +99,9 @@ def test_any_host_file_gives_a_file(text: str) -> None:
 
 def test_hostname() -> None:
     assert render_hostname("web") == "web\n"
+
+
+def test_servers_of_the_host() -> None:
+    """Asked from the host, so its loopback ones count; without any, those that a container on the default network gets too."""
+    assert host_servers("nameserver 127.0.0.53\nnameserver ::1\n") == ["127.0.0.53", "::1"]
+    assert host_servers("search a.b\n") == outside_servers("search a.b\n") == ["8.8.8.8", "8.8.4.4"]

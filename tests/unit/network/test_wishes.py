@@ -85,7 +85,8 @@ def test_addresses_and_options() -> None:
         ({"IPAM": {"Driver": "dhcp"}}, NotFound, "IPAM driver"),
         ({"Options": {"com.docker.network.bridge.name": 'x"; drop'}}, InvalidInput, "invalid bridge name"),
         ({"Options": {"com.docker.network.driver.mtu": "1"}}, InvalidInput, "MTU"),
-        ({"Options": {"com.docker.network.bridge.enable_icc": "maybe"}}, InvalidInput, "enable_icc"),
+        ({"Options": {"com.docker.network.driver.mtu": "x"}}, InvalidInput, 'value: x .strconv.Atoi: parsing "x": invalid'),
+        ({"Options": {"com.docker.network.bridge.enable_icc": "maybe"}}, InvalidInput, "enable_icc value: maybe .strconv"),
     ],
 )  # fmt: skip
 def test_refusals(body: dict[str, Any], fault: type[Fault], text: str) -> None:
