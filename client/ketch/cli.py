@@ -10,6 +10,7 @@ from typing import cast
 
 from ketch import __version__
 from ketch.commandtable import COMMON, GROUPS, MANAGEMENT, PLAIN, TABLE, Entry, find, members
+from ketch.engine import Tls, tls_of_environment
 from ketch.faults import CommandFailed, UsageError
 from ketch.options import Command, Given, HelpAsked, parse, render_options
 from ketch.session import Session
@@ -17,18 +18,25 @@ from ketch.session import Session
 PROGRAM = "ketch"
 
 GLOBAL = Command(
-    "[OPTIONS] COMMAND",
+    "[OPTIONS] COMMAND [ARG...]",
     """
 --config string  Location of client config files (default "~/.docker")
 -c, --context string  Name of the context to use to connect to the daemon (overrides DOCKER_HOST env var and default context set with "docker context use")
 -D, --debug  Show where a fault of the client itself happened
 -H, --host list  Daemon socket to connect to
 -l, --log-level string  Accepted for docker's sake; the client logs nothing (default "info")
+--tls  Use TLS; implied by --tlsverify
+--tlscacert string  Trust certificates signed by this authority alone (default "~/.docker/ca.pem")
+--tlscert string  Path to the TLS certificate (default "~/.docker/cert.pem")
+--tlskey string  Path to the TLS key (default "~/.docker/key.pem")
+--tlsverify  Use TLS and verify the engine's certificate
 -v, --version  Print version information and quit
 """,
     (0, None),
     interspersed=False,
 )
+
+LEVELS = frozenset("trace debug info warn warning error fatal panic".split())
 
 Function = Callable[[Session, Given], int]
 
@@ -66,16 +74,27 @@ def _run(words: list[str]) -> int:
     if options.on("version"):
         print(f"Ketch version {__version__}")
         return 0
+    if options.text("log-level") not in LEVELS:
+        raise CommandFailed(f"Unable to parse logging level: {options.text('log-level')}")
     if rest[:1] == ["help"]:
+        topic = " ".join(rest[1:])
+        if topic and topic not in GROUPS and find(topic) is None:
+            raise CommandFailed(f"unknown help topic: {rest[-1]}")
         rest = [*rest[1:], "--help"]
     if not rest or rest == ["--help"]:
-        print(top_page(terminal_columns()))
+        print(top_page(terminal_columns()), file=sys.stdout if rest else sys.stderr)
         return 0
     hosts = options.many("host")
     if len(hosts) > 1:
-        raise CommandFailed("specify only one -H")
+        raise CommandFailed("Failed to initialize: unable to resolve docker endpoint: specify only one -H")
     given_config = options.text("config") if options.has("config") else ""
-    session = Session(_host(hosts[0]) if hosts else "", given_config, options.text("context"))
+    session = Session(
+        hosts[0] if hosts else "",
+        given_config,
+        options.text("context"),
+        tls=lambda directory: tls_of(options, directory),
+        is_debugging=options.on("debug"),
+    )
     if rest[0] in GROUPS:
         if len(rest) == 1 or rest[1] in ("--help", "-h"):
             print(group_page(rest[0]), file=sys.stdout if rest[1:] else sys.stderr)
@@ -107,11 +126,20 @@ def load(entry: Entry) -> tuple[Command, Function]:
     return cast("tuple[Command, Function]", module.COMMANDS[entry.key])
 
 
-def _host(text: str) -> str:
-    """A host as `-H` takes it: a bare path is a socket, a bare address TCP."""
-    if text.startswith("/"):
-        return f"unix://{text}"
-    return text if "://" in text else f"tcp://{text}"
+def tls_of(options: Given, directory: str) -> Tls | None:
+    """What `--tls…` and the environment say; None for plain TCP. directory: where docker's clients keep certificates."""
+    found = tls_of_environment(directory)
+    verify = options.on("tlsverify") if options.has("tlsverify") else found is not None and found.verify
+    if not (verify or (options.on("tls") if options.has("tls") else found is not None)):
+        return None
+    names = (("ca.pem", "tlscacert"), ("cert.pem", "tlscert"), ("key.pem", "tlskey"))
+    named = tuple((name, options.text(flag)) for name, flag in names if options.has(flag))
+    for _, path in named:
+        if not os.path.exists(path):
+            raise CommandFailed(
+                f"Failed to initialize: unable to resolve docker endpoint: open {path}: no such file or directory"
+            )
+    return Tls(found.directory if found else os.environ.get("DOCKER_CERT_PATH") or directory, verify, named)
 
 
 def terminal_columns() -> int:

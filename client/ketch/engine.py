@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ketch import __version__
 from ketch.faults import CommandFailed, EngineAnswer, EngineAway
+from ketch.hosts import split_tcp
 from ketch.http import Answer, Body, Connection
 from ketch_wire.defaults import API_VERSION, DEFAULT_SOCKET
 
@@ -25,28 +26,36 @@ def version_key(text: str) -> tuple[int, ...]:
 
 
 class Tls(NamedTuple):
-    """How TCP is secured. directory: of ca.pem, cert.pem and key.pem, each where it is there. verify: the engine's certificate."""
+    """How TCP is secured. directory: of ca.pem, cert.pem and key.pem, each where it is there. verify: the engine's certificate.
+
+    named: files that lie elsewhere, by the name that they have in the directory.
+    """
 
     directory: str
     verify: bool
+    named: tuple[tuple[str, str], ...] = ()
+
+    def path(self, name: str) -> str:
+        """Where ca.pem, cert.pem or key.pem is, or would be."""
+        return dict(self.named).get(name) or os.path.join(self.directory, name)
 
     def files(self) -> dict[str, bytes]:
         """Those that are there, by name."""
         found = {}
         for name in ("ca.pem", "cert.pem", "key.pem"):
-            path = os.path.join(self.directory, name)
+            path = self.path(name)
             if os.path.exists(path):
                 with open(path, "rb") as file:
                     found[name] = file.read()
         return found
 
 
-def tls_of_environment() -> Tls | None:
+def tls_of_environment(config_directory: str) -> Tls | None:
     """What DOCKER_TLS_VERIFY, DOCKER_TLS and DOCKER_CERT_PATH say; None for plain TCP."""
     verify = bool(os.environ.get("DOCKER_TLS_VERIFY"))
     if not verify and not os.environ.get("DOCKER_TLS"):
         return None
-    return Tls(os.environ.get("DOCKER_CERT_PATH") or os.path.expanduser("~/.docker"), verify)
+    return Tls(os.environ.get("DOCKER_CERT_PATH") or config_directory, verify)
 
 
 class Engine:
@@ -57,6 +66,9 @@ class Engine:
     ) -> None:
         self.host = host or f"unix://{DEFAULT_SOCKET}"
         self.tls = tls
+        scheme, _, place = self.host.partition("://")
+        _, slash, path = place.partition("/")
+        self._base = "" if scheme in ("unix", "ssh") else (slash + path).rstrip("/")
         self._headers = dict(headers or {})
         self._idle: list[Connection] = []
         self._version = os.environ.get("DOCKER_API_VERSION", "").lstrip("v")
@@ -151,6 +163,7 @@ class Engine:
         self, method: str, target: str, headers: Mapping[str, str] | None = None, body: Body = None
     ) -> Answer:
         connection = self._connection()
+        target = self._base + target
         merged = {
             "Host": self._host_header(),
             "User-Agent": f"Ketch-Client/{__version__} (linux)",
@@ -185,7 +198,7 @@ class Engine:
         scheme, _, place = self.host.partition("://")
         if scheme == "ssh":
             return "docker.example.com"
-        return "api.moby.localhost" if scheme == "unix" else place
+        return "api.moby.localhost" if scheme == "unix" else place.partition("/")[0]
 
 
 def connect(host: str, tls: Tls | None) -> socket.socket:
@@ -224,22 +237,21 @@ def connect(host: str, tls: Tls | None) -> socket.socket:
 
 
 def _connect_tcp(scheme: str, place: str, tls: Tls | None) -> socket.socket:
-    address, _, port = place.rstrip("/").rpartition(":")
     secure = scheme == "https" or tls is not None
-    link = socket.create_connection((address.strip("[]") or place, int(port or (2376 if secure else 2375))))
+    address, port, _ = split_tcp(f"{scheme}://{place}", place, 2376 if secure else 2375)
+    link = socket.create_connection((address, port))
     link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if not secure:
         return link
     import ssl
-    from pathlib import Path
 
-    certificates = Path(tls.directory if tls else os.path.expanduser("~/.docker"))
+    files = tls or Tls(os.path.expanduser("~/.docker"), True)
+    authority, certificate, key = (files.path(name) for name in ("ca.pem", "cert.pem", "key.pem"))
     # An authority that is given is the only one.
-    authority = certificates / "ca.pem"
-    context = ssl.create_default_context(cafile=str(authority) if authority.exists() else None)
-    if (certificates / "cert.pem").exists() and (certificates / "key.pem").exists():
-        context.load_cert_chain(certificates / "cert.pem", certificates / "key.pem")
-    if tls is not None and not tls.verify and scheme != "https":
+    context = ssl.create_default_context(cafile=authority if os.path.exists(authority) else None)
+    if os.path.exists(certificate) and os.path.exists(key):
+        context.load_cert_chain(certificate, key)
+    if not files.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context.wrap_socket(link, server_hostname=address)

@@ -7,31 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ketch.gotemplate import Action, Branch, Jump, Node, Operand, Pipe, TemplateError, Text, parse
-
-# A key that is missing in one of these is no mistake: they are maps in Go, not structures.
-MAPS = frozenset(
-    [
-        "Labels",
-        "Ports",
-        "PortBindings",
-        "ExposedPorts",
-        "Networks",
-        "Volumes",
-        "Options",
-        "DriverOpts",
-        "Sysctls",
-        "Annotations",
-        "Tmpfs",
-        "StorageOpt",
-        "Config",
-        "Containers",
-        "IPAMConfig",
-    ]
-)
-# Left out of answers when empty; nil in Go.
-OPTIONAL = frozenset(
-    ("Health", "Healthcheck", "StopSignal", "StopTimeout", "Error", "UsageData", "Status", "Shell")
-)
+from ketch.gotemplatevalues import LISTS, MAPS, NO_VALUE, Nil, field, printed, to_json, truth
 
 
 class _Break(Exception):
@@ -48,25 +24,6 @@ def render(source: str, value: Any, *, header: bool = False) -> str:
     Raises TemplateError.
     """
     return _Run(value, header).nodes(parse(source))
-
-
-def printed(value: Any) -> str:
-    """A value as Go's `print` writes it."""
-    if value is None:
-        return "<no value>"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return str(int(value)) if value == int(value) and abs(value) < 1e21 else repr(value)
-    if isinstance(value, dict):
-        return "map[" + " ".join(f"{key}:{_inner(item)}" for key, item in sorted(value.items())) + "]"
-    if isinstance(value, list | tuple):
-        return "[" + " ".join(_inner(item) for item in value) + "]"
-    return str(value)
-
-
-def _inner(value: Any) -> str:
-    return "<nil>" if value is None else printed(value)
 
 
 class _Run:
@@ -114,8 +71,8 @@ class _Run:
             pairs = sorted(value.items())
         elif isinstance(value, int) and not isinstance(value, bool):
             pairs = [(at, at) for at in range(value)]
-        elif value is None or isinstance(value, list | tuple):
-            pairs = list(enumerate(value or ()))
+        elif value is None or isinstance(value, list | tuple | Nil):
+            pairs = [] if value is None or isinstance(value, Nil) else list(enumerate(value))
         else:
             raise TemplateError(f"range can't iterate over {printed(value)}")
         if not pairs:
@@ -187,7 +144,11 @@ class _Run:
             return function(*arguments)
         except TemplateError:
             raise
-        except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+        except TypeError as error:
+            if "positional argument" in str(error):
+                raise TemplateError(f"wrong number of args for {name}: got {len(arguments)}") from error
+            raise TemplateError(f"error calling {name}: {error}") from error
+        except (ValueError, IndexError, KeyError, AttributeError) as error:
             raise TemplateError(f"error calling {name}: {error}") from error
 
     def _value(self, operand: Operand) -> Any:
@@ -208,42 +169,17 @@ class _Run:
         inside = ""
         for name in operand.fields:
             value = field(value, name, inside)
+            if value is None and not self._header:
+                value = Nil("map[]" if name in MAPS else "[]" if name in LISTS else "<nil>")
             inside = name
         return value
 
 
-def field(value: Any, name: str, inside: str = "") -> Any:
-    """`.name` of `value`. Raises TemplateError where Go would."""
-    if value is None:
-        raise TemplateError(f"nil pointer evaluating interface {{}}.{name}")
-    if not isinstance(value, dict):
-        raise TemplateError(f"can't evaluate field {name} in type {type(value).__name__}")
-    if name in value:
-        return value[name]
-    if inside in MAPS or name in OPTIONAL:
-        return None
-    raise TemplateError(f'map has no entry for key "{name}"')
-
-
-def truth(value: Any) -> bool:
-    """Go's truth: not the zero value, not empty."""
-    return bool(value)
-
-
-def _json(value: Any) -> str:
-    return to_json(value)
-
-
-def to_json(value: Any) -> str:
-    """A value on one line. What a template may call (`.Label "x"`) is not part of it."""
-    if isinstance(value, dict):
-        value = {key: item for key, item in value.items() if not callable(item)}
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-
-
 def _index(value: Any, *keys: Any) -> Any:
     for key in keys:
-        if isinstance(value, dict):
+        if isinstance(value, Nil) and value.shown == "map[]":
+            value = NO_VALUE
+        elif isinstance(value, dict):
             value = value.get(key)
         elif isinstance(value, list | tuple | str):
             if not isinstance(key, int):
@@ -299,14 +235,39 @@ def _compare(function: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]
     return compared
 
 
+def _join(items: Any, separator: str) -> str:
+    if isinstance(items, str):
+        raise TemplateError("wrong type for value; expected []string; got string")
+    return separator.join(printed(item) for item in items or ())
+
+
+def _js(text: Any) -> str:
+    escapes = {
+        "\\": "\\\\",
+        "'": "\\'",
+        '"': '\\"',
+        "<": "\\u003C",
+        ">": "\\u003E",
+        "&": "\\u0026",
+        "=": "\\u003D",
+    }
+    return "".join(escapes.get(one, one if one >= " " else f"\\u{ord(one):04X}") for one in printed(text))
+
+
+def _urlquery(text: Any) -> str:
+    from urllib.parse import quote_plus
+
+    return quote_plus(printed(text))
+
+
 def _truncate(text: str, length: int) -> str:
     return text[:length]
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "json": _json,
+    "json": to_json,
     "split": lambda text, separator: text.split(separator) if separator else list(text),
-    "join": lambda items, separator: separator.join(printed(item) for item in items or ()),
+    "join": _join,
     "title": lambda text: text[:1].upper() + text[1:],
     "lower": lambda text: text.lower(),
     "upper": lambda text: text.upper(),
@@ -326,6 +287,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "gt": _compare(lambda left, right: left > right),
     "ge": _compare(lambda left, right: left >= right),
     "html": lambda text: printed(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"),
+    "js": _js,
+    "urlquery": _urlquery,
 }
 
 # In a table's title these would change the title.

@@ -172,7 +172,9 @@ def _long(
     given: Given, known: dict[str, Flag], name: str, typed: str, value: str | None, words: list[str]
 ) -> None:
     if name == "help" and name not in known:
-        raise HelpAsked()
+        if value is None or convert("", value):
+            raise HelpAsked()
+        return
     flag = known.get(name)
     if flag is None:
         raise ValueError(f"unknown flag: --{typed}")

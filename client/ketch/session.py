@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from ketch import dockercontexts
-from ketch.engine import Engine, tls_of_environment
+from ketch.engine import Engine, Tls, tls_of_environment
 from ketch.faults import CommandFailed, EngineAway
-from ketch_wire.defaults import DEFAULT_SOCKET
+from ketch.hosts import parse_host
 
 if TYPE_CHECKING:
     from ketch.contextstore import ContextStore, Stored
     from ketch.credentials import Auth, ConfigFile
+    from ketch.options import Given
 
 Act = Callable[[str], "str | None"]
 
@@ -22,10 +23,20 @@ Act = Callable[[str], "str | None"]
 class Session:
     """One run of the client. Made from the global options; everything dear is made when first asked for."""
 
-    def __init__(self, host: str = "", config: str = "", context: str = "") -> None:
+    def __init__(
+        self,
+        host: str = "",
+        config: str = "",
+        context: str = "",
+        *,
+        tls: Callable[[str], Tls | None] = tls_of_environment,
+        is_debugging: bool = False,
+    ) -> None:
         self._host = host
         self._asked_context = context
+        self.is_debugging = is_debugging
         self.config_directory = config or os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
+        self._tls = tls
         self._engine: Engine | None = None
         self._config: ConfigFile | None = None
 
@@ -65,7 +76,7 @@ class Session:
                 headers = self.config.http_headers
             name = self.context
             if name == dockercontexts.DEFAULT:
-                host, tls = self._host or dockercontexts.host_of(os.environ), tls_of_environment()
+                host, tls = self._default_endpoint()
             else:
                 host, tls = dockercontexts.endpoint(self.config_directory, name)
             self._engine = Engine(host, headers, tls)
@@ -90,12 +101,20 @@ class Session:
             return self.contexts.read(name)
         from ketch.contextstore import DOCKER, Stored
 
-        host = self._host or dockercontexts.host_of(os.environ) or f"unix://{DEFAULT_SOCKET}"
-        tls = tls_of_environment()
+        host, tls = self._default_endpoint()
         files = {} if tls is None else tls.files()
         endpoint = {"Host": host, "SkipTLSVerify": tls is not None and not tls.verify}
         meta = {"Name": name, "Metadata": {}, "Endpoints": {DOCKER: endpoint}}
         return Stored(meta, {DOCKER: files} if files else {})
+
+    def _default_endpoint(self) -> tuple[str, Tls | None]:
+        tls = self._tls(self.config_directory)
+        given = self._host or dockercontexts.host_of(os.environ)
+        return parse_host(given, secure=tls is not None), tls
+
+    def platform(self, given: Given) -> str:
+        """`--platform`, or what DOCKER_DEFAULT_PLATFORM says."""
+        return given.text("platform") or os.environ.get("DOCKER_DEFAULT_PLATFORM", "")
 
     def _has_config(self) -> bool:
         return os.path.exists(os.path.join(self.config_directory, "config.json"))

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ketch.faults import CommandFailed
 from ketch.gotemplate import TemplateError, parse
-from ketch.gotemplaterun import render, to_json
+from ketch.gotemplaterun import render
+from ketch.gotemplatevalues import to_json
 
 if TYPE_CHECKING:
     from ketch.options import Given
@@ -38,16 +39,18 @@ def columns(rows: Sequence[Sequence[str]], minimum: int = MINIMUM, padding: int 
     )
 
 
-def render_rows(form: str, rows: Sequence[Row], titles: Mapping[str, Any], table: str) -> str:
-    """`rows` as `--format` says: the default table, `table TEMPLATE`, `json`, or a template.
+def render_rows(form: str, rows: Sequence[Row], titles: Mapping[str, Any], table: str, raw: str = "") -> str:
+    """`rows` as `--format` says: the default table, `table TEMPLATE`, `json`, `raw` where there is one, or a template.
 
     `titles`: the heading of every field, or how it is made of an argument. Raises CommandFailed with docker's words for a wrong template.
     """
     if form == "json":
         return "".join(to_json(dict(sorted(row.items()))) + "\n" for row in rows)
+    if form == "raw" and raw:
+        form = raw
     is_table = form in ("", "table") or form.startswith("table ")
     body = table if form in ("", "table") else form[6:] if is_table else form
-    body = body.strip().replace("\\t", "\t").replace("\\n", "\n")
+    body = (body if form == raw else body.strip()).replace("\\t", "\t").replace("\\n", "\n")
     check_template(body)
     try:
         lines = [render(body, dict(sorted(row.items()))) for row in rows]
@@ -82,10 +85,19 @@ def render_one(form: str, value: Any) -> str:
     """One value by a template, or as JSON on one line. Raises CommandFailed."""
     if form == "json":
         form = "{{json .}}"
+    check_one(form)
     try:
         return render(form, value)
     except TemplateError as error:
         raise parsing_failed(error) from error
+
+
+def check_one(form: str) -> None:
+    """Raises CommandFailed for a template that cannot be read, with the exit code that docker has where it shows one thing."""
+    try:
+        parse(form)
+    except TemplateError as error:
+        raise CommandFailed(f"template parsing error: {error}", 64) from error
 
 
 def parsing_failed(error: TemplateError) -> CommandFailed:

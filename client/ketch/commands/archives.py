@@ -111,7 +111,7 @@ def import_(session: Session, given: Given) -> int:
         "fromSrc": "-",
         "message": given.text("message"),
         "changes": given.many("change"),
-        "platform": given.text("platform"),
+        "platform": session.platform(given),
     }
     if len(given.arguments) > 1:
         parse_name(given.arguments[1])

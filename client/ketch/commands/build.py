@@ -82,7 +82,7 @@ def build(session: Session, given: Given) -> int:
     engine = session.engine
     context = open_context(given.arguments[0], given.text("file"))
     quiet = given.on("quiet")
-    query = build_query(given, config.proxies(engine.host, {}))
+    query = {**build_query(given, config.proxies(engine.host, {})), "platform": session.platform(given)}
     query["dockerfile"] = context.dockerfile
     headers = {
         "Content-Type": "application/x-tar",
@@ -145,7 +145,6 @@ def build_query(given: Given, proxies: dict[str, str | None]) -> dict[str, Any]:
         "networkmode": given.text("network") if given.has("network") else "",
         "extrahosts": given.many("add-host"),
         "target": given.text("target"),
-        "platform": given.text("platform"),
         "cgroupparent": given.text("cgroup-parent"),
         "isolation": given.text("isolation"),
         "cpusetcpus": given.text("cpuset-cpus"),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from ketch.commands.images import image_rows
 from ketch.commands.listing import container_rows
 from ketch.commands.volumes import volume_row
 from ketch.options import Command, Given
 from ketch.quantities import human_duration, human_size, parse_time
 from ketch.session import Session
-from ketch.views import FORMAT_HELP, chosen_format, columns, render_rows, short_id
+from ketch.views import FORMAT_HELP, chosen_format, columns, render_one, render_rows, short_id
 
 DF = Command(
     "[OPTIONS]",
@@ -27,6 +28,7 @@ TITLES = {
     "Reclaimable": "RECLAIMABLE",
 }
 TABLE = "{{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}"
+RAW = "type: {{.Type}}\ntotal: {{.TotalCount}}\nactive: {{.Active}}\nsize: {{.Size}}\nreclaimable: {{.Reclaimable}}\n"
 
 
 def usage(session: Session, given: Given) -> int:
@@ -36,7 +38,10 @@ def usage(session: Session, given: Given) -> int:
     if given.on("verbose") and not form:
         session.write(verbose(found, time.time()).encode("utf-8", "surrogateescape"))
         return 0
-    session.write(render_rows(form, summary(found), TITLES, TABLE).encode("utf-8", "surrogateescape"))
+    if given.on("verbose"):
+        session.say(render_one(form, details(found, time.time())))
+        return 0
+    session.write(render_rows(form, summary(found), TITLES, TABLE, RAW).encode("utf-8", "surrogateescape"))
     return 0
 
 
@@ -95,6 +100,40 @@ def _row(kind: str, total: int, active: int, size: int, free: int, *, share: boo
         "Active": str(active),
         "Size": human_size(size),
         "Reclaimable": human_size(free) + percent,
+    }
+
+
+def details(found: dict[str, Any], now: float) -> dict[str, list[dict[str, Any]]]:
+    """What `-v` with a template sees: the rows of every kind. Source: docker/cli formatter/disk_usage.go, verboseWriteTemplate."""
+    images = []
+    for one in found.get("Images") or ():
+        size, shared = float(one.get("Size") or 0), max(0.0, float(one.get("SharedSize", -1)))
+        for row in image_rows([one], trunc=False, digests=True, now=now):
+            sizes = {"SharedSize": human_size(shared), "UniqueSize": human_size(size - shared)}
+            images.append({**row, **sizes, "Containers": str(max(0, int(one.get("Containers", 0))))})
+    kinds = {
+        "Images": images,
+        "Containers": container_rows(found.get("Containers") or (), trunc=False, now=now),
+        "Volumes": [volume_row(one) for one in found.get("Volumes") or ()],
+        "BuildCache": [_cache_row(one, now) for one in found.get("BuildCache") or ()],
+    }
+    return {kind: [dict(sorted(row.items())) for row in rows] for kind, rows in kinds.items()}
+
+
+def _cache_row(one: dict[str, Any], now: float) -> dict[str, Any]:
+    return {
+        "ID": str(one.get("ID", "")),
+        "Parent": str(one.get("Parent", "")),
+        "CacheType": str(one.get("Type", "")),
+        "Description": str(one.get("Description", "")),
+        "InUse": str(bool(one.get("InUse"))).lower(),
+        "Shared": str(bool(one.get("Shared"))).lower(),
+        "Size": human_size(float(one.get("Size") or 0), 3),
+        "CreatedAt": str(one.get("CreatedAt") or ""),
+        "CreatedSince": _ago(one.get("CreatedAt"), now),
+        "LastUsedAt": str(one.get("LastUsedAt") or ""),
+        "LastUsedSince": _ago(one.get("LastUsedAt"), now),
+        "UsageCount": str(one.get("UsageCount") or 0),
     }
 
 

@@ -46,6 +46,11 @@ TITLES = {
 TABLE = "{{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}"
 DIGEST_TABLE = "{{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}"
 
+RAW = (
+    "repository: {{{{.Repository}}}}\ntag: {{{{.Tag}}}}\n{}image_id: {{{{.ID}}}}\ncreated_at: {{{{.CreatedAt}}}}\n"
+    "virtual_size: {{{{.Size}}}}\n"
+)
+
 
 def images(session: Session, given: Given) -> int:
     """List images."""
@@ -73,7 +78,8 @@ def images(session: Session, given: Given) -> int:
     digests = given.on("digests") or ".Digest" in form
     rows = image_rows(found, trunc=not given.on("no-trunc"), digests=digests, now=time.time())
     table = DIGEST_TABLE if given.on("digests") else TABLE
-    session.write(render_rows(form, rows, TITLES, table).encode("utf-8", "surrogateescape"))
+    raw = RAW.format("digest: {{.Digest}}\n" if given.on("digests") else "")
+    session.write(render_rows(form, rows, TITLES, table, raw).encode("utf-8", "surrogateescape"))
     return 0
 
 

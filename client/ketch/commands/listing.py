@@ -59,6 +59,17 @@ TITLES = {
 }
 TABLE = "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}"
 
+RAW = """container_id: {{.ID}}
+image: {{.Image}}
+command: {{.Command}}
+created_at: {{.CreatedAt}}
+state: {{- pad .State 1 0}}
+status: {{- pad .Status 1 0}}
+names: {{.Names}}
+labels: {{- pad .Labels 1 0}}
+ports: {{- pad .Ports 1 0}}
+"""
+
 
 def ps(session: Session, given: Given) -> int:
     """List containers."""
@@ -74,7 +85,8 @@ def ps(session: Session, given: Given) -> int:
     rows = container_rows(found, trunc=trunc, now=time.time())
     table = "{{.ID}}" if given.on("quiet") else TABLE + ("\t{{.Size}}" if given.on("size") else "")
     form = table if given.on("quiet") else form
-    session.write(render_rows(form, rows, TITLES, table).encode("utf-8", "surrogateescape"))
+    raw = RAW + ("size: {{.Size}}\n" if given.on("size") else "")
+    session.write(render_rows(form, rows, TITLES, table, raw).encode("utf-8", "surrogateescape"))
     return 0
 
 

@@ -39,7 +39,8 @@ def listing(session: Session, given: Given) -> int:
     ]
     table = "{{.ID}}" if given.on("quiet") else "{{.ID}}\t{{.Name}}\t{{.Driver}}\t{{.Scope}}"
     form = table if given.on("quiet") else form
-    session.write(render_rows(form, rows, TITLES, table).encode("utf-8", "surrogateescape"))
+    raw = "network_id: {{.ID}}\nname: {{.Name}}\ndriver: {{.Driver}}\nscope: {{.Scope}}\n"
+    session.write(render_rows(form, rows, TITLES, table, raw).encode("utf-8", "surrogateescape"))
     return 0
 
 

@@ -79,8 +79,10 @@ def pull(session: Session, given: Given) -> int:
             session.say(f"Using default tag: {name.tag}")
     out = None if given.on("quiet") else sys.stdout
     tag = "" if given.on("all-tags") else None
+    everything = given.on("all-platforms")
+    platform = given.text("platform") if everything else session.platform(given)
     pull_image(
-        session, name, out, platform=given.text("platform"), tag=tag, everything=given.on("all-platforms"),
+        session, name, out, platform=platform, tag=tag, everything=everything,
         referrers=given.on("referrers"),
     )  # fmt: skip
     session.say(name.canonical)

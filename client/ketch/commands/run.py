@@ -120,9 +120,9 @@ def _create(session: Session, given: Given, body: dict[str, Any]) -> str:
     quiet, policy = given.on("quiet"), given.text("pull") or "missing"
     out = None if quiet else sys.stderr
     if policy == "always" and name is not None:
-        pull_image(session, name, out, platform=given.text("platform"))
+        pull_image(session, name, out, platform=session.platform(given))
     host["ConsoleSize"] = list(size(1))
-    query = {"name": given.text("name"), "platform": given.text("platform")}
+    query = {"name": given.text("name"), "platform": session.platform(given)}
     try:
         made = session.engine.json("POST", "/containers/create", query, send=body)
     except EngineAnswer as error:
@@ -132,7 +132,7 @@ def _create(session: Session, given: Given, body: dict[str, Any]) -> str:
             raise  # of --volumes-from and the like: pulling the image would not help
         if not quiet:
             session.warn(f"Unable to find image '{name.familiar}' locally")
-        pull_image(session, name, out, platform=given.text("platform"))
+        pull_image(session, name, out, platform=session.platform(given))
         made = session.engine.json("POST", "/containers/create", query, send=body)
     for warning in made.get("Warnings") or ():
         session.warn(f"WARNING: {warning}")

@@ -11,7 +11,7 @@ from ketch.filters import build_filters
 from ketch.options import Command, Given
 from ketch.quantities import binary_size, local_time, parse_moment
 from ketch.session import Session
-from ketch.views import check_template, render_one
+from ketch.views import check_one, render_one
 
 FORMAT = """
   |'json':             Print in JSON format
@@ -36,7 +36,7 @@ def info(session: Session, given: Given) -> int:
     client = {
         "Version": __version__,
         "Context": session.context,
-        "Debug": False,
+        "Debug": session.is_debugging,
         "Plugins": [],
         "Warnings": None,
     }
@@ -173,7 +173,7 @@ def events(session: Session, given: Given) -> int:
     """Show what happens, as it happens."""
     form = given.text("format")
     if form and form != "json":
-        check_template(form)
+        check_one(form)
     now = time.time()
     query: dict[str, Any] = {}
     for bound in ("since", "until"):
@@ -181,7 +181,7 @@ def events(session: Session, given: Given) -> int:
             try:
                 query[bound] = parse_moment(given.text(bound), now)
             except ValueError as error:
-                raise CommandFailed(f'invalid value for "{bound}": {error}') from error
+                raise CommandFailed(str(error)) from error
     if given.many("filter"):
         query["filters"] = build_filters(given.many("filter"))
     answer = session.engine.request("GET", "/events", query)

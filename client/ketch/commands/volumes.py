@@ -36,7 +36,8 @@ def listing(session: Session, given: Given) -> int:
     rows = [volume_row(one) for one in sorted(found, key=lambda one: one["Name"])]
     table = "{{.Name}}" if given.on("quiet") else "{{.Driver}}\t{{.Name}}"
     form = table if given.on("quiet") else form
-    session.write(render_rows(form, rows, TITLES, table).encode("utf-8", "surrogateescape"))
+    raw = "name: {{.Name}}\ndriver: {{.Driver}}\n"
+    session.write(render_rows(form, rows, TITLES, table, raw).encode("utf-8", "surrogateescape"))
     return 0
 
 

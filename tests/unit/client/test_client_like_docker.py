@@ -159,6 +159,20 @@ ps --format '{{.Names}} {{.Ports}} {{.Label "a"}}'
 ps --format 'table {{.ID}}\\t{{.Status}}'
 ps --format '{{'
 ps x
+ps --format raw
+ps -s --format raw
+ps --format '{{js .Image}} {{urlquery .Command}} {{.Platform}}'
+help ps nosuch
+help nosuch
+ps --help=false -q
+-l nosuch ps
+-l debug ps -q
+--nosuch
+-H nosuch:// ps
+-H tcp://127.0.0.1:1/path ps
+-H :1 ps
+-H 127.0.0.1:1 ps
+container
 stop web
 stop -t 3 -s INT none
 kill -s INT web
@@ -178,6 +192,8 @@ logs none
 images
 images -q
 images --digests --no-trunc
+images --format raw
+images --digests --format raw
 images busybox
 history x
 history -q --no-trunc x
@@ -187,6 +203,12 @@ tag a b:c
 tag a BAD
 inspect -f '{{.Name}} {{.State.Running}}' web
 inspect -f '{{index .NetworkSettings.Ports "80/tcp"}}' web
+inspect -f '{{.ID}} {{.Config.Tty}} {{.Config.Env}} {{.Config.Volumes}} {{json .Config.Cmd}} {{range .Config.Env}}x{{end}}' web
+inspect -f '{{if .State.Health}}a{{else}}b{{end}} {{.HostConfig.Binds}} {{.Config.Labels.none}} {{len .HostConfig.Binds}}' web
+inspect -f '{{' web
+version -f '{{.Client.APIVersion}} {{.Client.DefaultAPIVersion}}'
+-D info -f '{{.ClientInfo.Debug}}'
+events --since 1m --until nosuch
 pull busybox
 pull -q reg:5000/x:1
 push me/x
@@ -194,11 +216,13 @@ push -a me/x
 load -i TAR
 import TAR r:t
 network ls
+network ls --format raw
 network create --subnet 10.0.0.0/24 --gateway 10.0.0.1 --label a=b n
 network connect --ip 1.2.3.4 --alias a n c
 network disconnect -f n c
 volume ls
 volume ls -q
+volume ls --format raw
 volume rm v none
 container prune -f
 image prune -af
@@ -212,7 +236,16 @@ update web
 """
 
 # Where ours asks less, or says it in its own words.
-LENIENT_REQUESTS = {"run -d", "volume create", "commit", "system prune", "attach", "network rm", "start a"}
+LENIENT_REQUESTS = {
+    "run -d",
+    "volume create",
+    "commit",
+    "system prune",
+    "attach",
+    "network rm",
+    "start a",
+    "-D info",
+}
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from ketch.gotemplaterun import render
 from ketch.progressview import View, progress_bar
 from ketch.quantities import human_duration, parse_duration, parse_size
 from ketch.views import columns, render_rows
+from ketch_testing.fakeengine import FakeEngine
 
 NOW = 1_800_000_000.0
 BOX: dict[str, Any] = {
@@ -131,7 +134,7 @@ def test_label_columns() -> None:
         ("a {{- .A -}} b", "a1b"),
         ('{{.A | printf "%d!"}}', "1!"),
         ("{{/* nothing */}}x", "x"),
-        ("{{.D}}", "<no value>"),
+        ("{{.D}}", "<nil>"),
         ("{{.E}}", "true"),
     ],
 )
@@ -332,3 +335,74 @@ def test_durations(text: str, duration: int) -> None:
 )  # fmt: skip
 def test_human_durations(seconds: float, text: str) -> None:
     assert human_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("template", "shown"),
+    [
+        ("{{.ID}} {{.HTTPProxy}} {{.HostConfig.CPUPeriod}}", "i p 5"),
+        ("{{.Config.Env}} {{.Config.Volumes}} {{.Config.Entrypoint}} {{.State.Health}}", "[] map[] [] <nil>"),
+        ("{{json .Config.Env}} {{len .Config.Env}} {{range .Config.Env}}x{{else}}none{{end}}", "null 0 none"),
+        ("{{.Config.Volumes.x}} {{index .Config.Volumes `x`}}", "<no value> <no value>"),
+        ("{{if .State.Health}}a{{else}}b{{end}}", "b"),
+        ('{{js "<a\'\\"="}} {{urlquery "a b&c"}}', "\\u003Ca\\'\\\"\\u003D a+b%26c"),
+    ],
+)
+def test_what_go_knows_of_types(template: str, shown: str) -> None:
+    """Fields have Go's names, and nothing of a type is shown as Go shows it."""
+    value = {
+        "Id": "i", "HttpProxy": "p", "HostConfig": {"CpuPeriod": 5}, "State": {}, "Config": {"Env": None, "Volumes": None},
+    }  # fmt: skip
+    assert render(template, value) == shown
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{.id}}", 'map has no entry for key "id"'),
+        ("{{.State.Health.Status}}", "nil pointer evaluating"),
+        ("{{upper}}", "wrong number of args for upper"),
+        ('{{join .Id "x"}}', r"expected \[\]string; got string"),
+        ("{{.Labels.a.b}}", "nil pointer evaluating"),
+    ],
+)
+def test_what_go_refuses(template: str, words: str) -> None:
+    with pytest.raises(TemplateError, match=words):
+        render(template, {"Id": "i", "State": {}, "Labels": {}})
+
+
+def test_disk_usage_in_full_by_a_template(ketch: Callable[..., Any], engine: FakeEngine) -> None:
+    """`-v` with `--format` is every row of every kind."""
+    engine.routes[:0] = [
+        ("GET", "/system/df", {
+            "Images": [{"Id": "sha256:" + "a" * 64, "RepoTags": ["a:1"], "Created": 0, "Size": 10, "SharedSize": 4, "Containers": 2}],
+            "Containers": [BOX], "Volumes": [{"Name": "v", "UsageData": {"RefCount": 1, "Size": 5}}],
+            "BuildCache": [{"ID": "q", "Type": "regular", "Size": 7, "InUse": False}],
+        }),
+    ]  # fmt: skip
+    done = ketch("system", "df", "-v", "--format", "json")
+    found = json.loads(done.out)
+    assert [list(found), found["Images"][0]["UniqueSize"], found["Images"][0]["SharedSize"]] == [
+        ["Images", "Containers", "Volumes", "BuildCache"], "6B", "4B",
+    ]  # fmt: skip
+    shown = "{{range .Volumes}}{{.Name}} {{.Links}}{{end}} {{range .BuildCache}}{{.CacheType}}{{end}}"
+    assert ketch("system", "df", "-v", "--format", shown).out == "v 1 regular\n"
+
+
+def test_the_default_platform_is_the_environment_s(
+    ketch: Callable[..., Any], engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For what has `--platform` as docker has it; what is typed comes first."""
+    monkeypatch.setenv("DOCKER_DEFAULT_PLATFORM", "linux/arm64")
+    for words in (
+        ("create", "busybox"),
+        ("pull", "-q", "busybox"),
+        ("create", "--platform", "linux/386", "x"),
+    ):
+        ketch(*words)
+    asked = [
+        one.query.get("platform")
+        for one in engine.asked
+        if one.path in ("/containers/create", "/images/create")
+    ]
+    assert asked == [["linux/arm64"], ["linux/arm64"], ["linux/386"]]
