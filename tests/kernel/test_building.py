@@ -458,11 +458,11 @@ async def test_a_shared_step_has_the_context_of_who_began_it(yard: Yard) -> None
 
 async def test_a_layer_that_is_made_again_while_it_is_removed(yard: Yard) -> None:
     """The build has it from before it is published, whatever waits to remove it."""
-    text = "FROM busybox\nRUN touch /same\n"
-    old, _ = await yard.build(text, clamp=0)
+    text = "FROM busybox\nWORKDIR /same\n"
+    old, _ = await yard.build(text)
     layer = yard.images.get(old).layers[-1]
     async with yard.layers.holding([layer]):
-        building = asyncio.create_task(yard.build(text, clamp=0, no_cache=True, tags=("new",)))
+        building = asyncio.create_task(yard.build(text, no_cache=True, tags=("new",)))
         async with asyncio.timeout(20):
             while not yard.layers._lock(layer)._waiters:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
@@ -522,13 +522,30 @@ async def test_workdir(yard: Yard) -> None:
 async def test_reproducible(yard: Yard) -> None:
     """With SOURCE_DATE_EPOCH the same image on any machine: ID and all."""
     text = "FROM busybox\nWORKDIR /w\nCOPY a.txt /n/\nENV A=1\n"
-    first, _ = await yard.build(text, CONTEXT, clamp=1000)
+    first, _ = await yard.build(text, CONTEXT, epoch=1000)
     with tempfile.TemporaryDirectory(prefix="ketch-build-") as directory:
         async with yard_at(Path(directory), yard.layers.kind) as other:
             await other.base_image("busybox", BASE, Cmd=["sh"], Env=["PATH=/bin"])
-            second, _ = await other.build(text, CONTEXT, clamp=1000)
+            second, _ = await other.build(text, CONTEXT, epoch=1000)
 
     assert first == second and yard.config(first).created == "1970-01-01T00:16:40Z"
+
+
+async def test_a_source_date_is_no_part_of_a_key(yard: Yard) -> None:
+    """Builds of any epoch have the steps from the cache, and their own times in the image's own layers; the base's stay."""
+    text = "FROM busybox AS one\nRUN touch /x\nFROM busybox\nCOPY --from=one /x /y\nRUN touch /z\n"
+    plain, _ = await yard.build(text)
+    ids = []
+    for epoch in (1000, 2000, 1000, 9_999_999_999):
+        ids.append((await yard.build(text, epoch=epoch))[0])
+        assert yard.runner.ran == ["touch /x", "touch /z"]
+        image = yard.images.get(ids[-1])
+        assert image.layers[:-2] == yard.images.get(plain).layers[:-2]
+        times = [entry.mtime for at in (-1, -2) for entry in (await yard.layer(ids[-1], at)).values()]
+        assert max(times) == epoch if epoch < 3000 else image.layers == yard.images.get(plain).layers
+    assert ids[0] == ids[2] and len({plain, *ids}) == 4
+    assert yard.config(ids[-1]).created == "2286-11-20T17:46:39Z"
+    assert (await yard.build("FROM busybox\n", epoch=5))[0] == yard.images.resolve("busybox")
 
 
 async def test_onbuild(yard: Yard) -> None:

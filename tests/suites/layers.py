@@ -482,15 +482,17 @@ class LayerStoreSuite:
         assert await bench.store.from_upper(bench.root / "step" / "upper", [base]) == layer
 
     async def test_a_step_can_be_clamped_to_a_time(self, bench: Bench) -> None:
-        """SOURCE_DATE_EPOCH: nothing is younger, older stays."""
+        """SOURCE_DATE_EPOCH: nothing is younger, older stays; the file of an older one is the layer itself."""
         base = await bench.add(*TREE)
         upper = bench.root / "upper"
         upper.mkdir()
         for name, when in (("old", 100), ("young", 2_000_000_000)):
             (upper / name).write_text(name)
             os.utime(upper / name, (when, when))
-        layer = await bench.store.from_upper(upper, [base], clamp_mtime=1_000)
-        assert layer is not None
+        step = await bench.store.from_upper(upper, [base])
+        assert step is not None
+        layer = await bench.store.clamped(step, 1_000)
+        assert layer != step and await bench.store.clamped(layer, 1_000) == layer
         seen = bench.merged([base, layer])
         assert [seen[name].mtime_ns // 10**9 for name in ("old", "young")] == [100, 1_000]
 

@@ -62,7 +62,7 @@ class BuildApi:
             limits=_limits(call),
             cache_from=_list(call, "cachefrom"),
             registries=call.registry_config(),
-            clamp=_epoch(build_args.get("SOURCE_DATE_EPOCH")),
+            epoch=_epoch(build_args.get("SOURCE_DATE_EPOCH")),
             no_cache=call.query_bool("nocache"),
             pull=call.query_bool("pull"),
             remove=call.query_bool("rm", True),

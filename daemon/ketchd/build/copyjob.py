@@ -23,14 +23,14 @@ from ketchd.layers.worker import JobPort
 
 def copy(arguments: dict[str, Any], port: JobPort) -> dict[str, Any]:
     """Job. arguments: place, root (layers TOP FIRST), detached (the root gives owners only), source (see opened_source) or None,
-    sources, exclude, keyword, destination, chown, chmod, epoch (seconds), owned, unpack, files [[name, text]],
+    sources, exclude, keyword, destination, chown, chmod, owned, unpack, files [[name, text]],
     downloads [{path, name, mtime, unpack}].
 
     Returns what LayerFile.seal does. Raises NotFound, InvalidInput.
     """
     with mounted(arguments["root"], port) as root:
         owner = root.owner(arguments["chown"]) if arguments["chown"] else None
-        output = Draft(None if arguments["detached"] else root, owner, arguments["chmod"], arguments["epoch"])
+        output = Draft(None if arguments["detached"] else root, owner, arguments["chmod"])
         opened: list[Any] = []
         try:
             if arguments["source"] is None or not arguments["sources"]:
@@ -77,9 +77,7 @@ def _fill(
                     _member(output, path, member, tree, arguments["owned"])
         for name, text in arguments["files"]:
             content = text.encode("utf-8", "surrogateescape")
-            entry = Entry(
-                b"", REGULAR, 0o644, size=len(content), stored=len(content), mtime_ns=output.epoch * 10**9
-            )
+            entry = Entry(b"", REGULAR, 0o644, size=len(content), stored=len(content))
             path = f"{target}/{name}".lstrip("/") if into else target
             output.put(path, output.dressed(entry, owned=False), from_bytes(content))
         for one in arguments["downloads"]:
@@ -149,9 +147,9 @@ def _download(
 
 
 def workdir(arguments: dict[str, Any], port: JobPort) -> dict[str, Any]:
-    """Job. arguments: place, root, path, epoch. Makes the directory and what is missing above it; {"empty": True} when it is there."""
+    """Job. arguments: place, root, path. Makes the directory and what is missing above it; {"empty": True} when it is there."""
     with mounted(arguments["root"], port) as root:
-        output = Draft(root, None, None, arguments["epoch"])
+        output = Draft(root, None, None)
         wanted = arguments["path"].strip("/")
         if not wanted or output.is_directory(wanted):
             return {"empty": True}
@@ -167,7 +165,7 @@ def workdir(arguments: dict[str, Any], port: JobPort) -> dict[str, Any]:
 def extract(arguments: dict[str, Any], port: JobPort) -> dict[str, Any]:
     """Job. arguments: place (of kind "directory"), source, path, owned. A directory's contents come below `directory/`, a file below
     `file/`. Raises NotFound."""
-    draft = Draft(None, None, None, 0)
+    draft = Draft(None, None, None)
     with opened_source(arguments["source"], port) as tree:
         one = tree.named(clean_source(arguments["path"]))
         target = "directory" if one.is_directory else f"file/{one.name}"

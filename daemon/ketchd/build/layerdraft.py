@@ -20,12 +20,11 @@ Write = Callable[[TarWriter, Entry], None]
 
 @dataclass(slots=True)
 class Draft:
-    """The layer's members by path, until they are written in path order."""
+    """The layer's members by path, until they are written in path order. What it makes itself is of 1970, whenever that is."""
 
     root: RootTree | None
     owner: tuple[int, int] | None
     chmod: int | None
-    epoch: int
     members: dict[str, tuple[Entry, Write]] = field(default_factory=dict)
     links: dict[tuple[int, int], str] = field(default_factory=dict)
     real: dict[str, str] = field(default_factory=dict)
@@ -61,7 +60,7 @@ class Draft:
         if known is not None and known.type != DIRECTORY:
             raise InvalidInput(f"cannot copy to non-directory: /{path}")
         uid, gid = self.owner or (0, 0)
-        entry = known or Entry(b"", DIRECTORY, 0o755, uid, gid, mtime_ns=self.epoch * 10**9)
+        entry = known or Entry(b"", DIRECTORY, 0o755, uid, gid, mtime_ns=0)
         self.members[path] = (entry, nothing)
 
     def through_links(self, path: str) -> str:

@@ -77,10 +77,9 @@ class Performer:
         context: Context,
         limits: Limits,
         output: Output,
-        clamp: int | None,
         keep: Keep,
     ) -> Digest | None:
-        """RUN. clamp: SOURCE_DATE_EPOCH. keep: see LayerStore.publish. Raises RunFailed with the exit code, Fault."""
+        """RUN. keep: see LayerStore.publish. Raises RunFailed with the exit code, Fault."""
         work = self._stage / uuid.uuid4().hex
         mounts = RunMounts(self._cache, self._stage, partial(self._extract, roots, context, place))
         async with AsyncExitStack() as undo:
@@ -101,7 +100,7 @@ class Performer:
             if plans:
                 targets = [plan.target for plan in plans]
                 await in_thread(strip_mount_points, str(work / "upper"), targets)
-            return await self._layers.from_upper(work / "upper", roots.layers, clamp_mtime=clamp, keep=keep)
+            return await self._layers.from_upper(work / "upper", roots.layers, keep=keep)
 
     async def copy(
         self,
@@ -109,10 +108,9 @@ class Performer:
         roots: Roots,
         context: Context,
         downloads: Sequence[Download],
-        epoch: int,
         keep: Keep,
     ) -> Digest:
-        """COPY or ADD. epoch: seconds, the time of directories that it makes. Raises NotFound, InvalidInput."""
+        """COPY or ADD. Directories that it makes are of 1970: they are the same whenever it runs. Raises NotFound, InvalidInput."""
         source = roots.source(op.from_node, op.from_image)
         arguments = {
             "root": await self._root(roots.layers),
@@ -126,7 +124,6 @@ class Performer:
             "destination": op.destination,
             "chown": op.chown,
             "chmod": op.chmod,
-            "epoch": epoch,
             "owned": source is not None,
             "unpack": op.unpack,
             "files": [list(item) for item in op.files],
@@ -156,12 +153,10 @@ class Performer:
         }
         return await self._workers.run("ketchd.build.contenthash:measure", arguments)
 
-    async def workdir(self, op: WorkdirOp, roots: Roots, epoch: int, keep: Keep) -> Digest | None:
+    async def workdir(self, op: WorkdirOp, roots: Roots, keep: Keep) -> Digest | None:
         """WORKDIR: None when the directory is there. Raises InvalidInput."""
         mounts = await self._root(roots.layers)
-        return await self._make(
-            "ketchd.build.copyjob:workdir", {"root": mounts, "path": op.path, "epoch": epoch}, keep
-        )
+        return await self._make("ketchd.build.copyjob:workdir", {"root": mounts, "path": op.path}, keep)
 
     async def _root(self, layers: Sequence[Digest]) -> list[dict[str, str]]:
         """The mounts of a step's root; where a tar omits directories, with the layer that gives them their metadata."""

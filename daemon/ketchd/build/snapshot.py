@@ -6,7 +6,7 @@ Source: image-spec config.md; history lines as dockerd's classic builder writes 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -72,22 +72,23 @@ def after(
     created_ns: int,
     layer: str | None,
     content: str = "",
-    clamp_ns: int | None = None,
 ) -> Snapshot:
-    """The state after a step that made `layer` (None: an empty one) at `created_ns`. content: as history names a COPY's sources.
-
-    clamp_ns: SOURCE_DATE_EPOCH, later times become it.
-    """
-    when = created_ns if clamp_ns is None else min(created_ns, clamp_ns)
-    entry: dict[str, Any] = {"created": rfc3339(when), "created_by": created_by(node, content)}
+    """The state after a step that made `layer` (None: an empty one) at `created_ns`. content: as history names a COPY's sources."""
+    entry: dict[str, Any] = {"created": rfc3339(created_ns), "created_by": created_by(node, content)}
     if node.author:
         entry["author"] = node.author
     if layer is None:
         entry["empty_layer"] = True
     changed = replace(
         before, layers=before.layers if layer is None else (*before.layers, layer), history=(*before.history, entry),
-        config=node.config, author=node.author, chain=chain, created_ns=when,
+        config=node.config, author=node.author, chain=chain, created_ns=created_ns,
     )  # fmt: skip
+    return replace(changed, image_id=str(Digest.of(image_config(changed))))
+
+
+def with_layers(state: Snapshot, layers: Sequence[str]) -> Snapshot:
+    """The same state of other layers, as many."""
+    changed = replace(state, layers=tuple(layers))
     return replace(changed, image_id=str(Digest.of(image_config(changed))))
 
 

@@ -56,7 +56,7 @@ class Workshop:
 class Job:
     """One build. channels: one for each node, in order. foreign: images that a `from` names. sources: images of --cache-from.
 
-    clamp: SOURCE_DATE_EPOCH in seconds, None for none. uncached: --no-cache. missed: nodes that the cache had nothing for, and
+    epoch: SOURCE_DATE_EPOCH in seconds, None for none. uncached: --no-cache. missed: nodes that the cache had nothing for, and
     those that need one of them.
     """
 
@@ -68,7 +68,7 @@ class Job:
     sources: Sequence[Base] = ()
     past: Sequence[Past] = ()
     limits: Limits = field(default_factory=Limits)
-    clamp: int | None = None
+    epoch: int | None = None
     uncached: bool = False
     remove: bool = True
     failed: int | None = None
@@ -255,14 +255,12 @@ class Steps:
             layer: Digest | None
             keep = partial(job.lease.add, "layer")
             if isinstance(op, RunOp):
-                layer = await shop.performer.run(
-                    op, node.place, roots, job.context, job.limits, output, job.clamp, keep
-                )
+                layer = await shop.performer.run(op, node.place, roots, job.context, job.limits, output, keep)
             elif isinstance(op, CopyOp):
-                layer = await shop.performer.copy(op, roots, job.context, downloads, job.clamp or 0, keep)
+                layer = await shop.performer.copy(op, roots, job.context, downloads, keep)
             else:
                 assert isinstance(op, WorkdirOp)
-                layer = await shop.performer.workdir(op, roots, job.clamp or 0, keep)
+                layer = await shop.performer.workdir(op, roots, keep)
             tracepoint.reach("build.step-done")
             made = Cached(key, time.time_ns(), None if layer is None else str(layer), label, inputs)
             shop.cache.store(made, parent=before.chain, description=node.text)
@@ -352,8 +350,8 @@ class Steps:
             channel.say(f" ---> Cache miss: {reason}\n")
 
     def _after(self, before: Snapshot, node: Node, cached: Cached) -> Snapshot:
-        clamp = None if self._job.clamp is None else self._job.clamp * 10**9
+        epoch = self._job.epoch
         return snapshot.after(
-            before, node, chain=keys.follow(before.chain, cached.key), created_ns=cached.created_ns, layer=cached.layer,
-            content=cached.content, clamp_ns=clamp,
+            before, node, chain=keys.follow(before.chain, cached.key), layer=cached.layer,
+            created_ns=cached.created_ns if epoch is None else epoch * 10**9, content=cached.content,
         )  # fmt: skip

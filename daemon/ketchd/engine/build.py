@@ -12,6 +12,7 @@ import os
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ _GIT_PREFIXES = ("git://", "git@", "ssh://", "github.com/")
 class BuildRequest:
     """What a client asks for. tags: with a tag each. dockerfile: its path in the context, "" for the default.
 
-    registries: X-Registry-Config, host -> credentials. clamp: SOURCE_DATE_EPOCH in seconds.
+    registries: X-Registry-Config, host -> credentials. epoch: SOURCE_DATE_EPOCH in seconds.
     """
 
     tags: tuple[Reference, ...] = ()
@@ -65,7 +66,7 @@ class BuildRequest:
     limits: Limits = field(default_factory=Limits)
     cache_from: tuple[str, ...] = ()
     registries: Mapping[str, Any] = field(default_factory=dict)
-    clamp: int | None = None
+    epoch: int | None = None
     no_cache: bool = False
     pull: bool = False
     remove: bool = True
@@ -161,7 +162,7 @@ class Builder:
             sources=self._cache_sources(request),
             past=() if request.no_cache else self._past(lineage, twin, lines),
             limits=request.limits,
-            clamp=request.clamp,
+            epoch=request.epoch,
             uncached=request.no_cache,
             remove=request.remove,
         )
@@ -182,7 +183,29 @@ class Builder:
         if graph.unconsumed:
             names = " ".join(graph.unconsumed)
             await send({"stream": f"[Warning] One or more build-args [{names}] were not consumed\n"})
+        if request.epoch is not None and state.image_id:
+            base = next((base.layers for base in bases.values() if base.image_id == state.base_id), ())
+            state = await self._clamped(state, len(base), request.epoch, lease)
+            await send({"aux": {"ID": state.image_id}})
         return await self._finish(request, state, lease, send)
+
+    async def _clamped(self, state: Snapshot, count: int, epoch: int, lease: Lease) -> Snapshot:
+        """The image with no file of its own layers, those after the first `count`, younger than the epoch.
+
+        Steps and their keys know nothing of it, so that the cache serves builds of any epoch.
+        """
+        made = list(state.layers[:count])
+        for layer in state.layers[count:]:
+            key = keys.digest(["clamped", layer, epoch])
+            found = self.cache.aliased(key)
+            if found is not None:
+                lease.add("layer", found)
+            if found is None or not self._rooms.layers.has(Digest(found)):
+                keep = partial(lease.add, "layer")
+                found = str(await self._rooms.layers.clamped(Digest(layer), epoch, keep=keep))
+                self.cache.alias(key, found)
+            made.append(found)
+        return snapshot.with_layers(state, made) if tuple(made) != state.layers else state
 
     def _past(self, lineage: str, twin: str, lines: list[tuple[int, str]]) -> list[Past]:
         """The last build of the same name, else the last of the same Dockerfile; none when there is neither."""

@@ -41,7 +41,7 @@ _LEFT_OUT = (
 
 
 def from_upper(arguments: dict[str, Any], port: JobPort) -> dict[str, Any]:
-    """arguments: place (see LayerFile), upper, lower (mounts, top first), clamp_mtime (seconds or None).
+    """arguments: place (see LayerFile), upper, lower (mounts, top first).
 
     Returns what LayerFile.seal does, or {"empty": True}.
     """
@@ -57,7 +57,7 @@ def from_upper(arguments: dict[str, Any], port: JobPort) -> dict[str, Any]:
             below = os.open(merged, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         with LayerFile(arguments["place"]) as layer:
             writer = TarWriter(layer)
-            walk = _Walk(writer, arguments["clamp_mtime"])
+            walk = _Walk(writer)
             try:
                 walk.run(root, below)
             finally:
@@ -87,11 +87,10 @@ class _Walk:
     """The upper directory's members, in order. An unchanged directory waits until something below it changed: overlayfs copies
     a directory up also when a file in it was only opened for writing and removed again."""
 
-    def __init__(self, writer: TarWriter, clamp: int | None) -> None:
+    def __init__(self, writer: TarWriter) -> None:
         self._writer = writer
         self._upper, self._below = Descent(), Descent()
         self._places: list[_Place] = []
-        self._clamp = clamp
         self._first: dict[tuple[int, int], bytes] = {}
         self._waiting: list[Entry] = []
 
@@ -205,8 +204,6 @@ class _Walk:
 
     def _entry(self, path: bytes, info: os.stat_result, kind: bytes) -> Entry:
         seconds = info.st_mtime_ns // _SECOND
-        if self._clamp is not None:
-            seconds = min(seconds, self._clamp)
         return Entry(
             path, kind, stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid, mtime_ns=seconds * _SECOND
         )

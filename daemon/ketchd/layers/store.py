@@ -168,7 +168,7 @@ class LayerStore:
     ) -> IngestResult:
         """The same for a file that is there. Raises as Ingestion.finish does; `path` is only read."""
         arguments = self._arguments(compression, keep_blob) | {"source": str(path)}
-        return await self._make("ketchd.layers.ingest:ingest", arguments, expected_diff_id)
+        return await self.adopt(await self._run("ketchd.layers.ingest:ingest", arguments), expected_diff_id)
 
     async def adopt_tar(self, path: Path, expected_diff_id: Digest | None = None) -> IngestResult:
         """Make the plain tar at `path` a layer; the file is gone afterwards, also when it fails."""
@@ -182,24 +182,33 @@ class LayerStore:
         upper: Path,
         lower: Sequence[Digest],
         *,
-        clamp_mtime: int | None = None,
         keep: Keep = _keep_nothing,
     ) -> Digest | None:
         """The layer that makes `lower` (base first) look like an overlay of it and the writable directory `upper`.
 
-        None when nothing changed. clamp_mtime: seconds since the epoch; nothing in the layer is younger (SOURCE_DATE_EPOCH).
-        Nothing may write to `upper` meanwhile, or the layer holds some of both. keep: see `publish`.
+        None when nothing changed. Nothing may write to `upper` meanwhile, or the layer holds some of both. keep: see `publish`.
         """
         arguments = {
             "place": self.new_place(),
             "upper": str(upper),
             "lower": wire_mounts(self.mounts(lower)),
-            "clamp_mtime": clamp_mtime,
         }
         facts = await self._run("ketchd.layers.diff:from_upper", arguments)
         if facts.get("empty"):
             return None
         return (await self.adopt(facts, keep=keep)).diff_id
+
+    async def clamped(self, diff_id: Digest, seconds: int, *, keep: Keep = _keep_nothing) -> Digest:
+        """The layer with nothing in it that is younger than `seconds` since the epoch; itself if it is so. Raises NotFound.
+
+        keep: see `publish`.
+        """
+        path, offset, size = await self.tar_range(diff_id)
+        arguments = {
+            "place": self.new_place(), "path": str(path), "offset": offset, "size": size, "seconds": seconds
+        }  # fmt: skip
+        facts = await self._run("ketchd.layers.clamp:clamp", arguments)
+        return diff_id if facts.get("same") else (await self.adopt(facts, keep=keep)).diff_id
 
     def new_place(self) -> dict[str, Any]:
         """Where and what a worker's job is to make: the argument of `LayerFile`. Give what its `seal` returns to `adopt`."""
@@ -221,9 +230,6 @@ class LayerStore:
     def _arguments(self, compression: str | None, keep_blob: Path | None) -> dict[str, Any]:
         blob = None if keep_blob is None else str(keep_blob)
         return {"place": self.new_place(), "compression": compression, "blob": blob}
-
-    async def _make(self, job: str, arguments: dict[str, Any], expected: Digest | None) -> IngestResult:
-        return await self.adopt(await self._run(job, arguments), expected)
 
     async def _run(self, job: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """A job that fills `arguments["place"]`, and nothing left of it when it fails or is cancelled."""

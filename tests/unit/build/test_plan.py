@@ -175,11 +175,11 @@ def test_unconsumed_build_args() -> None:
 
 
 def test_image_config() -> None:
-    """Readable as an image config; the base's container fields are gone, times clamped."""
+    """Readable as an image config; the base's container fields are gone."""
     made = graph("FROM busybox\nMAINTAINER me\nLABEL a=<b>\n", Options(labels={"z": "1"}))
     state = snapshot.of_base(made.nodes[0].op, "c")  # type: ignore[arg-type]
     for node in made.nodes[1:]:
-        state = snapshot.after(state, node, chain="d", created_ns=5 * 10**9, layer=None, clamp_ns=10**9)
+        state = snapshot.after(state, node, chain="d", created_ns=10**9, layer=None)
     content = snapshot.image_config(state)
     parsed = ImageConfig.parse(content)
 
