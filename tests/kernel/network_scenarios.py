@@ -367,8 +367,11 @@ def question(name: str, kind: str = "A") -> str:
 
 
 async def asked(who: Container, name: str, kind: str = "A", *, by: str = "ask_udp") -> tuple[str, list[str]]:
-    """What the container's resolver answers: (response code, addresses)."""
-    received = await who.guest.ask(by, host="127.0.0.11", port=53, payload=question(name, kind))
+    """What the container's resolver answers: (response code, addresses). A datagram may be lost: it is sent again, as libc does."""
+    for _ in range(10):
+        received = await who.guest.ask(by, host="127.0.0.11", port=53, payload=question(name, kind))
+        if received != "error timed out":
+            break
     response = dns.message.from_wire(bytes.fromhex(received))
     found = [item.to_text() for rrset in response.answer for item in rrset]
     return dns.rcode.to_text(response.rcode()), found
