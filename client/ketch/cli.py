@@ -65,6 +65,12 @@ def _complain(message: str) -> None:
 
 
 def _run(words: list[str]) -> int:
+    if words[:1] == ["__complete"]:
+        from ketch.commands import completion
+
+        for line in completion.answer(words[1:], GLOBAL, open_session, load):
+            print(line)
+        return 0
     try:
         options = parse(GLOBAL, PROGRAM, words)
     except HelpAsked:
@@ -84,17 +90,7 @@ def _run(words: list[str]) -> int:
     if not rest or rest == ["--help"]:
         print(top_page(terminal_columns()), file=sys.stdout if rest else sys.stderr)
         return 0
-    hosts = options.many("host")
-    if len(hosts) > 1:
-        raise CommandFailed("Failed to initialize: unable to resolve docker endpoint: specify only one -H")
-    given_config = options.text("config") if options.has("config") else ""
-    session = Session(
-        hosts[0] if hosts else "",
-        given_config,
-        options.text("context"),
-        tls=lambda directory: tls_of(options, directory),
-        is_debugging=options.on("debug"),
-    )
+    session = _session(options)
     if rest[0] in GROUPS:
         if len(rest) == 1 or rest[1] in ("--help", "-h"):
             print(group_page(rest[0]), file=sys.stdout if rest[1:] else sys.stderr)
@@ -118,6 +114,24 @@ def _run(words: list[str]) -> int:
         print(command_page(entry, own, command, terminal_columns()))
         return 0
     return function(session, given)
+
+
+def open_session(typed: list[str]) -> Session:
+    """A session of the global options in `typed`, which is nothing else. Raises CommandFailed."""
+    return _session(parse(GLOBAL, PROGRAM, typed))
+
+
+def _session(options: Given) -> Session:
+    hosts = options.many("host")
+    if len(hosts) > 1:
+        raise CommandFailed("Failed to initialize: unable to resolve docker endpoint: specify only one -H")
+    return Session(
+        hosts[0] if hosts else "",
+        options.text("config") if options.has("config") else "",
+        options.text("context"),
+        tls=lambda directory: tls_of(options, directory),
+        is_debugging=options.on("debug"),
+    )
 
 
 def load(entry: Entry) -> tuple[Command, Function]:

@@ -73,6 +73,9 @@ TABLE = (
         "container cp, cp",
         "Copy files/folders between a container and the local filesystem",
     ),
+    Entry(
+        "completion", "completion", PLAIN, "completion", "Print the script that completes commands in a shell"
+    ),
     Entry("create", "run", PLAIN, "container create, create", "Create a new container"),
     Entry(
         "diff",
