@@ -35,8 +35,8 @@ def apply_changes(config: Mapping[str, Any], changes: Sequence[str]) -> dict[str
     for change in changes:
         source = lexer.read(change, "change")
         for line in source.lines:
-            keyword = lexer.split_word(line.text)[0].upper()
-            if keyword not in _ALLOWED:
+            keyword = lexer.split_word(line.text)[0]
+            if keyword.upper() not in _ALLOWED:
                 raise InvalidInput(f"{keyword} is not a valid change command")
             try:
                 scope.apply(instructions.parse_line(line, source.escape), _no_source)

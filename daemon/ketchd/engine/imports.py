@@ -41,10 +41,12 @@ async def import_image(
 ) -> Digest:
     """The new image's ID. source: for its history. changes: Dockerfile instructions.
 
-    Raises InvalidInput (no tar, a bad change), EngineFailure. Failed or cancelled: nothing stays.
+    Raises InvalidInput (no tar, a bad change, another system), EngineFailure. Failed or cancelled: nothing stays.
     """
     host = Platform.host(os.uname().machine)
     wanted = Platform.parse(platform, host) if platform else host
+    if wanted.os != "linux":
+        raise InvalidInput("operating system is not supported")
     config = apply_changes({}, changes)
     comment = message or f"Imported from {source}"
     async with rooms.leases.hold() as lease:

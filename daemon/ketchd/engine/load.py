@@ -208,13 +208,15 @@ class _Loader:
             self.made += [("blob", Digest.of(manifest.content).text)]
         self.made += [("layer", layer.diff_id.text) for layer in layers]
         self.made += [("blob", Digest.of(config).text)]
-        unique = {layer.diff_id: (position, layer) for position, layer in enumerate(layers)}
-        for diff_id in unique:
-            self.keep("layer", diff_id)
+        unique: dict[tuple[Digest, Digest | None], tuple[int, _Layer]] = {}
+        for position, layer in enumerate(layers):
+            self.keep("layer", layer.diff_id)
+            # One that comes twice in two forms is taken in both: the manifest names both.
+            unique[layer.diff_id, self._form(layer)] = (position, layer)
         missing = [
-            pair
-            for diff_id, pair in unique.items()
-            if not rooms.layers.has(diff_id) or not self._has_bytes(pair[1])
+            (position, layer)
+            for position, layer in unique.values()
+            if not rooms.layers.has(layer.diff_id) or not self._has_bytes(layer)
         ]
         try:
             async with asyncio.TaskGroup() as group:
@@ -259,9 +261,13 @@ class _Loader:
         described = layer.descriptor
         return described is not None and (described.digest != layer.diff_id or self._is_whole)
 
+    def _form(self, layer: _Layer) -> Digest | None:
+        """The blob that is kept of it."""
+        return layer.descriptor.digest if layer.descriptor is not None and self._keeps(layer) else None
+
     def _has_bytes(self, layer: _Layer) -> bool:
-        described = layer.descriptor
-        return described is None or not self._keeps(layer) or self._rooms.blobs.has(described.digest)
+        form = self._form(layer)
+        return form is None or self._rooms.blobs.has(form)
 
     async def _make(self, position: int, layer: _Layer) -> None:
         rooms, described = self._rooms, layer.descriptor

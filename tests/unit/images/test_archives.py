@@ -244,6 +244,23 @@ def of_two_platforms(*, damaged: bool = False) -> bytes:
     return layout([*arm_blobs, *amd_blobs, inner], [described("index.v1+json", inner, annotations=name)])
 
 
+async def test_a_layer_of_a_layout_in_two_forms_is_kept_in_both(rooms: Rooms) -> None:
+    """The manifest names both, and a push sends it as it came."""
+    config = config_of([LAYER, LAYER])
+    forms = [gzip.compress(LAYER, level, mtime=0) for level in (1, 9)]
+    manifest = json.dumps(
+        {
+            "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": described("config.v1+json", config),
+            "layers": [described("layer.v1.tar+gzip", form) for form in forms],
+        }
+    ).encode()  # fmt: skip
+    await read_in(rooms, layout([config, manifest, *forms], [described("manifest.v1+json", manifest)]))
+
+    assert forms[0] != forms[1] and all(rooms.blobs.has(Digest.of(form)) for form in forms)
+    assert {form.digest for form in rooms.blobs.of_layer(Digest.of(LAYER))} == set(map(Digest.of, forms))
+
+
 async def test_of_several_platforms_the_fitting_one(rooms: Rooms) -> None:
     archive = of_two_platforms()
     assert await read_in(rooms, archive, platform=Platform("linux", "arm64")) == ["Loaded image: x:1\n"]
@@ -378,7 +395,8 @@ async def test_import_keeps_the_tar_and_takes_changes(rooms: Rooms) -> None:
     [
         (b"no tar" * 1000, {}, "invalid tar"),
         (LAYER, {"changes": ["RUN x"]}, "RUN is not a valid change command"),
-        (LAYER, {"changes": ["BOGUS x"]}, "BOGUS is not a valid change command"),
+        (LAYER, {"changes": ["Bogus x"]}, "Bogus is not a valid change command"),
+        (LAYER, {"platform": "windows/amd64"}, "operating system is not supported"),
         (LAYER, {"platform": "a/b/c/d"}, "cannot parse platform specifier"),
     ],
 )
