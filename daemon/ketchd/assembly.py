@@ -64,6 +64,7 @@ from ketchd.layers.store import LayerStore
 from ketchd.layers.trash import Trash
 from ketchd.layers.workers import WorkerPool
 from ketchd.model.compression import read_compression
+from ketchd.network.addresses import parse_pool
 from ketchd.network.networks import Networks
 from ketchd.registry.client import RegistryClient
 from ketchd.registry.endpoints import Settings
@@ -135,7 +136,8 @@ class Engine:
         supervisor = Supervisor(catalogue, events)
         networks = Networks(
             catalogue, bridge=config.bridge, bip=config.bip or None, mtu=config.mtu, default_ip=config.ip,
-            ip_forward=config.ip_forward, masquerade=config.ip_masq, icc=config.icc, log=log,
+            ip_forward=config.ip_forward, masquerade=config.ip_masq, icc=config.icc,
+            pools=[parse_pool(base, size) for base, size in config.default_address_pools], log=log,
         )  # fmt: skip
         self._closing.append(networks.close)
         volumes = Volumes(root, catalogue, events, lambda name: _users_of(supervisor, name), trash)
@@ -215,7 +217,7 @@ class Engine:
         facts = self._facts = Facts(
             engine_id=_engine_id(self._data_root), layer_kind=kind, layer_reason=reason,
             cgroup_driver=rooms.cgroups.driver, log_driver=config.log_driver, security_options=security_options,
-            warnings=host_warnings(rooms.cgroups),
+            warnings=host_warnings(rooms.cgroups), address_pools=config.default_address_pools,
         )  # fmt: skip
         _show_settings(facts, config)
         registry = RegistryApi(rooms)

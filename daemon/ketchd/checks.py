@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ketch_wire.defaults import DEFAULT_SOCKET
 from ketch_wire.faults import InvalidInput
 from ketchd.journal import LEVELS
+from ketchd.network.addresses import parse_pool
 
 if TYPE_CHECKING:
     from ketchd.config import Config
@@ -37,6 +38,8 @@ def check(config: Config) -> None:
             raise InvalidInput(f"invalid bip {config.bip!r}: {error}") from None
         if "/" not in config.bip or interface.ip == interface.network.network_address:
             raise InvalidInput(f"invalid bip {config.bip!r}: an address with its prefix length is expected")
+    for base, size in config.default_address_pools:
+        parse_pool(base, size)
     if config.storage_driver not in ("", "erofs", "erofs-loop", "directory", "overlay2"):
         raise InvalidInput(f"unknown storage driver: {config.storage_driver}")
     if config.storage_driver == "overlay2":

@@ -24,6 +24,7 @@ DEFAULT_CONFIG_FILE = "/etc/ketch/daemon.json"
 
 Bytes = int
 Limits = dict[str, tuple[int, int]]  # ulimits: (soft, hard) by name
+Pools = list[tuple[str, int]]  # (base, size): subnets of the prefix length `size` out of `base`
 Features = dict[str, bool]  # they mean nothing here, and are told in the event of a reload
 
 
@@ -48,6 +49,7 @@ class Config:
     ip_forward: bool = True
     ip_masq: bool = True
     icc: bool = True
+    default_address_pools: Pools = field(default_factory=list)
     dns: list[str] = field(default_factory=list)
     dns_opts: list[str] = field(default_factory=list)
     dns_search: list[str] = field(default_factory=list)
@@ -94,6 +96,7 @@ _REPEATED = {
     "dns": "dns", "dns-opt": "dns-opts", "dns-search": "dns-search",
 }  # fmt: skip
 _MAPS = {"log-opt": "log-opts", "default-ulimit": "default-ulimits"}
+_POOLS = {"default-address-pool": "default-address-pools"}
 _SHORT = {
     "host": "-H",
     "pidfile": "-p",
@@ -111,6 +114,7 @@ _HELP = {
     "registry-mirror": "mirror of Docker Hub (repeatable)", "bridge": "bridge of the default network; none for no network",
     "bip": "address of the default bridge, CIDR", "mtu": "MTU of the networks", "ip": "default address of published ports",
     "ip-forward": "enable net.ipv4.ip_forward", "ip-masq": "masquerade what leaves the bridge", "icc": "containers reach each other",
+    "default-address-pool": "base=SUBNET,size=PREFIX-LENGTH that networks get their subnets of (repeatable)",
     "dns": "DNS server of containers (repeatable)", "dns-opt": "DNS option (repeatable)",
     "dns-search": "DNS search domain (repeatable)", "cgroup-parent": "parent of containers' cgroups",
     "label": "key=value shown by info (repeatable)", "log-driver": "default log driver", "log-opt": "default log option (repeatable)",
@@ -151,10 +155,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name, text in _HELP.items():
         names = [*([_SHORT[name]] if name in _SHORT else []), f"--{name}"]
-        key = (_REPEATED.get(name) or _MAPS.get(name) or name).replace("-", "_")
+        key = (_REPEATED.get(name) or _MAPS.get(name) or _POOLS.get(name) or name).replace("-", "_")
         shown = _shown_default(name, key)
         text += f" (default {shown})" if shown else ""
-        if name in _REPEATED or name in _MAPS:
+        if name in _REPEATED or name in _MAPS or name in _POOLS:
             kind = "list" if name in _REPEATED else "map"
             parser.add_argument(*names, dest=key, action="append", help=text, metavar=kind)
         elif _KINDS[key] == "bool":
@@ -269,6 +273,8 @@ def _typed(key: str, value: Any) -> Any:
         return _size(value)
     if kind == "Limits":
         return _ulimits(value)
+    if kind == "Pools":
+        return _pools(value)
     if kind == "Features":
         if not isinstance(value, dict) or not all(isinstance(one, bool) for one in value.values()):
             raise InvalidInput("invalid value of features: a map of true and false is expected")
@@ -332,6 +338,23 @@ def _ulimits(value: Any) -> Limits:
             raise InvalidInput(f"ulimit soft limit must be less than or equal to hard limit: {soft} > {hard}")
         limits[name] = (soft, hard)
     return limits
+
+
+def _pools(value: Any) -> Pools:
+    """`base=SUBNET,size=N` of flags, or a list of {base, size} as daemon.json has them. Raises InvalidInput."""
+    wrong = InvalidInput("invalid value of default-address-pools: a list of base and size is expected")
+    if not isinstance(value, list):
+        raise wrong
+    found = []
+    for one in value:
+        given = dict(part.partition("=")[::2] for part in one.split(",")) if isinstance(one, str) else one
+        if not isinstance(given, dict) or given.keys() != {"base", "size"}:
+            raise wrong
+        try:
+            found.append((str(given["base"]), int(given["size"])))
+        except (TypeError, ValueError, OverflowError):
+            raise wrong from None
+    return found
 
 
 def _own(value: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def daemon(base: Path) -> Iterator[Machine]:
                 "dns-search": ["example.com"], "default-ulimits": {"nofile": {"Name": "nofile", "Soft": 100, "Hard": 200}},
                 "no-new-privileges": True, "default-ipc-mode": "shareable", "default-cgroupns-mode": "host",
                 "seccomp-profile": str(base / "profile.json"), "labels": ["site=lab"], "shutdown-timeout": 20,
+                "default-address-pools": [{"base": "10.231.0.0/16", "size": 24}],
             }
         )
     )  # fmt: skip
@@ -116,6 +118,17 @@ def test_resolv_conf(daemon: Machine) -> None:
         ]  # fmt: skip
     finally:
         daemon.run(KETCH, "network", "rm", "own")
+
+
+def test_address_pools(daemon: Machine) -> None:
+    """The default network's subnet and a new one's are out of them; info shows them."""
+    assert daemon.json("GET", "/info")["DefaultAddressPools"] == [{"Base": "10.231.0.0/16", "Size": 24}]
+    daemon.json("POST", "/networks/create", {"Name": "pooled"})
+    for name in ("bridge", "pooled"):
+        (config,) = daemon.json("GET", f"/networks/{name}")["IPAM"]["Config"]
+        subnet = IPv4Network(config["Subnet"])
+        assert subnet.subnet_of(IPv4Network("10.231.0.0/16")) and subnet.prefixlen == 24
+    assert daemon.request("DELETE", "/networks/pooled")[0] == 204
 
 
 def test_privileges_and_seccomp(daemon: Machine) -> None:

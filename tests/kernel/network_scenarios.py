@@ -19,9 +19,10 @@ import dns.rrset
 import structlog
 
 from ketch_testing.netns import Guest, ask_udp, get
-from ketch_wire.faults import EngineFailure, Forbidden, NotFound
+from ketch_wire.faults import EngineFailure, Forbidden, NotFound, Unavailable
 from ketchd.catalogue.database import Catalogue
 from ketchd.kernel.process import start_time
+from ketchd.network.addresses import parse_pool
 from ketchd.network.inside import configure
 from ketchd.network.leases import EndpointLease, inside, routes
 from ketchd.network.networks import Networks
@@ -761,6 +762,25 @@ async def many_of_one_name() -> None:
             assert ({one.to_text() for rrset in response.answer for one in rrset} == taken) is whole
         for name in ["web", *(f"one{n}" for n in range(60))]:
             await rooms.release(name)
+
+
+async def subnets_out_of_pools() -> None:
+    """Every network that asks for no subnet gets one of the pools, until there is none; the default one follows new pools."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "catalogue.sqlite"
+        async with networks(path) as rooms:
+            assert rooms.find("bridge").subnet == "172.17.0.0/16"
+        async with networks(path, pools=[parse_pool("10.9.0.0/25", 26)]) as rooms:
+            made, _ = await rooms.create({"Name": "shop"})
+            assert (rooms.find("bridge").subnet, made.subnet) == ("10.9.0.0/26", "10.9.0.64/26")
+            try:
+                await rooms.create({"Name": "none is left"})
+                raise AssertionError("a subnet came from nowhere")
+            except Unavailable:
+                assert rooms.ids().keys() == {"bridge", "host", "none", "shop"}
+        async with networks(path) as rooms:
+            assert (rooms.find("bridge").subnet, rooms.find("shop").subnet) == ("172.17.0.0/16", made.subnet)
+    assert left() == [], left()
 
 
 async def one_change_at_a_time() -> None:

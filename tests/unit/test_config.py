@@ -82,6 +82,8 @@ def test_what_dockerd_knows_and_ketch_ignores_is_named(tmp_path: Path) -> None:
         ({"registry-mirrors": ["ftp://x"]}, 'invalid mirror: unsupported scheme "ftp" in "ftp://x"'),
         ({"registry-mirrors": ["http://[x"]}, "is not a valid URI"), ({"insecure-registries": ["http://x"]}, "should not contain '://'"),
         ({"labels": ["a=1", "a=2"]}, "conflict labels for a=2 and a=1"), ({"features": {"buildkit": "yes"}}, "a map of true and false"),
+        ({"default-address-pools": "x"}, "a list of base and size"), ({"default-address-pools": [{"base": "10.0.0.0/8"}]}, "a list of base and size"),
+        ({"default-address-pools": [{"base": "10.0.0.0/8", "size": 7}]}, "has no subnets of size 7"),
         ('{"mtu": Infinity}', "no whole number"), ('{"labels": ["a=\\ud800"]}', "surrogates not allowed"),
     ],
 )  # fmt: skip
@@ -108,6 +110,14 @@ def test_what_containers_get_is_read_from_both_places(tmp_path: Path) -> None:
         1 << 30,
         {"nofile": (1, 2), "core": (-1, -1)},
     )
+
+
+def test_address_pools_are_read_from_both_places(tmp_path: Path) -> None:
+    expected = [("10.1.0.0/16", 24), ("10.2.0.0/16", 20)]
+    pools = [{"base": base, "size": size} for base, size in expected]
+    assert read(given(tmp_path, {"default-address-pools": pools})).config.default_address_pools == expected
+    flags = [f"--default-address-pool=base={base},size={size}" for base, size in expected]
+    assert read(flags).config.default_address_pools == expected
 
 
 def test_a_label_is_there_once(tmp_path: Path) -> None:

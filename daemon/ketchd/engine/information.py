@@ -24,7 +24,7 @@ INDEX_SERVER = "https://index.docker.io/v1/"
 class Facts:
     """What was decided at start, and by reloads since. layer_reason: why this kind of layer. mirrors: with a slash at the end.
 
-    warnings: as `docker info` prints them.
+    warnings: as `docker info` prints them. address_pools: (base, size) as configured.
     """
 
     engine_id: str
@@ -40,6 +40,7 @@ class Facts:
     mirrors: list[str] = field(default_factory=list)
     security_options: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    address_pools: list[tuple[str, int]] = field(default_factory=list)
 
 
 def _without_password(url: str) -> str:
@@ -166,6 +167,7 @@ def information(rooms: Rooms, facts: Facts) -> dict[str, Any]:
         "RuncCommit": {"ID": ""},
         "InitCommit": {"ID": ""},
         "SecurityOptions": facts.security_options,
+        "DefaultAddressPools": [{"Base": base, "Size": size} for base, size in facts.address_pools] or None,
         "FirewallBackend": {"Driver": "nftables"},
         "CDISpecDirs": [],
         "Warnings": facts.warnings or None,

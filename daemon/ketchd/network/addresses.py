@@ -5,28 +5,49 @@ Source: moby libnetwork/ipamutils (the default pools) and ipam (next-fit allocat
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from ketch_wire.faults import InvalidInput, Unavailable
 
 
-def default_pools() -> Iterator[IPv4Network]:
-    """172.17.0.0/16 … 172.31.0.0/16, then 192.168.0.0/20 … 192.168.240.0/20."""
-    for second in range(17, 32):
-        yield IPv4Network(f"172.{second}.0.0/16")
-    yield from IPv4Network("192.168.0.0/16").subnets(new_prefix=20)
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Addresses that networks get subnets of, each with prefix length `size`."""
+
+    base: IPv4Network
+    size: int
 
 
-def choose_subnet(taken: Iterable[IPv4Network], pools: Iterable[IPv4Network] | None = None) -> IPv4Network:
-    """The first pool that touches nothing in `taken` (routes, addresses, networks). Raises Unavailable.
+# 172.17.0.0/16 … 172.31.0.0/16, then 192.168.0.0/20 … 192.168.240.0/20.
+DEFAULT_POOLS = (
+    *(Pool(IPv4Network(f"172.{second}.0.0/16"), 16) for second in range(17, 32)),
+    Pool(IPv4Network("192.168.0.0/16"), 20),
+)
+
+
+def parse_pool(base: str, size: int) -> Pool:
+    """A pool as `default-address-pools` has it. Raises InvalidInput."""
+    try:
+        network = IPv4Network(base, strict=False)
+    except ValueError:
+        raise InvalidInput(f"invalid default address pool: {base[:60]!r} is no IPv4 subnet") from None
+    if not network.prefixlen <= size <= 30:
+        raise InvalidInput(f"invalid default address pool {network}: it has no subnets of size {size}")
+    return Pool(network, size)
+
+
+def choose_subnet(taken: Iterable[IPv4Network], pools: Iterable[Pool] = DEFAULT_POOLS) -> IPv4Network:
+    """The first subnet that touches nothing in `taken` (routes, addresses, networks). Raises Unavailable.
 
     A default route (0.0.0.0/0) says nothing about what is in use and is left out.
     """
     used = [one for one in taken if one.prefixlen > 0]
-    for pool in default_pools() if pools is None else pools:
-        if not any(pool.overlaps(one) for one in used):
-            return pool
+    for pool in pools:
+        for subnet in pool.base.subnets(new_prefix=pool.size):
+            if not any(subnet.overlaps(one) for one in used):
+                return subnet
     raise Unavailable(
         "could not find an available, non-overlapping IPv4 address pool among the defaults to assign to the network"
     )

@@ -16,7 +16,14 @@ from typing import Any
 
 from ketch_wire.faults import EngineFailure
 from ketchd.network import links
-from ketchd.network.addresses import bridge_mac_of, choose_subnet, first_usable, overlapping
+from ketchd.network.addresses import (
+    DEFAULT_POOLS,
+    Pool,
+    bridge_mac_of,
+    choose_subnet,
+    first_usable,
+    overlapping,
+)
 from ketchd.network.definition import Network
 from ketchd.network.leases import EndpointLease
 from ketchd.network.rtnetlink import Link
@@ -30,11 +37,14 @@ def alias_of(instance: str, network: Network) -> str:
     return f"ketch:{instance}" if network.is_predefined else f"ketch:{instance}:{network.id[:12]}"
 
 
-def ensure(network: Network, instance: str, others: Sequence[IPv4Network], in_use: bool, log: Any) -> Network:
+def ensure(
+    network: Network, instance: str, others: Sequence[IPv4Network], in_use: bool, log: Any,
+    pools: Sequence[Pool] = DEFAULT_POOLS,
+) -> Network:  # fmt: skip
     """The network's bridge, up and with its address; the network as it is then.
 
     others: subnets of our other networks. in_use: containers have addresses of its subnet, which must not change then.
-    Raises EngineFailure.
+    pools: where a network without a subnet gets one. Raises EngineFailure.
     """
     try:
         found = next((one for one in links.links() if one.name == network.link), None)
@@ -44,7 +54,7 @@ def ensure(network: Network, instance: str, others: Sequence[IPv4Network], in_us
         if found is not None and found.alias != alias:
             network = _adopt(network, found, log)
         else:
-            network = _own(network, found, alias, others, in_use, log)
+            network = _own(network, found, alias, others, in_use, log, pools)
         links.allow_loopback(network.link)
     except OSError as error:
         raise EngineFailure(
@@ -54,7 +64,8 @@ def ensure(network: Network, instance: str, others: Sequence[IPv4Network], in_us
 
 
 def _own(
-    network: Network, found: Link | None, alias: str, others: Sequence[IPv4Network], in_use: bool, log: Any
+    network: Network, found: Link | None, alias: str, others: Sequence[IPv4Network], in_use: bool, log: Any,
+    pools: Sequence[Pool],
 ) -> Network:  # fmt: skip
     with links.subnet_lock():
         taken = [*links.subnets_in_use(found.index if found is not None else 0), *others]
@@ -69,7 +80,7 @@ def _own(
             else:
                 network = replace(network, subnet="", gateway="")
         if not network.subnet:
-            subnet = choose_subnet(taken)
+            subnet = choose_subnet(taken, pools)
             network = replace(network, subnet=str(subnet), gateway=str(first_usable(subnet)))
         link = found or links.make_bridge(network.link, alias, network.mtu, bridge_mac_of(network.id))
         wanted = network.gateway_interface

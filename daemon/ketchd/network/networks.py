@@ -16,7 +16,7 @@ from ketch_wire.faults import Conflict, EngineFailure, Forbidden, InvalidInput, 
 from ketchd import tracepoint
 from ketchd.catalogue.database import Catalogue
 from ketchd.network import bridges, conntrack, hostfiles, rules, wishes
-from ketchd.network.addresses import mac_of
+from ketchd.network.addresses import DEFAULT_POOLS, Pool, mac_of
 from ketchd.network.definition import BRIDGE, NONE, PREDEFINED, Network, configured
 from ketchd.network.instance import NO_BRIDGE, Instance, name_of
 from ketchd.network.known import KnownNetworks
@@ -56,10 +56,11 @@ class Networks:
         ip_forward: bool = True,
         masquerade: bool = True,
         icc: bool = True,
+        pools: Sequence[Pool] = (),
         log: Any,
     ) -> None:
         """bridge: name of the default network's bridge, `none` for no default network. bip: its address, CIDR; None for a
-        subnet that nothing on this host uses. default_ip: where ports are published that name no address. Raises InvalidInput.
+        subnet that nothing on this host uses. default_ip: where ports are published that name no address. pools: where subnets come from, dockerd's by default. Raises InvalidInput.
         """
         self._catalogue = catalogue
         self._known = KnownNetworks(catalogue)
@@ -81,7 +82,7 @@ class Networks:
         self._changing = asyncio.Lock()  # which networks there are, and their bridges
         self._coming: list[Network] = []
         self._bridges = StandingBridges(
-            self.instance, self._run, log, self._known, self._book, self._every_lease
+            self.instance, self._run, log, self._known, self._book, self._every_lease, pools or DEFAULT_POOLS
         )
         self._upkeep = Upkeep(
             self.instance, self._run, log, networks=self._rules, forwards=self._publishing.forwards,
@@ -119,6 +120,8 @@ class Networks:
                 known, kept = configured(
                     known, self.instance, self._bip, in_use, self._default_ip, **self._settings
                 )
+                if known.subnet and not (in_use or known.chosen or self._bridges.may_have(known.network)):
+                    known = replace(known, subnet="", gateway="")
                 if kept:
                     self._log.warning("containers run: the default network keeps its address", bip=self._bip)
             self._known.save(known)
@@ -215,7 +218,7 @@ class Networks:
             if made.subnet and (clash := await self._run(bridges.clash, made.network)) is not None:
                 warning = f"the subnet {made.subnet} overlaps with the route {clash} of this host"
             try:
-                made = await self._run(bridges.ensure, made, self.instance, others, False, self._log)
+                made = await self._bridges.ensure(made)
                 tracepoint.reach("network.bridged")
                 self._coming.append(made)
                 await self._naming.open(made)

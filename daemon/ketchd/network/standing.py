@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from ipaddress import IPv4Network
 from typing import Any
 
 from ketch_wire.faults import EngineFailure
 from ketchd.network import bridges
+from ketchd.network.addresses import Pool
 from ketchd.network.definition import Network
 from ketchd.network.known import KnownNetworks
 from ketchd.network.leases import EndpointLease, LeaseBook
@@ -14,11 +16,11 @@ from ketchd.network.upkeep import Run
 
 
 class StandingBridges:
-    """leases: every endpoint as it is now. A network whose bridge cannot be made is `broken`, until it can."""
+    """leases: every endpoint as it is now. pools: where subnets come from. A network whose bridge cannot be made is `broken`, until it can."""
 
     def __init__(
         self, instance: str, run: Run, log: Any, known: KnownNetworks, book: LeaseBook,
-        leases: Callable[[], Iterable[EndpointLease]],
+        leases: Callable[[], Iterable[EndpointLease]], pools: Sequence[Pool],
     ) -> None:  # fmt: skip
         self._instance = instance
         self._run = run
@@ -26,21 +28,31 @@ class StandingBridges:
         self._known = known
         self._book = book
         self._leases = leases
+        self._pools = pools
         self.broken: dict[str, str] = {}
 
     def names(self) -> set[str]:
         """Links that have to be there: bridges, and the host's ends of endpoints."""
         return {one.link for one in self._known if one.link} | {lease.link for lease in self._leases()}
 
+    def may_have(self, subnet: IPv4Network) -> bool:
+        """Whether it is out of the pools."""
+        return any(subnet.subnet_of(pool.base) for pool in self._pools)
+
+    async def ensure(self, network: Network, *, in_use: bool = False) -> Network:
+        """The network with its bridge up, recorded nowhere. in_use: it keeps its subnet. Raises EngineFailure, Unavailable."""
+        others = [one.network for one in self._known if one.subnet and one.id != network.id]
+        return await self._run(
+            bridges.ensure, network, self._instance, others, in_use, self._log, self._pools
+        )
+
     async def bring_up(self, network: Network, *, in_use: bool = False) -> Network:
         """The network with its bridge up, as it is then recorded; broken and as it was where that fails: said in the log.
 
         in_use: it keeps its subnet, whatever the host's routes say; so does a network on which containers are.
         """
-        others = [one.network for one in self._known if one.subnet and one.id != network.id]
-        in_use = in_use or bool(self._book.users(network.id))
         try:
-            ready = await self._run(bridges.ensure, network, self._instance, others, in_use, self._log)
+            ready = await self.ensure(network, in_use=in_use or bool(self._book.users(network.id)))
         except EngineFailure as fault:
             if self.broken.get(network.id) != fault.message:
                 self._log.error("a network is broken", network=network.name, reason=fault.message)

@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 
 from ketch_wire.faults import InvalidInput, Unavailable
 from ketchd.network.addresses import (
+    DEFAULT_POOLS,
+    Pool,
     check_address,
     choose_address,
     choose_subnet,
-    default_pools,
     first_usable,
     mac_of,
     overlapping,
+    parse_pool,
 )
 
 networks = st.builds(
@@ -31,8 +33,11 @@ subnets = st.builds(
 )
 
 
+EVERY = [subnet for pool in DEFAULT_POOLS for subnet in pool.base.subnets(new_prefix=pool.size)]
+
+
 def test_pools_are_dockers() -> None:
-    pools = [str(pool) for pool in default_pools()]
+    pools = [str(subnet) for subnet in EVERY]
     assert pools[0] == "172.17.0.0/16" and pools[14] == "172.31.0.0/16"
     assert pools[15] == "192.168.0.0/20" and pools[-1] == "192.168.240.0/20" and len(pools) == 31
 
@@ -43,13 +48,28 @@ def test_a_chosen_subnet_touches_nothing(taken: list[IPv4Network]) -> None:
     try:
         chosen = choose_subnet(taken)
     except Unavailable:
-        assert all(overlapping(pool, taken) for pool in default_pools())
+        assert all(overlapping(pool, taken) for pool in EVERY)
         return
-    assert overlapping(chosen, taken) is None and chosen in list(default_pools())
+    assert overlapping(chosen, taken) is None and chosen in EVERY
 
 
 def test_a_default_route_is_not_in_the_way() -> None:
     assert str(choose_subnet([IPv4Network("0.0.0.0/0"), IPv4Network("172.17.5.0/24")])) == "172.18.0.0/16"
+
+
+def test_pools_of_ones_own() -> None:
+    """Subnets of the size that is asked for, one pool after the other; a pool without room for one is none."""
+    pools = [parse_pool("10.9.0.7/25", 26), parse_pool("10.8.0.0/24", 24)]
+    assert pools[0] == Pool(IPv4Network("10.9.0.0/25"), 26)
+    taken: list[IPv4Network] = []
+    for expected in ("10.9.0.0/26", "10.9.0.64/26", "10.8.0.0/24"):
+        taken.append(choose_subnet(taken, pools))
+        assert str(taken[-1]) == expected
+    with pytest.raises(Unavailable):
+        choose_subnet(taken, pools)
+    for base, size in (("10.0.0.0/16", 8), ("10.0.0.0/16", 31), ("fd00::/64", 80), ("x", 24)):
+        with pytest.raises(InvalidInput, match="invalid default address pool"):
+            parse_pool(base, size)
 
 
 @given(subnets, st.data())
