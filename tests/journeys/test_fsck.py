@@ -104,3 +104,23 @@ def test_a_repair_that_was_killed(pulled: tuple[Machine, str], point: str) -> No
 
     fsck(machine, repair=True)
     assert fsck(machine)[0] == [] and runs(machine, name)
+
+
+def test_what_cannot_be_opened_is_refused_before_it_is_sent(pulled: tuple[Machine, str]) -> None:
+    """An export, a copy and a save say what is missing, in place of an end too soon."""
+    machine, name = pulled
+    layer = machine.json("GET", f"/images/{name}/json")["RootFS"]["Layers"][0]
+    made = machine.json("POST", "/containers/create", {"Image": name, "Cmd": ["true"]})["Id"]
+    path = machine.data_root / "layers/sha256" / layer[7:]
+    path.rename(path.with_name("away"))
+    try:
+        for request in (
+            f"/containers/{made}/export",
+            f"/containers/{made}/archive?path=/",
+            f"/images/{name}/get",
+        ):
+            status, answer = machine.request("GET", request)
+            assert status == 500 and layer[7:] in json.loads(answer)["message"], answer
+    finally:
+        path.with_name("away").rename(path)
+        machine.json("DELETE", f"/containers/{made}")

@@ -56,8 +56,9 @@ def pack_path(arguments: dict[str, Any], port: JobPort) -> dict[str, Any]:
 
 
 def pack_root(arguments: dict[str, Any], port: JobPort) -> dict[str, Any]:
-    """arguments: root. A tar of everything in it goes into the job's fd, names without a leading slash."""
+    """arguments: root. Sends {} when it is open; a tar of everything in it goes into the job's fd, names without a leading slash."""
     with open_root(arguments["root"], port) as root, open(port.take_fd(), "wb", buffering=0) as reader:
+        port.send({})
         tar = TreeTar(lambda content: write_all(reader.fileno(), content))
         for name in sorted(os.listdir(f"/proc/self/fd/{root}")):
             opened = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)

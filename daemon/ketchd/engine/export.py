@@ -12,6 +12,9 @@ from ketchd.engine.tarjobs import TarJob
 
 
 async def export(rooms: Rooms, box: Box) -> TarJob:
-    """The tar, to be entered. A running container's is taken from its live root. Raises Conflict while it is being removed."""
+    """The tar, to be entered: then its root could be opened. A running container's is taken from its live root.
+
+    Raises Conflict while it is being removed.
+    """
     root = await root_of(rooms, box.record, mounts=False)
-    return TarJob(rooms.workers, "ketchd.containers.copyjobs:pack_root", {"root": root})
+    return TarJob(rooms.workers, "ketchd.containers.copyjobs:pack_root", {"root": root}, speaks_first=True)

@@ -76,10 +76,21 @@ async def saving(
             lease.add("blob", item.record.id)
             for layer in item.record.layers:
                 lease.add("layer", layer)
+                if not rooms.layers.has(layer):
+                    raise EngineFailure(
+                        f"layer {layer} of image {item.record.id.short} is missing: repair it with ketch system fsck"
+                    )
         async with aclosing(stream(_members(rooms, chosen))) as archive:
-            yield archive
+            first = await anext(archive)  # by then all documents were read, and found whole
+            yield _from(first, archive)
         for item in chosen:
             announce(rooms, item.record.id, "save")
+
+
+async def _from(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in rest:
+        yield piece
 
 
 def _choose(rooms: Rooms, names: Sequence[str], platform: Platform | None, everything: bool) -> list[_Chosen]:

@@ -177,6 +177,24 @@ async def test_an_unknown_name_fails_all(rooms: Rooms) -> None:
         await save(rooms, "empty")
 
 
+@pytest.mark.parametrize("missing", ["layer", "config"])
+async def test_what_is_not_whole_fails_before_the_first_byte(rooms: Rooms, missing: str) -> None:
+    """A client that has begun to receive an archive hears of nothing but its end."""
+    layer = await layer_of(rooms, {"a": b"1"})
+    image = await image_of(rooms, [layer], "x:1")
+    if missing == "layer":
+        rooms.trash.take(rooms.layers.path(layer))
+    else:
+        rooms.blobs.path(image).unlink()
+
+    with pytest.raises(
+        Fault, match=f"{layer} of image .* is missing" if missing == "layer" else f"no blob {image}"
+    ):
+        async with saving(rooms, ["x:1"]):
+            pytest.fail("it has begun")
+    assert rooms.leases.held() == set()
+
+
 async def test_an_archive_of_the_old_kind(rooms: Rooms) -> None:
     layers = [tar_of({"a": b"1"}), tar_of({"b": b"2"}), tar_of({"a": b"1"})]
     config = config_of(layers)
