@@ -148,6 +148,14 @@ class LayerStoreSuite:
                 assert file.read(size) == whole
             assert await bench.store.verify(result.diff_id)
 
+    async def test_every_directory_names_its_parent(self, bench: Bench, tmp_path: Path) -> None:
+        """readdir(3) gives "." and "..", which it skips where they have the inode number 0, in directories just below the root too."""
+        layer = await bench.add(Member("bin/tool", data=b"x"), Member("bin/deep/er", "directory"))
+        (tmp_path / "upper").mkdir()
+        script = "for d in bin bin/deep bin/deep/er; do ls -f $d > listed || exit 1; cat listed; done > all && rm listed"
+        seen = await bench.container([layer], script, tmp_path / "upper")
+        assert seen["all"].size == len(".\n..\ntool\ndeep\n" + ".\n..\ner\n" + ".\n..\n")
+
     async def test_sparse_files_are_expanded(self, bench: Bench) -> None:
         """Holes read as zeros; the pieces are where they were."""
         result = await bench.feed(_gnu_sparse())

@@ -165,7 +165,8 @@ def index(root: Node, tar_length: int) -> Index:
 def _place_inodes(order: list[Node]) -> tuple[int, dict[int, tuple[bytes, bytes]]]:
     """Number the inodes; (how many slots they take, by offset in the table: what lies behind an inode: attributes, a link)."""
     bodies: dict[int, tuple[bytes, bytes]] = {}
-    slot = 0
+    # No inode has the number 0: readdir(3) skips its names, which are the ".." of every directory in the root.
+    slot = _INODE.size // SLOT
     for node in order:
         is_link = node.mode & 0o170000 == S_IFLNK
         if not node.xattrs and not is_link:
