@@ -51,15 +51,18 @@ class ExecApi:
             return web.Response(status=200)
         if record.started:
             raise Conflict(f"exec command {record.id} has already run")
-        tty, stdin = bool(settings["Tty"]), bool(settings["AttachStdin"])
-        keys = detach_keys(settings["DetachKeys"]) if tty and stdin else b""
-        client = await hijack(call, multiplexed=not tty)
+        stdin = bool(settings["AttachStdin"])
+        keys = detach_keys(settings["DetachKeys"]) if settings["Tty"] and stdin else b""
+        framed = not body.get(
+            "Tty"
+        )  # this request says how the client reads, whether or not the exec has a terminal
+        client = await hijack(call, multiplexed=framed)
         stream = ClientStream(
             fd=client.duplicate(),
             stdin=stdin,
             stdout=bool(settings["AttachStdout"]),
-            stderr=bool(settings["AttachStderr"]),
-            multiplexed=not tty,
+            stderr=bool(settings["AttachStderr"]) and framed,
+            multiplexed=framed,
             detach_keys=keys,
             initial=client.initial,
         )
@@ -67,7 +70,7 @@ class ExecApi:
             await start_exec(self._rooms, box, record, stream, console_size=console)
         except Fault as fault:
             text = fault.message.encode() + b"\r\n"
-            await client.send(text if tty else b"\x01\0\0\0" + len(text).to_bytes(4, "big") + text)
+            await client.send(b"\x01\0\0\0" + len(text).to_bytes(4, "big") + text if framed else text)
         finally:
             stream.close()  # unless it was handed over
             client.close()

@@ -1,0 +1,62 @@
+"""What an exec's stream looks like is said by the request that starts it, not by the exec's terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from conftest import needs_root
+
+from ketch_testing.eventscenarios import Api, drain
+from ketch_testing.machine import Machine
+from ketch_wire.stdcopy import StreamReader
+
+pytestmark = [needs_root, pytest.mark.root]
+BOTH = ["sh", "-c", "echo out; echo err >&2"]
+
+
+@pytest.fixture(scope="module")
+def api(machine: Machine) -> Iterator[Api]:
+    made = Api(str(machine.socket))
+    made.run("streams", "sleep", "1000")
+    yield made
+    made.remove("streams")
+
+
+def start(api: Api, command: list[str], *, terminal: bool, **begin: bool) -> bytes:
+    """Every byte of the answer's stream."""
+    wanted = {"Cmd": command, "AttachStdout": True, "AttachStderr": True, "Tty": terminal}
+    made = api("POST", "/containers/streams/exec", wanted)["Id"]
+    with api.hijacked(f"/exec/{made}/start", {"Detach": False, **begin}) as client:
+        return drain(client)
+
+
+def test_a_terminal_in_frames(api: Api) -> None:
+    """A client that does not ask for a terminal reads frames: what comes off the terminal is all stdout."""
+    for begin in ({}, {"Tty": False}):
+        frames = StreamReader().feed(start(api, BOTH, terminal=True, **begin))
+        assert {stream for stream, _ in frames} == {1}
+        assert b"".join(piece for _, piece in frames) == b"out\r\nerr\r\n"
+
+
+def test_a_terminal_as_it_is(api: Api) -> None:
+    assert start(api, BOTH, terminal=True, Tty=True) == b"out\r\nerr\r\n"
+
+
+def test_no_terminal_in_frames(api: Api) -> None:
+    frames = StreamReader().feed(start(api, BOTH, terminal=False))
+    assert sorted(frames) == [(1, b"out\n"), (2, b"err\n")]
+
+
+def test_no_terminal_without_frames(api: Api) -> None:
+    """There is no place for stderr then, as in dockerd."""
+    assert start(api, BOTH, terminal=False, Tty=True) == b"out\n"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_cannot_start_is_told_as_the_client_reads(api: Api, terminal: bool) -> None:
+    words = b"executable file not found in $PATH"
+    ((stream, said),) = StreamReader().feed(start(api, ["nope"], terminal=terminal))
+    assert stream == 1 and words in said and said.endswith(b"\r\n")
+    raw = start(api, ["nope"], terminal=terminal, Tty=True)
+    assert words in raw and raw[:1] != b"\1"
