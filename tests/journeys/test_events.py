@@ -150,6 +150,19 @@ def test_until_in_the_past_ends_and_since_after_until_is_refused(machine: Machin
     assert json.loads(answer)["message"] == "`since` time (2) cannot be after `until` time (1)"
 
 
+def test_only_until_gives_all_that_is_kept(api: Api) -> None:
+    """As dockerd: `docker events --until 0s` shows the past."""
+    made = api.run("history", "true")
+    api.wait("history")
+    api.remove("history")
+
+    until = f"{time.time():.9f}"
+    lines = api.lines(f"/events?until={until}")
+    assert lines == api.lines(f"/events?since=0&until={until}")
+    actions = [one["Action"] for one in map(json.loads, lines) if one["Actor"]["ID"] == made]
+    assert actions == ["create", "start", "die", "destroy"]
+
+
 class Listener(threading.Thread):
     """Reads a stream of events to its end."""
 

@@ -8,8 +8,10 @@ from typing import Any
 
 from aiohttp import web
 
+from ketch_wire.faults import InvalidInput, NotFound
 from ketchd.api.routing import Call, Route, json_reply
 from ketchd.api.streams import send_chunks
+from ketchd.containers.shapes import pick
 from ketchd.containers.supervisor import Box
 from ketchd.engine import copies
 from ketchd.engine.commit import commit
@@ -34,6 +36,7 @@ class ArchiveApi:
             Route("HEAD", f"{one}/archive", self.stat),
             Route("GET", f"{one}/archive", self.pack),
             Route("PUT", f"{one}/archive", self.extract, cancellable=True),
+            Route("POST", f"{one}/copy", self.copy, cancellable=True),
             Route("GET", f"{one}/changes", self.changes),
             Route("GET", f"{one}/export", self.export),
             Route("POST", "/commit", self.commit),
@@ -58,6 +61,19 @@ class ArchiveApi:
                 STAT_HEADER: _stat_header(job.head["stat"]),
             }
             return await send_chunks(call, job.chunks(), headers)
+
+    async def copy(self, call: Call) -> web.StreamResponse:
+        """POST /containers/{id}/copy, which `archive` replaced: `{"Resource": path}`, until API 1.23."""
+        if call.version >= (1, 24):
+            raise NotFound("page not found")
+        path = pick(await call.json(), "Resource", "")
+        if not path or not isinstance(path, str):
+            raise InvalidInput("Path cannot be empty")
+        box = self._box(call)
+        job = await copies.pack_path(self._rooms, box, path, call.vars["name"])
+        async with job:
+            self._rooms.supervisor.announce(box, "copy")
+            return await send_chunks(call, job.chunks(), {"Content-Type": "application/x-tar"})
 
     async def extract(self, call: Call) -> web.StreamResponse:
         """PUT /containers/{id}/archive"""

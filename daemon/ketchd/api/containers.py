@@ -7,7 +7,8 @@ import json
 
 from aiohttp import web
 
-from ketch_wire.faults import Fault, InvalidInput
+from ketch_wire.faults import Conflict, Fault, InvalidInput
+from ketchd.api import versions
 from ketchd.api.containerlist import sizes
 from ketchd.api.routing import Call, Route, json_reply, no_content
 from ketchd.api.usage import answer_when_healthy
@@ -21,6 +22,8 @@ from ketchd.engine import stop as stopping
 from ketchd.engine.create import create
 from ketchd.engine.rooms import Rooms
 from ketchd.engine.start import start
+
+_NO_OBJECT = 7  # bytes: a body that short says nothing, as dockerd reads it
 
 
 class ContainerApi:
@@ -53,7 +56,7 @@ class ContainerApi:
 
     async def create(self, call: Call) -> web.StreamResponse:
         """POST /containers/create"""
-        body = await call.json()
+        body = versions.create_request(await call.json(), call.version, self._rooms.cgroups.version)
         box, warnings = await create(
             self._rooms, body, name=call.query("name", ""), platform=call.query("platform", "")
         )
@@ -61,6 +64,11 @@ class ContainerApi:
 
     async def start(self, call: Call) -> web.StreamResponse:
         """POST /containers/{id}/start"""
+        length = call.request.content_length
+        if call.request.body_exists and (length is None or length > _NO_OBJECT):
+            raise InvalidInput(
+                "starting container with non-empty request body was deprecated since API v1.22 and removed in v1.24"
+            )
         await start(self._rooms, self._box(call))
         return no_content()
 
@@ -85,6 +93,8 @@ class ContainerApi:
             signal_number(signal_name or "KILL")
             await stopping.kill(self._rooms, self._box(call), signal_name)
         except Fault as fault:
+            if isinstance(fault, Conflict) and call.version < (1, 20):
+                return no_content()
             raise type(fault)(f"cannot kill container: {call.vars['name']}: {fault.message}") from fault
         return no_content()
 
@@ -163,7 +173,7 @@ class ContainerApi:
             show.add_short_id_to_aliases(shown)
         if call.query_bool("size"):
             shown["SizeRw"], shown["SizeRootFs"] = await sizes(self._rooms, box)
-        return json_reply(shown)
+        return json_reply(versions.container(shown, record.config, call.version))
 
 
 def _grace(call: Call) -> int | None:

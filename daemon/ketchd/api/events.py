@@ -34,7 +34,7 @@ class EventsApi:
         return [Route("GET", "/events", self.events)]
 
     async def events(self, call: Call) -> web.StreamResponse:
-        """GET /events: the kept events from `since`, then live ones until `until`."""
+        """GET /events: the kept events from `since`, then live ones until `until`. Only `until`: all kept ones, as in dockerd."""
         filters = call.filters()
         for key in filters:
             if key not in _FILTERS:
@@ -46,7 +46,11 @@ class EventsApi:
                 f"`since` time ({call.query('since')}) cannot be after `until` time ({call.query('until')})"
             )
         journal = self._rooms.events
-        after, forgotten = journal.before(since) if since is not None else (journal.last(), False)
+        after, forgotten = journal.last(), False
+        if since is not None:
+            after, forgotten = journal.before(since)
+        elif until is not None:
+            after = journal.before(0)[0]
         response = web.StreamResponse(headers={"Content-Type": JSON_TYPE})
         if forgotten:
             # What was asked for is not all there any more: dockerd says nothing then.

@@ -40,7 +40,7 @@ class ExecApi:
     async def start(self, call: Call) -> web.StreamResponse:
         """POST /exec/{id}/start: the client's socket goes to the shim."""
         box, record = self._rooms.supervisor.find_exec(call.vars["id"])
-        body = fields.decode(await call.json(), fields.EXEC_START)
+        body = fields.decode(await call.json(any_type=call.version < (1, 22)), fields.EXEC_START)
         settings = record.settings
         size = body.get("ConsoleSize") or settings["ConsoleSize"] or [0, 0]
         if body.get("ConsoleSize") and not settings["Tty"]:
@@ -78,11 +78,11 @@ class ExecApi:
 
     async def resize(self, call: Call) -> web.StreamResponse:
         """POST /exec/{id}/resize"""
-        box, record = self._rooms.supervisor.find_exec(call.vars["id"])
         try:
             height, width = int(call.query("h", "")), int(call.query("w", ""))
         except ValueError:
             raise InvalidInput("invalid resize height or width") from None
+        box, record = self._rooms.supervisor.find_exec(call.vars["id"])
         deadline = asyncio.get_running_loop().time() + 10
         while not record.pid and not record.ended.is_set():
             if asyncio.get_running_loop().time() > deadline:

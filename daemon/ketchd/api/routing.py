@@ -101,13 +101,13 @@ class Call:
                 raise InvalidInput("invalid filter")
         return {key: values for key, values in found.items() if values}
 
-    async def json(self) -> dict[str, Any]:
-        """The body as an object, {} for none; keys as sent. Raises InvalidInput."""
+    async def json(self, *, any_type: bool = False) -> dict[str, Any]:
+        """The body as an object, {} for none; keys as sent. any_type: whatever Content-Type says. Raises InvalidInput."""
         content = await self._body()
         if not content.strip():
             return {}
         kind = self.request.headers.get("Content-Type", "")
-        if kind.partition(";")[0].strip().lower() != JSON_TYPE:
+        if kind.partition(";")[0].strip().lower() != JSON_TYPE and not any_type:
             raise InvalidInput(f"unsupported Content-Type header ({kind[:80]}): must be 'application/json'")
         try:
             sent = json.loads(content.decode("utf-8", "replace"), parse_constant=_no_number)
@@ -215,8 +215,12 @@ class Router:
         return None
 
 
+class TooOld(InvalidInput):
+    """An API version from before the oldest one: its clients read errors as text."""
+
+
 def split_version(path: str) -> tuple[tuple[int, int], str]:
-    """(version, rest) of `/v1.41/info`; the newest for a path without. Raises InvalidInput outside what is spoken."""
+    """(version, rest) of `/v1.41/info`; the newest for a path without. Raises TooOld, InvalidInput outside what is spoken."""
     match = _VERSIONED.fullmatch(path)
     if match is None:
         return NEWEST, path
@@ -226,7 +230,7 @@ def split_version(path: str) -> tuple[tuple[int, int], str]:
     except ValueError:
         raise InvalidInput(f"invalid version: {text[:20]}") from None
     if version < OLDEST:
-        raise InvalidInput(
+        raise TooOld(
             f"client version {text} is too old. Minimum supported API version is {MINIMUM_API_VERSION}, please upgrade your "
             "client to a newer version"
         )

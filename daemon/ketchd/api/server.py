@@ -21,7 +21,8 @@ from ketch_wire.defaults import API_VERSION, ENGINE_VERSION
 from ketch_wire.faults import Fault
 from ketchd.api.connection import Server
 from ketchd.api.faultmap import error_reply, fault_reply
-from ketchd.api.routing import Call, Route, Router, split_version
+from ketchd.api.routing import Call, Route, Router, TooOld, split_version
+from ketchd.api.versions import PLAIN_ERRORS_BEFORE
 
 # The word in parentheses is what clients take the engine's system from.
 STANDARD_HEADERS = {
@@ -104,11 +105,13 @@ class ApiServer:
             return web.Response(status=200)
         try:
             version, path = split_version(unquote(request.rel_url.raw_path, errors="surrogateescape"))
+        except TooOld as fault:
+            return fault_reply(fault, plain=True)
         except Fault as fault:
             return fault_reply(fault)
         found = self._router.find(request.method, path)
         if found is None:
-            return error_reply(404, "page not found")
+            return error_reply(404, "page not found", plain=version < PLAIN_ERRORS_BEFORE)
         route, variables = found
         call = Call(request, variables, version)
         if route.ends_with_client:
@@ -123,7 +126,7 @@ class ApiServer:
             return await route.handler(call)
         except Fault as fault:
             self._log.debug("refused", path=call.request.path, status=fault.status, reason=fault.message)
-            reply = fault_reply(fault)
+            reply = fault_reply(fault, plain=call.version < PLAIN_ERRORS_BEFORE)
         except ConnectionError:
             raise
         except Exception as error:

@@ -170,9 +170,7 @@ async def hijack(call: Call, *, multiplexed: bool) -> Hijacked:
     transport = request.transport
     if transport is None:
         raise ConnectionResetError("the client is gone")
-    upgrade = "upgrade" in request.headers.get("Connection", "").lower() and bool(
-        request.headers.get("Upgrade")
-    )
+    upgrade = bool(request.headers.get("Upgrade"))  # dockerd does not ask for `Connection: Upgrade`
     if upgrade:
         kind = "multiplexed" if multiplexed and call.version >= (1, 42) else "raw"
         head = (

@@ -9,6 +9,7 @@ from contextlib import aclosing
 from aiohttp import web
 
 from ketch_wire.faults import InvalidInput
+from ketchd.api import versions
 from ketchd.api.faultmap import JSON_TYPE
 from ketchd.api.routing import Call, Route, json_reply
 from ketchd.containers.supervisor import Box
@@ -44,12 +45,14 @@ class UsageApi:
         if stream and one_shot:
             raise InvalidInput("cannot have stream=true and one-shot=true")
         if not stream:
-            return json_reply(await usage.once(self._rooms, box, one_shot=one_shot))
+            now = await usage.once(self._rooms, box, one_shot=one_shot)
+            return json_reply(versions.stats(now, call.version))
         response = web.StreamResponse(headers={"Content-Type": JSON_TYPE})
         await response.prepare(call.request)
         async with aclosing(usage.stream(self._rooms, box)) as objects:
             async for shown in objects:
-                await response.write(json.dumps(shown, separators=(",", ":")).encode() + b"\n")
+                known = versions.stats(shown, call.version)
+                await response.write(json.dumps(known, separators=(",", ":")).encode() + b"\n")
         await response.write_eof()
         return response
 

@@ -349,7 +349,8 @@ def _onbuild(parts: _Parts) -> Instruction:
         raise parts.place.fault("Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed")
     if inner in ("FROM", "MAINTAINER"):
         raise parts.place.fault(f"{inner} isn't allowed as an ONBUILD trigger")
-    parse_line(Line(parts.place, parts.line.end, parts.rest, parts.line.heredocs), parts.escape)
+    if inner in _PARSERS:  # what is no instruction is found out when the trigger is used, as in dockerd
+        parse_line(Line(parts.place, parts.line.end, parts.rest, parts.line.heredocs), parts.escape)
     trigger = parts.rest + "".join(f"\n{heredoc.raw}{heredoc.name}" for heredoc in parts.line.heredocs)
     return OnBuild(place=parts.place, text=parts.line.text, trigger=trigger)
 

@@ -38,10 +38,10 @@ class Place:
         """A fault's message without the place, for one instruction that stands in no file."""
         return message.removeprefix(f"dockerfile parse error line {self.number}: ").removesuffix(f" ({self})")
 
-    def located(self, fault: Fault) -> Fault:
+    def located(self, fault: Fault, before: str = "") -> Fault:
         """The fault again, of the same class where that takes a message alone, with the place behind its message."""
         kind = type(fault) if type(fault).__init__ is Fault.__init__ else EngineFailure
-        return fault if str(self) in fault.message else kind(self.locate(fault.message))
+        return fault if str(self) in fault.message else kind(self.locate(before + fault.message))
 
     def locate(self, message: str) -> str:
         """`message` with the place behind it."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from ketch_wire.faults import InvalidInput
 from ketchd.build import stages
-from ketchd.build.evaluate import Scope
+from ketchd.build.evaluate import DEFAULT_PATH, Scope
 from ketchd.build.instructions import Instruction
 from ketchd.build.lexer import Place
 from ketchd.build.ops import BaseOp, CopyOp, Graph, MetaOp, Node, NoteOp, Op, RunOp, StageOp
@@ -91,6 +91,9 @@ class _Planner:
             inherited = (
                 {} if base is None else {k: v for k, v in base.config.items() if k not in _NOT_INHERITED}
             )
+            env = list(inherited.get("Env") or ())
+            if not any(entry.startswith("PATH=") for entry in env):
+                inherited["Env"] = [*env, f"PATH={DEFAULT_PATH}"]
             scope = self._scope(inherited, base.author if base else "", {})
         at = self._add(opening.place, opening.text, stage.index, op, scope, (), parent=parent)
         for instruction in triggers:

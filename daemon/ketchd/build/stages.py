@@ -66,11 +66,12 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """An image that must be there before the plan can be made. platform: "" for any."""
+    """An image that must be there before the plan can be made. platform: "" for any. by_flag: a `--from` names it, no FROM."""
 
     name: str
     platform: str
     place: Place
+    by_flag: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,5 +272,5 @@ def survey(
             if source is not None:
                 waiting.append(source)
             else:
-                wanted[name, ""] = Wanted(name, "", instruction.place)
+                wanted[name, ""] = Wanted(name, "", instruction.place, by_flag=True)
     return sorted(needed), [want for key, want in wanted.items() if key not in bases]

@@ -34,6 +34,9 @@ def normalise(mode: str, sent: Mapping[str, Any], *, mac: str = "") -> dict[str,
     asked = {
         ("bridge" if name == "default" else name): check(name, settings) for name, settings in sent.items()
     }
+    macs = [mac, *(settings["MacAddress"] for settings in asked.values())]
+    if (mode == "host" or mode.startswith("container:")) and any(macs):
+        raise InvalidInput("conflicting options: mac-address and the network mode")
     if mode.startswith("container:"):
         if any(name != mode for name in asked):
             raise InvalidInput(

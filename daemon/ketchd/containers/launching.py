@@ -34,6 +34,7 @@ __all__ = ["ClientStream", "exec_process", "plan", "wanted_ports"]
 
 # Its dots become slashes: nothing of it may lead elsewhere.
 _SYSCTL = re.compile(r"[a-z0-9_]+([./][a-zA-Z0-9_:@-]+)+")
+_CGROUP = "/sys/fs/cgroup"  # one mount on version 2, one a controller on version 1
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -151,7 +152,7 @@ def mount_plans(
             privileged=host["Privileged"], shm_size=host["ShmSize"], ipc_mode=host["IpcMode"],
             cgroup_version=cgroup_version, shm_source=donor_shm, cgroup_join=cgroup_join,
         )
-        if plan.target not in covered
+        if plan.target not in covered and not (_CGROUP in covered and plan.target.startswith(f"{_CGROUP}/"))
     ]  # fmt: skip
     for point in points:
         if point.type == "tmpfs" or point.tmpfs_options:  # a volume of the local driver may be a tmpfs

@@ -138,7 +138,7 @@ def parse_mount(sent: Mapping[str, Any]) -> MountPoint:
     if not target:
         raise wrong("field Target must not be empty")
     for key, owner in (("BindOptions", "bind"), ("VolumeOptions", "volume"), ("TmpfsOptions", "tmpfs")):
-        if pick(sent, key) and kind != owner:
+        if pick(sent, key) is not None and kind != owner:
             raise wrong(f'{key} must not be specified on mount type "{kind}"')
     if kind == "bind":
         if not source:

@@ -292,6 +292,8 @@ def _check_modes(host: dict[str, Any]) -> None:
         if mode not in allowed and not joins:
             raise InvalidInput(f"invalid {what}: {mode[:200]}")
     mode = host["NetworkMode"]
+    if mode in ("container", "container:"):
+        raise InvalidInput("invalid container format container:<name|id>")
     if mode.startswith("container:"):
         if host["PortBindings"] or host["PublishAllPorts"]:
             raise InvalidInput("conflicting options: port publishing and the container type network mode")

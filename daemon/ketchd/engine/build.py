@@ -99,7 +99,7 @@ class Builder:
         quiet = _Quiet(send) if request.quiet else None
         try:
             async with self._context(request, body) as context:
-                text, name = await context.dockerfile(request.dockerfile if not request.remote else "")
+                text, name = await context.dockerfile(request.dockerfile)
                 source = lexer.read(text, name)
                 dockerfile = stages.split(source, instructions.parse(source), request.options)
                 stages.target_index(dockerfile, request.options.target)
@@ -125,19 +125,21 @@ class Builder:
             if request.remote:
                 async for _ in body:
                     pass
-                chunks = await self._remote(request.remote, undo)
+                chunks = await self._remote(request, undo)
             yield await undo.enter_async_context(
                 receive(self._stage, chunks, self._rooms.workers, self._memo)
             )
 
-    async def _remote(self, url: str, undo: AsyncExitStack) -> AsyncIterable[bytes]:
+    async def _remote(self, request: BuildRequest, undo: AsyncExitStack) -> AsyncIterable[bytes]:
+        url = request.remote
         if url.startswith(_GIT_PREFIXES) or url.partition("#")[0].partition("?")[0].endswith(".git"):
             raise Unsupported(f"a git repository as build context is not supported: {url}")
         if not url.lower().startswith(("http://", "https://")):
             raise InvalidInput(f"unable to prepare context: remote {url!r} is no URL")
         got = await undo.enter_async_context(fetched(url, self._stage))
         if got.media_type.startswith("text/"):
-            return _pieces_of(tar_of("Dockerfile", await asyncio.to_thread(got.path.read_bytes)))
+            name = request.dockerfile or "Dockerfile"
+            return _pieces_of(tar_of(name, await asyncio.to_thread(got.path.read_bytes)))
         return _read_file(got.path)
 
     async def _build(
@@ -295,7 +297,8 @@ class Builder:
             try:
                 image_id = await pull(self._rooms, reference, credentials, send, platform=platform)
             except Fault as fault:
-                raise wanted.place.located(fault) from fault
+                before = f"invalid from flag value {wanted.name}: " if wanted.by_flag else ""
+                raise wanted.place.located(fault, before) from fault
         record = images.get(image_id)
         config = record.config
         lease.add("image", image_id)

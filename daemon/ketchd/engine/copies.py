@@ -129,7 +129,8 @@ async def extract(
         arguments |= {
             "tar": str(tar),
             "no_overwrite": no_overwrite,
-            "user": box.record.config["User"] if copy_owner else None,
+            # The container's own user; without one the archive's owners stay, as in dockerd.
+            "user": box.record.config["User"] or None if copy_owner else None,
             "volumes": _mount_points(box.record),
         }
         if box.record.has_process:

@@ -62,7 +62,7 @@ async def create(
         launching.check_remap(host)
     image_name = str(pick(body, "Image", ""))
     if not image_name:
-        raise InvalidInput("config cannot be empty in order to create a container")
+        raise InvalidInput("no command specified")  # dockerd's word for a container without image
     wanted = Platform.parse(platform, host_platform()) if platform else None
     image = image_for(rooms, image_name, wanted)
     image.check_is_image(image_name)

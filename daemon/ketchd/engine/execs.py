@@ -128,6 +128,9 @@ def container_ended(rooms: Rooms, box: Box, codes: Mapping[str, int] | None = No
     for exec_id, code in (codes or {}).items():
         if exec_id in box.execs and box.execs[exec_id].exit_code is None:
             box.execs[exec_id].exit_code = code
+    for record in list(box.execs.values()):
+        if not record.started:  # it was meant for this run, and for no later one
+            _forget(rooms, box, record.id)
     ended = [record for record in box.execs.values() if record.running]
     for record in ended:
         _is_over(rooms, box, record, 137 if record.exit_code is None else record.exit_code)

@@ -16,6 +16,7 @@ import aiohttp
 
 from ketch_wire.faults import EngineFailure, InvalidInput
 from ketchd import tracepoint
+from ketchd.dialling import reason
 from ketchd.engine.imagechanges import apply_changes, history_entry, image_document
 from ketchd.engine.images import announce
 from ketchd.engine.rooms import Rooms
@@ -93,4 +94,4 @@ async def download(url: str, send: Send) -> AsyncIterator[AsyncIterator[bytes]]:
                 raise InvalidInput(f"failed to GET {url} with status {reply.status} {reply.reason}")
             yield reply.content.iter_chunked(_PIECE)
     except (aiohttp.ClientError, TimeoutError) as error:
-        raise EngineFailure(f"cannot download {url}: {error or type(error).__name__}") from error
+        raise EngineFailure(f'Get "{url}": {reason(error)}') from error

@@ -242,3 +242,22 @@ def test_the_same_file_up_to_another_target() -> None:
     assert explain.is_same_file(past, [(0, "FROM a"), (0, "RUN b"), (1, "FROM c")])
     assert not explain.is_same_file(past, [(0, "FROM a"), (0, "RUN c")])
     assert not explain.is_same_file([], [(0, "FROM a")])
+
+
+def test_an_image_without_path_gets_the_usual_one() -> None:
+    """As with dockerd: ENV may speak of it, and what is made has it."""
+    bare = Base("sha256:" + "a" * 64, ("sha256:" + "b" * 64,), {"Env": ["A=1"]})
+    usual = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+    assert target(graph("FROM bare\nLABEL a=b\n", bare=bare)).config["Env"] == ["A=1", f"PATH={usual}"]
+    assert target(graph("FROM scratch\nENV PATH=/x:$PATH\n")).config["Env"] == [f"PATH=/x:{usual}"]
+    assert target(graph("FROM busybox\nENV PATH=/x:$PATH\n")).config["Env"] == ["PATH=/x:/bin"]
+
+
+def test_a_trigger_that_is_no_instruction_is_kept() -> None:
+    """Whoever builds on the image is told."""
+    made = target(graph("FROM busybox\nONBUILD /usr/local/bin/make all\n"))
+    assert made.config["OnBuild"] == ["/usr/local/bin/make all"]
+    standing = Base("sha256:" + "c" * 64, (), {"OnBuild": ["/usr/local/bin/make all"]})
+    with pytest.raises(InvalidInput, match="unknown instruction: /USR/LOCAL/BIN/MAKE"):
+        graph("FROM parent\n", parent=standing)

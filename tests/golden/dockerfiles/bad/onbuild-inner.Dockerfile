@@ -1,2 +1,2 @@
 FROM busybox
-ONBUILD NOPE x
+ONBUILD COPY x

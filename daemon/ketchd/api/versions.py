@@ -1,0 +1,72 @@
+"""What older API versions mean by their requests, and how they have their answers. Pure.
+
+Source: Engine API, version history; moby api/server/router/container and daemon/inspect_linux.go, versions 20.10 and 28.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ketch_wire.faults import InvalidInput
+from ketchd.containers import fields
+
+Version = tuple[int, int]
+PLAIN_ERRORS_BEFORE: Version = (1, 24)
+_COUNTERS = [f"{way}_{what}" for way in ("rx", "tx") for what in ("bytes", "packets", "errors", "dropped")]
+
+
+def create_request(body: Mapping[str, Any], version: Version, cgroup_version: int) -> Mapping[str, Any]:
+    """A create request of `version` as the newest one would say it. Raises InvalidInput."""
+    if version >= (1, 44) or not body:
+        return body
+    body = fields.decode(body, fields.CREATE)
+    names = list((body.get("NetworkingConfig") or {}).get("EndpointsConfig") or {})
+    if len(names) > 1:
+        raise InvalidInput(f"Container cannot be connected to network endpoints: {', '.join(names)}")
+    host = dict(body.get("HostConfig") or {})
+    if version < (1, 25):
+        host["AutoRemove"] = False  # its client removes it
+    if version < (1, 40):
+        host["IpcMode"] = host.get("IpcMode") or "shareable"
+    if version < (1, 41) and cgroup_version == 1:
+        host["CgroupnsMode"] = host.get("CgroupnsMode") or "host"
+    return {**body, "HostConfig": host}
+
+
+def container(shown: dict[str, Any], config: Mapping[str, Any], version: Version) -> dict[str, Any]:
+    """An inspected container as `version` knows it. config: the record's, with the keys that inspect leaves out when empty."""
+    if version >= (1, 21):
+        return shown
+    host = shown["HostConfig"]
+    old = {
+        **shown["Config"],
+        "MacAddress": config["MacAddress"] or "",
+        "NetworkDisabled": bool(config["NetworkDisabled"]),
+        "ExposedPorts": config["ExposedPorts"],
+        "VolumeDriver": host["VolumeDriver"],
+    }
+    rest = {key: value for key, value in shown.items() if key not in ("Mounts", "Config", "NetworkSettings")}
+    network = {key: value for key, value in shown["NetworkSettings"].items() if key != "Networks"}
+    if version == (1, 20):
+        return {**rest, "Mounts": shown["Mounts"], "Config": old, "NetworkSettings": network}
+    old |= {
+        "Memory": host["Memory"], "MemorySwap": host["MemorySwap"], "CpuShares": host["CpuShares"],
+        "Cpuset": host["CpusetCpus"],
+    }  # fmt: skip
+    return {
+        **rest,
+        "Volumes": {point["Destination"]: point["Source"] for point in shown["Mounts"]},
+        "VolumesRW": {point["Destination"]: point["RW"] for point in shown["Mounts"]},
+        "Config": old,
+        "NetworkSettings": network,
+    }
+
+
+def stats(shown: dict[str, Any], version: Version) -> dict[str, Any]:
+    """A stats object: before 1.21 the interfaces are summed up."""
+    if version >= (1, 21) or "networks" not in shown:
+        return shown
+    interfaces = shown["networks"].values()
+    rest = {key: value for key, value in shown.items() if key != "networks"}
+    return {**rest, "network": {key: sum(one[key] for one in interfaces) for key in _COUNTERS}}
