@@ -84,8 +84,11 @@ class _Place:
 
 
 class _Walk:
-    """The upper directory's members, in order. An unchanged directory waits until something below it changed: overlayfs copies
-    a directory up also when a file in it was only opened for writing and removed again."""
+    """The upper directory's members, in order. What goes meanwhile, since the container runs on, is left out.
+
+    An unchanged directory waits until something below it changed: overlayfs copies a directory up also when a file in it was only
+    opened for writing and removed again.
+    """
 
     def __init__(self, writer: TarWriter) -> None:
         self._writer = writer
@@ -102,7 +105,14 @@ class _Walk:
         while self._places:
             place = self._places[-1]
             if place.names:
-                self._member(place, place.names.pop())
+                name = place.names.pop()
+                try:
+                    self._member(place, name)
+                except FileNotFoundError:
+                    if _is_there(name, self._upper.here):
+                        raise
+                except NotADirectoryError:
+                    pass  # it was one
                 continue
             self._places.pop()
             self._upper.leave()
@@ -213,6 +223,14 @@ class _Walk:
         for directory in waiting:
             self._writer.add(directory)
         self._writer.add(entry, source=source)
+
+
+def _is_there(name: bytes, directory: int) -> bool:
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _is_same(lower: int, info: os.stat_result, xattrs: dict[bytes, bytes]) -> bool:
