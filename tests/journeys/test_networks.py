@@ -341,6 +341,30 @@ def test_a_killed_connect(machine: Machine) -> None:
         docker(machine, "network", "rm", "shop")
 
 
+def test_a_connect_killed_before_it_is_recorded(machine: Machine) -> None:
+    """Killed when the default route and the port went by the new network already: they go by the old one, as is recorded."""
+    port = free_port()
+    for name in ("zzz", "aaa"):
+        docker(machine, "network", "create", name)
+    try:
+        docker(machine, "run", "-d", "--name", "web", "--network", "zzz", "-p", f"{port}:80", "busybox", *serve("web"))  # fmt: skip
+        machine.stop()
+        machine.start(tracepoints="connect.led=kill")
+        docker(machine, "network", "connect", "aaa", "web", check=False)
+        assert machine.process is not None
+        machine.process.wait(20)
+        machine.start()
+        networks = inspect(machine, "container", "web")["NetworkSettings"]["Networks"]
+        assert networks.keys() == {"zzz"}
+        assert f"default via {networks['zzz']['Gateway']} " in docker(machine, "exec", "web", "ip", "route")
+        assert answer(port) == "web"
+        assert docker(machine, "exec", "web", "ls", "/sys/class/net").split() == ["eth0", "lo"]
+    finally:
+        docker(machine, "rm", "-f", "web", check=False)
+        for name in ("zzz", "aaa"):
+            docker(machine, "network", "rm", name)
+
+
 @pytest.mark.parametrize(
     ("network", "container", "force", "status", "words"),
     [

@@ -30,7 +30,9 @@ from ketchd.network.definition import Network
 from ketchd.network.files import change_hosts
 from ketchd.network.leases import EndpointLease, inside, outward, routes
 
-tracepoint.declare("connect.leased", "connect.connected", "disconnect.recorded", "disconnect.gone")
+tracepoint.declare(
+    "connect.leased", "connect.led", "connect.connected", "disconnect.recorded", "disconnect.gone"
+)
 
 _INSIDE = "ketchd.network.inside:configure"
 
@@ -77,6 +79,7 @@ async def connect(rooms: Rooms, network: Network, box: Box, sent: Mapping[str, A
             joined = _choose_lead(rooms, record.id, networking, [*leases, lease])
             await _configure(rooms, record, routes(joined))
             await _ports_follow(rooms, box, joined)
+            tracepoint.reach("connect.led")
         except BaseException as error:
             await _undo_connect(rooms, box, lease, leases)
             if isinstance(error, OSError):
@@ -90,6 +93,12 @@ async def connect(rooms: Rooms, network: Network, box: Box, sent: Mapping[str, A
             announce(rooms, "connect", record, lease.to_record())
         tracepoint.reach("connect.connected")
         _write_files(rooms, record, leases, joined)
+
+
+async def lead_again(rooms: Rooms, box: Box) -> None:
+    """Set the routes of a container that runs: its default one may have gone with a link that the last ketchd had not recorded."""
+    with contextlib.suppress(Fault):
+        await _configure(rooms, box.record, routes(rooms.networks.leases(box.record.id)))
 
 
 async def _undo_connect(

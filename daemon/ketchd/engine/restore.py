@@ -15,7 +15,7 @@ from ketchd.containers.restarts import Policy, starts_on_boot
 from ketchd.containers.shims import ShimLink, read_exit
 from ketchd.containers.supervisor import Box
 from ketchd.engine import announcing, ending, execs, health
-from ketchd.engine.attaching import let_go_of_ports
+from ketchd.engine.attaching import lead_again, let_go_of_ports
 from ketchd.engine.networks import stored_leases
 from ketchd.engine.remove import remove
 from ketchd.engine.rooms import Rooms
@@ -43,7 +43,7 @@ async def restore(rooms: Rooms) -> None:
             link = None
         if await _restore_one(rooms, box, link):
             running.append(box)
-    await rooms.networks.restore(
+    strays = await rooms.networks.restore(
         [
             {
                 "container_id": box.record.id,
@@ -55,6 +55,8 @@ async def restore(rooms: Rooms) -> None:
             if box.record.endpoint is not None
         ]
     )
+    for box in running if strays else ():
+        await lead_again(rooms, box)
     for box in running:
         if box.link is not None:
             box.watch = asyncio.get_running_loop().create_task(ending.watch(rooms, box, box.link))

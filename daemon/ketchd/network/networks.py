@@ -135,10 +135,10 @@ class Networks:
                 with contextlib.suppress(EngineFailure):
                     await self._upkeep.apply()
 
-    async def restore(self, running: Sequence[Mapping[str, Any]]) -> None:
+    async def restore(self, running: Sequence[Mapping[str, Any]]) -> list[str]:
         """Take over what runs: [{container_id, endpoint, published}], `endpoints` for further networks. All else is given back.
 
-        The packet rules are put in place anew, veths that belong to nobody are deleted.
+        The packet rules are put in place anew; links that belong to nobody are deleted: their names.
         """
         for one in running:
             leases = [
@@ -150,6 +150,7 @@ class Networks:
         self._book.keep_only(self._every_lease())
         self._naming.changed()
         names = {lease.link for lease in self._every_lease()}
+        gone: list[str] = []
         try:
             gone = await self._run(bridges.sweep, self.instance, list(self._known), names)
             if gone:
@@ -159,6 +160,7 @@ class Networks:
             self._forgetting.submit(conntrack.forget_questions_quietly, self._naming.gateways())
         except (EngineFailure, OSError) as error:
             self._log.error("networks could not be restored", reason=str(error))
+        return gone
 
     async def close(self) -> None:
         """End. With no container on any network nothing stays on the host; else all of it stays for them. May be called twice."""

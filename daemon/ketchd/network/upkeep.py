@@ -40,9 +40,14 @@ class Upkeep:
         self._firewall = Firewall(instance, log)
         self._stands = False
         tables = {rules.table_name(instance), foreign.TABLE}
+
+        def are_harmed(datagram: bytes) -> bool:
+            found = watch.harmed_links(datagram)
+            return bool(found) and not found.isdisjoint(leaned_on())
+
         self._watches = [
             Watch(watch.RULES, lambda datagram: bool(tables & watch.changed_tables(datagram)), self._check),
-            Watch(watch.LINKS, lambda datagram: bool(leaned_on() & watch.harmed_links(datagram)), mend),
+            Watch(watch.LINKS, are_harmed, mend),
         ]
 
     def start(self) -> None:

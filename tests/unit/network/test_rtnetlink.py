@@ -50,12 +50,22 @@ def test_inside_messages() -> None:
     assert len(routes([LEASE])) == 2 and EndpointLease.from_record(LEASE.to_record()) == LEASE
 
 
+def test_harmed_links_are_seen() -> None:
+    """Gone, out of their bridge or without an address: by name. What comes is no harm."""
+    name = struct.pack("=HH", 4 + 8, 3) + b"ketch00\0"  # IFLA_IFNAME, and IFA_LABEL
+    for kind, head, seen in ((17, 16, True), (16, 16, False), (21, 8, True), (20, 8, False)):
+        body = bytes(head) + name
+        data = struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body
+        assert watch.harmed_links(data) == ({"ketch00"} if seen else set())
+
+
 @given(st.binary(max_size=300))
 def test_any_datagram_can_be_read(data: bytes) -> None:
     """From the kernel or not: no exception, no endless loop."""
     for answer in rtnetlink.answers(data):
         rtnetlink.attributes(answer.payload)
     watch.changed_tables(data)
+    watch.harmed_links(data)
 
 
 def test_an_error_is_read() -> None:
