@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from ketch import terminal
 from ketch.engine import Engine
 from ketch.faults import CommandFailed, EngineAnswer, EngineAway
-from ketch.http import Answer
+from ketch.http import Answer, Link
 from ketch_wire.defaults import DETACH_KEYS
 from ketch_wire.stdcopy import STDERR, SYSTEM_ERROR, BadStream, StreamReader
 
@@ -113,9 +113,7 @@ class Relay:
     `framed`: the two outputs come multiplexed (no terminal in the container).
     """
 
-    def __init__(
-        self, link: socket.socket, early: bytes, *, stdin: bool, framed: bool, detach_keys: str = ""
-    ) -> None:
+    def __init__(self, link: Link, early: bytes, *, stdin: bool, framed: bool, detach_keys: str = "") -> None:
         self._link = link
         self._early = early
         self._frames = StreamReader() if framed else None
@@ -184,11 +182,6 @@ class Relay:
                 return False
             except ConnectionError:
                 return True
-            except OSError as error:
-                # A TLS record that is not whole yet.
-                if wants_more(error):
-                    return False
-                raise
             if not received or self._output(received):
                 return True
             # What TLS has decrypted ahead does not wake the poll.
@@ -230,11 +223,7 @@ class Relay:
             sent = self._link.send(self._unsent)
         except BlockingIOError:
             return
-        except OSError as error:
-            if wants_more(error):
-                return
-            if not isinstance(error, ConnectionError):
-                raise
+        except ConnectionError:
             # Nobody reads any more; the end of the output tells the rest.
             self._unsent, self._stdin = b"", False
             return
@@ -292,11 +281,6 @@ class WaitAnswer:
 
     def __exit__(self, *_: object) -> None:
         self._answer.close()
-
-
-def wants_more(error: OSError) -> bool:
-    """Whether TLS only asks to be called again."""
-    return type(error).__name__ in ("SSLWantReadError", "SSLWantWriteError")
 
 
 def write_all(handle: int, content: bytes) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ketch import __version__
 from ketch.faults import CommandFailed, EngineAnswer, EngineAway
 from ketch.hosts import split_tcp
-from ketch.http import Answer, Body, Connection
+from ketch.http import Answer, Body, Connection, Link
 from ketch_wire.defaults import API_VERSION, DEFAULT_SOCKET
 
 Query = Mapping[str, Any]
@@ -147,7 +147,7 @@ class Engine:
 
     def hijack(
         self, path: str, query: Query | None = None, *, send: Any = None
-    ) -> tuple[socket.socket, bytes, dict[str, str]]:
+    ) -> tuple[Link, bytes, dict[str, str]]:
         """Turn a POST into a two-way stream: (socket, bytes already read, answer headers)."""
         asked = {"Connection": "Upgrade", "Upgrade": "tcp"}
         if send is None:
@@ -172,8 +172,11 @@ class Engine:
         }
         try:
             return connection.exchange(method, target, merged, body)
-        except BaseException:
+        except BaseException as error:
             connection.close()
+            # The engine may refuse our certificate when hands are shaken already.
+            if isinstance(error, OSError) and type(error).__module__ == "ssl":
+                raise tls_fault(self.host, error) from error
             raise
 
     def _connection(self) -> Connection:
@@ -201,7 +204,7 @@ class Engine:
         return "api.moby.localhost" if scheme == "unix" else place.partition("/")[0]
 
 
-def connect(host: str, tls: Tls | None) -> socket.socket:
+def connect(host: str, tls: Tls | None) -> Link:
     """A connection to `host`. Raises EngineAway with docker's words."""
     scheme, _, place = host.partition("://")
     try:
@@ -228,15 +231,21 @@ def connect(host: str, tls: Tls | None) -> socket.socket:
         raise EngineAway(f"error during connect: {host}: lookup {address}: no such host") from error
     except OSError as error:
         if type(error).__module__ == "ssl":  # there is one, but the two do not understand each other
-            reason = getattr(error, "verify_message", "") or (error.strerror or str(error))
-            raise EngineAway(f"error during connect: {host}: tls: {reason.lower()}") from error
+            raise tls_fault(host, error) from error
         raise EngineAway(
             f"Cannot connect to the ketch daemon at {host}. Is the ketch daemon running?"
         ) from error
     raise CommandFailed(f'unable to parse docker host "{host}"')
 
 
-def _connect_tcp(scheme: str, place: str, tls: Tls | None) -> socket.socket:
+def tls_fault(host: str, error: OSError) -> EngineAway:
+    """What is said of an ssl.SSLError."""
+    named = str(getattr(error, "reason", "") or "").replace("_", " ")
+    reason = getattr(error, "verify_message", "") or named or error.strerror or str(error)
+    return EngineAway(f"error during connect: {host}: tls: {reason.lower()}")
+
+
+def _connect_tcp(scheme: str, place: str, tls: Tls | None) -> Link:
     secure = scheme == "https" or tls is not None
     address, port, _ = split_tcp(f"{scheme}://{place}", place, 2376 if secure else 2375)
     link = socket.create_connection((address, port))
@@ -254,7 +263,13 @@ def _connect_tcp(scheme: str, place: str, tls: Tls | None) -> socket.socket:
     if not files.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    return context.wrap_socket(link, server_hostname=address)
+    from ketch.tlslink import TlsLink
+
+    try:
+        return TlsLink(link, context, address)
+    except BaseException:
+        link.close()
+        raise
 
 
 def encode_query(query: Query | None) -> str:

@@ -9,11 +9,25 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Protocol
 
 from ketch.faults import EngineAway
 
 CHUNK = 256 * 1024
 HEADER_LIMIT = 256 * 1024
+
+
+class Link(Protocol):
+    """What is used of a connection's socket, however its bytes travel. Not blocking, a `send` is repeated with the same bytes."""
+
+    def fileno(self) -> int: ...
+    def setblocking(self, on: bool, /) -> None: ...
+    def recv(self, size: int, /) -> bytes: ...
+    def send(self, content: bytes, /) -> int: ...
+    def sendall(self, content: bytes, /) -> None: ...
+    def shutdown(self, how: int, /) -> None: ...
+    def close(self) -> None: ...
+
 
 Body = bytes | Iterable[bytes] | None
 
@@ -81,7 +95,7 @@ class Answer:
         """Whether reading on would not wait."""
         return bool(self._rest) or self._connection.is_readable()
 
-    def take_over(self) -> tuple[socket.socket, bytes]:
+    def take_over(self) -> tuple[Link, bytes]:
         """The socket of an upgraded connection, and what was already read from it. The caller owns both."""
         return self._connection.release(), self._rest
 
@@ -123,12 +137,12 @@ class Connection:
 
     def __init__(
         self,
-        link: socket.socket,
+        link: Link,
         *,
         explain: Callable[[str], str] = str,
         park: Callable[[Connection], None] | None = None,
     ) -> None:
-        self._link: socket.socket | None = link
+        self._link: Link | None = link
         self._explain = explain
         self._park = park
         self._body_fault: BaseException | None = None
@@ -146,7 +160,7 @@ class Connection:
         else:
             self._park(self)
 
-    def release(self) -> socket.socket:
+    def release(self) -> Link:
         """Give the socket away."""
         assert self._link is not None
         link, self._link = self._link, None
@@ -210,7 +224,7 @@ class Connection:
             return False
         return True
 
-    def _send_parts(self, link: socket.socket, body: Iterable[bytes]) -> None:
+    def _send_parts(self, link: Link, body: Iterable[bytes]) -> None:
         """The body in chunks, until nobody listens. A fault of its source ends the connection and is kept for the reader."""
         try:
             for part in body:
@@ -252,7 +266,7 @@ def _first_line(received: bytes) -> str:
     return received[:200].decode("utf-8", "replace").splitlines()[0]
 
 
-def _sent(link: socket.socket, content: bytes) -> bool:
+def _sent(link: Link, content: bytes) -> bool:
     """Send on a socket that another thread may close."""
     try:
         link.sendall(content)

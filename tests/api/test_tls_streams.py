@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import socket
 import ssl
+import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from conftest import import_busybox, needs_root
 
 from ketch_testing.certificates import Authority
 from ketch_testing.eventscenarios import Api
-from ketch_testing.machine import Machine, free_port
+from ketch_testing.machine import BIN, Machine, free_port
 from ketch_wire.stdcopy import StreamReader
 
 pytestmark = [
@@ -34,7 +37,14 @@ class Encrypted:
         authority = Authority(base / "ca")
         certificate, key = authority.issue("localhost", addresses=("127.0.0.1",))
         self.context = ssl.create_default_context(cafile=str(authority.certificate))
-        self.context.load_cert_chain(*map(str, authority.issue("client")))
+        issued = authority.issue("client")
+        self.context.load_cert_chain(*map(str, issued))
+        self.certificates = base / "certificates"
+        self.certificates.mkdir()
+        for name, file in zip(
+            ("ca.pem", "cert.pem", "key.pem"), (authority.certificate, *issued), strict=True
+        ):
+            shutil.copy(file, self.certificates / name)
         self.machine = Machine(
             base / "m",
             flags=(
@@ -116,3 +126,92 @@ def test_a_client_that_leaves_changes_nothing(tls: Encrypted) -> None:
     tls.hijack("/containers/stay/attach?stream=1&stdin=1&stdout=1").close()
     assert tls.api("GET", "/containers/stay/json")["State"]["Running"]
     tls.api.remove("stay")
+
+
+def typed(
+    tls: Encrypted, program: str, *words: str, code: int = 0, stdin: bytes = b"", **variables: str
+) -> tuple[bytes, bytes]:
+    """(stdout, stderr) of a client program, which has the certificates and must exit with `code`."""
+    if program == "docker" and shutil.which("docker") is None:
+        pytest.skip("the docker CLI is not installed (apt-get install docker-cli)")
+    env = {
+        **tls.machine.env, "DOCKER_HOST": f"tcp://127.0.0.1:{tls.port}", "DOCKER_TLS_VERIFY": "1",
+        "DOCKER_CERT_PATH": str(tls.certificates), **variables,
+    }  # fmt: skip
+    done = subprocess.run(
+        [program, *words], env=env, input=stdin, capture_output=True, timeout=120, check=False
+    )
+    assert done.returncode == code, (words, done.returncode, done.stdout[:500], done.stderr[:500])
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("program", ["ketch", "docker"])
+@pytest.mark.parametrize("size", [3, 3_000_000])
+def test_input_has_an_end_and_output_goes_on(tls: Encrypted, program: str, size: int) -> None:
+    """A close_notify of the client is the end of stdin, not of the connection."""
+    sent = os.urandom(size)
+    script = "cat; sleep 0.5; echo after >&2; head -c 1000000 /dev/zero; exit 7"
+    out, err = typed(tls, program, "run", "--rm", "-i", "busybox", "sh", "-c", script, code=7, stdin=sent)
+    assert out == sent + bytes(1_000_000)
+    assert err == b"after\n"
+
+
+@pytest.mark.parametrize("program", ["ketch", "docker"])
+def test_bodies_both_ways(tls: Encrypted, program: str, tmp_path: Path) -> None:
+    """A save and a load: more than any buffer, and answers that come while the body is sent."""
+    saved, _ = typed(tls, program, "save", "busybox")
+    assert b"Loaded image" in typed(tls, program, "load", stdin=saved)[0]
+    assert typed(tls, program, "images", "-q")[0]
+
+
+def test_a_dial_stdio_by_tls(tls: Encrypted) -> None:
+    """What ssh runs on a host whose engine is behind TLS: the end of input goes through as well."""
+    made = tls.api.create("dial", "cat", OpenStdin=True, StdinOnce=True)
+    env = {
+        **tls.machine.env, "DOCKER_HOST": f"tcp://127.0.0.1:{tls.port}", "DOCKER_TLS_VERIFY": "1",
+        "DOCKER_CERT_PATH": str(tls.certificates),
+    }  # fmt: skip
+    sent = os.urandom(1_000_000)
+    head = f"POST /containers/{made}/attach?stream=1&stdin=1&stdout=1 HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
+    with subprocess.Popen(
+        [str(BIN / "ketch"), "system", "dial-stdio"], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as dialled:
+        assert dialled.stdin is not None and dialled.stdout is not None
+        dialled.stdin.write(head.encode())
+        dialled.stdin.flush()
+        while (line := dialled.stdout.readline()) != b"\r\n":
+            assert line
+        tls.api("POST", f"/containers/{made}/start")
+        sending = threading.Thread(target=lambda: (dialled.stdin.write(sent), dialled.stdin.close()))  # type: ignore[union-attr]
+        sending.start()
+        reader = StreamReader()
+        received = b"".join(one.payload for one in reader.feed(dialled.stdout.read()))
+        sending.join()
+        assert received == sent
+        assert dialled.wait(60) == 0
+    tls.api.remove("dial")
+
+
+def test_a_client_without_a_certificate_is_told(tls: Encrypted, tmp_path: Path) -> None:
+    shutil.copy(tls.certificates / "ca.pem", tmp_path / "ca.pem")
+    _, err = typed(tls, str(BIN / "ketch"), "ps", code=1, DOCKER_CERT_PATH=str(tmp_path))
+    assert err.startswith(f"error during connect: tcp://127.0.0.1:{tls.port}: tls: ".encode())
+    assert err.count(b"\n") == 1 and b"certificate" in err
+
+
+def test_an_engine_of_another_authority_is_not_trusted(tls: Encrypted, tmp_path: Path) -> None:
+    shutil.copy(Authority(tmp_path / "other").certificate, tmp_path / "ca.pem")
+    _, err = typed(tls, str(BIN / "ketch"), "ps", code=1, DOCKER_CERT_PATH=str(tmp_path))
+    assert err.startswith(f"error during connect: tcp://127.0.0.1:{tls.port}: tls: ".encode())
+
+
+@pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01"])
+def test_what_is_no_tls_ends(tls: Encrypted, said: bytes) -> None:
+    """Plain HTTP, a cut hello, nothing: the connection ends, and the door stays open for others."""
+    with socket.create_connection(("127.0.0.1", tls.port), 30) as client:
+        client.sendall(said)
+        client.shutdown(socket.SHUT_WR)
+        while client.recv(4096):
+            pass
+    assert tls.api("GET", "/containers/json?all=1") is not None
+    assert "Traceback" not in tls.machine.log.read_text()

@@ -11,8 +11,8 @@ import select
 import socket
 from collections.abc import Iterator
 
-from ketch.attach import wants_more
 from ketch.engine import connect
+from ketch.http import Link
 from ketch.options import Command, Given
 from ketch.session import Session
 
@@ -25,7 +25,7 @@ def dial_stdio(session: Session, given: Given) -> int:
     The end of standard input is passed on as a half-close. Raises EngineAway when no engine listens.
     """
     engine = session.engine
-    with connect(engine.host, engine.tls) as link, _unblocked(0), _unblocked(1):
+    with contextlib.closing(connect(engine.host, engine.tls)) as link, _unblocked(0), _unblocked(1):
         link.setblocking(False)
         _Pump(link).run()
     return 0
@@ -34,7 +34,7 @@ def dial_stdio(session: Session, given: Given) -> int:
 class _Pump:
     """What comes from either side and is not yet with the other; nothing is read before it is gone."""
 
-    def __init__(self, link: socket.socket) -> None:
+    def __init__(self, link: Link) -> None:
         self._link = link
         self._in = b""
         self._out = b""
@@ -76,9 +76,7 @@ class _Pump:
             self._out = self._link.recv(CHUNK)
         except BlockingIOError:
             return
-        except OSError as error:
-            if wants_more(error):
-                return
+        except OSError:
             self._out = b""
         if self._out:
             self._write()
@@ -108,9 +106,8 @@ class _Pump:
             self._in = self._in[self._link.send(self._in) :]
         except BlockingIOError:
             return
-        except OSError as error:
-            if not wants_more(error):
-                self._in, self._is_input_open = b"", False
+        except OSError:
+            self._in, self._is_input_open = b"", False
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from ketch_wire.faults import Fault
 from ketchd.api.connection import Server
 from ketchd.api.faultmap import error_reply, fault_reply
 from ketchd.api.routing import Call, Route, Router, TooOld, split_version
+from ketchd.api.tls import encrypted
 from ketchd.api.versions import PLAIN_ERRORS_BEFORE
 
 # The word in parentheses is what clients take the engine's system from.
@@ -73,10 +74,12 @@ class ApiServer:
         for listener in sockets:
             # Not create_unix_server: from Python 3.13 on that deletes the file of a socket that it is given, and systemd's is
             # to outlive us.
-            encrypted = None if listener.family == socket.AF_UNIX else tls
-            self._listeners.append(
-                await loop.create_server(self._server, sock=listener, ssl=encrypted, backlog=1024)
+            make = (
+                self._server
+                if tls is None or listener.family == socket.AF_UNIX
+                else encrypted(tls, self._server)
             )
+            self._listeners.append(await loop.create_server(make, sock=listener, backlog=1024))
 
     async def close(self) -> None:
         """Stop listening, let changes under way come to their end (at most 10 s), cancel the rest."""

@@ -22,7 +22,7 @@ class _Side(asyncio.Protocol):
             self.other.transport.write(data)
 
     def eof_received(self) -> bool:
-        """The end of input is passed on where that can be: TLS ends both ways at once."""
+        """The end of input is passed on, and the other direction goes on."""
         target = None if self.other is None else self.other.transport
         if target is None or not target.can_write_eof():
             return False
