@@ -7,6 +7,7 @@ import os
 import resource
 import time
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -236,3 +237,37 @@ def test_cgroup_parent(client: Client) -> None:
         assert f"/ketch-tests-parent/{container}" in text
     finally:
         client("rm", "-f", container)
+
+
+def test_kernel_memory_by_version_of_the_client(machine: Machine) -> None:
+    """dockerd's answers: a warning for an old client, and nothing for one to which the field is none."""
+    version1 = has("memory/memory.kmem.limit_in_bytes", "none")
+    deprecated = "Specifying a kernel memory limit is deprecated and will be removed in a future release."
+
+    def create(version: str, **limits: int) -> tuple[int, Any, Any]:
+        wanted = {"Image": "busybox", "Cmd": ["true"], "HostConfig": limits}
+        status, answer = machine.request("POST", f"/{version}/containers/create?name=it", wanted)
+        shown = None
+        if status == 201:
+            host = machine.json("GET", f"/{version}/containers/it/json")["HostConfig"]
+            shown = {key: value for key, value in host.items() if key.startswith("Kernel")}
+        return status, json.loads(answer), shown
+
+    try:
+        status, answer, shown = create("v1.41", KernelMemory=8 << 20, KernelMemoryTCP=1 << 20)
+        assert status == 201 and answer["Warnings"][0] == deprecated
+        assert shown == {"KernelMemoryTCP": 1 << 20, **({"KernelMemory": 8 << 20} if version1 else {})}
+        changed = machine.json("POST", "/v1.41/containers/it/update", {"KernelMemory": 16 << 20})
+        assert changed["Warnings"][0] == deprecated
+        assert machine.json("POST", "/v1.42/containers/it/update", {"KernelMemory": 1})["Warnings"] is None
+        machine.request("DELETE", "/containers/it")
+        if version1:
+            refused = {"message": "Minimum kernel memory limit allowed is 6MB"}
+            assert create("v1.41", KernelMemory=3 << 20) == (400, refused, None)
+        status, answer, shown = create("v1.42", KernelMemory=3 << 20)
+        assert (status, answer["Warnings"], shown) == (201, [], {})
+        machine.request("DELETE", "/containers/it")
+        status, answer, shown = create("v1.39", KernelMemoryTCP=1 << 20)
+        assert (status, answer["Warnings"], shown) == (201, [], {})
+    finally:
+        machine.request("DELETE", "/containers/it?force=1")

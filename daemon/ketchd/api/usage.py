@@ -63,7 +63,12 @@ class UsageApi:
     async def update(self, call: Call) -> web.StreamResponse:
         """POST /containers/{id}/update"""
         box = self._box(call)
-        return json_reply({"Warnings": await update(self._rooms, box, await call.json()) or None})
+        return json_reply(
+            {
+                "Warnings": await update(self._rooms, box, versions.limits(await call.json(), call.version))
+                or None
+            }
+        )
 
 
 async def answer_when_healthy(rooms: Rooms, call: Call, box: Box) -> web.StreamResponse:

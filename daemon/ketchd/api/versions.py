@@ -16,8 +16,18 @@ PLAIN_ERRORS_BEFORE: Version = (1, 24)
 _COUNTERS = [f"{way}_{what}" for way in ("rx", "tx") for what in ("bytes", "packets", "errors", "dropped")]
 
 
+def limits(sent: Mapping[str, Any], version: Version) -> dict[str, Any]:
+    """An update, or a HostConfig, without the kernel memory that a client of `version` does not mean."""
+    other = {"kernelmemory"} if version >= (1, 42) else {"kernelmemorytcp"} if version < (1, 40) else set()
+    return {key: value for key, value in sent.items() if key.lower() not in other}
+
+
 def create_request(body: Mapping[str, Any], version: Version, cgroup_version: int) -> Mapping[str, Any]:
     """A create request of `version` as the newest one would say it. Raises InvalidInput."""
+    body = {
+        key: limits(value, version) if key.lower() == "hostconfig" and isinstance(value, dict) else value
+        for key, value in body.items()
+    }
     if version >= (1, 44) or not body:
         return body
     body = fields.decode(body, fields.CREATE)

@@ -173,7 +173,7 @@ HOST_CONFIG: Shape = {
         shaped({"PathOnHost": text, "PathInContainer": text, "CgroupPermissions": text}, full=True), "[]DeviceMapping"
     ),
     "DeviceCgroupRules": texts, "DeviceRequests": each(shaped(_DEVICE_REQUEST), "[]DeviceRequest"),
-    "MemoryReservation": number, "MemorySwap": number, "MemorySwappiness": number, "OomKillDisable": flag,
+    "MemoryReservation": number, "MemorySwap": number, "KernelMemory": number, "KernelMemoryTCP": number, "MemorySwappiness": number, "OomKillDisable": flag,
     "PidsLimit": number, "Ulimits": each(shaped({"Name": text, "Hard": number, "Soft": number}, full=True), "[]Ulimit"),
     "CpuCount": number, "CpuPercent": number, "IOMaximumIOps": _unsigned, "IOMaximumBandwidth": _unsigned,
     "Mounts": each(shaped(_MOUNT), "[]Mount"), "MaskedPaths": texts, "ReadonlyPaths": texts, "Init": flag,

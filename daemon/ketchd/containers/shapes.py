@@ -31,14 +31,14 @@ HOST_CONFIG: dict[str, Any] = {
     "BlkioDeviceReadIOps": None, "BlkioDeviceWriteIOps": None, "CpuPeriod": 0, "CpuQuota": 0,
     "CpuRealtimePeriod": 0, "CpuRealtimeRuntime": 0, "CpusetCpus": "", "CpusetMems": "", "Devices": None,
     "DeviceCgroupRules": None, "DeviceRequests": None, "MemoryReservation": 0, "MemorySwap": 0,
-    "MemorySwappiness": None, "OomKillDisable": None, "PidsLimit": None, "Ulimits": None, "CpuCount": 0,
+    "KernelMemory": 0, "KernelMemoryTCP": 0, "MemorySwappiness": None, "OomKillDisable": None, "PidsLimit": None, "Ulimits": None, "CpuCount": 0,
     "CpuPercent": 0, "IOMaximumIOps": 0, "IOMaximumBandwidth": 0, "Mounts": None, "MaskedPaths": None,
     "ReadonlyPaths": None, "Init": None,
 }  # fmt: skip
 
 OMITTED_WHEN_EMPTY = frozenset(
     {"Annotations", "StorageOpt", "Tmpfs", "Sysctls", "Mounts", "Init", "ArgsEscaped", "NetworkDisabled", "MacAddress",
-     "StopSignal", "StopTimeout", "Shell", "Healthcheck", "ExposedPorts"}
+     "StopSignal", "StopTimeout", "Shell", "Healthcheck", "ExposedPorts", "KernelMemory", "KernelMemoryTCP"}
 )  # fmt: skip
 
 
@@ -64,5 +64,5 @@ def shown(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in values.items()
-        if key not in OMITTED_WHEN_EMPTY or value not in (None, {}, [])
+        if key not in OMITTED_WHEN_EMPTY or value not in (None, {}, [], 0)
     }

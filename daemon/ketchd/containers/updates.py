@@ -18,7 +18,7 @@ from ketchd.containers.shapes import HOST_CONFIG, fold, pick
 RESOURCES: tuple[str, ...] = (
     "BlkioWeight", "BlkioWeightDevice", "BlkioDeviceReadBps", "BlkioDeviceWriteBps", "BlkioDeviceReadIOps",
     "BlkioDeviceWriteIOps", "CpuPeriod", "CpuQuota", "CpuRealtimePeriod", "CpuRealtimeRuntime", "CpuShares", "CpusetCpus",
-    "CpusetMems", "Memory", "MemoryReservation", "MemorySwap", "NanoCpus", "OomKillDisable", "PidsLimit",
+    "CpusetMems", "KernelMemory", "Memory", "MemoryReservation", "MemorySwap", "NanoCpus", "OomKillDisable", "PidsLimit",
 )  # fmt: skip
 # What the kernel takes only together.
 _TOGETHER = (("Memory", "MemorySwap"), ("NanoCpus", "CpuQuota", "CpuPeriod"))

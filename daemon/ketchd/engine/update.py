@@ -36,7 +36,7 @@ async def update(rooms: Rooms, box: Box, body: Mapping[str, Any]) -> list[str]:
         asked = dict(live)
         warnings = rooms.cgroups.discard(live)
         for key in [key for key in live if live[key] != asked.get(key)]:
-            host[key] = live[key] or record.host_config[key]  # what is discarded changes nothing
+            host[key] = live[key] or record.host_config.get(key)  # what is discarded changes nothing
             if not live[key]:
                 del live[key]
         if record.has_process and live:

@@ -20,6 +20,8 @@ _THROTTLES = (
     ("BlkioDeviceReadIOps", "read_iops", "riops"), ("BlkioDeviceWriteIOps", "write_iops", "wiops"),
 )  # fmt: skip
 DEFAULT_PERIOD = 100_000
+# Of version 1. Nothing is written to it, as runc does since 1.1: the kernel takes no limit any more (Linux 5.16).
+KERNEL_MEMORY = "memory/memory.kmem.limit_in_bytes"
 
 
 def cpu_quota(host: Mapping[str, Any]) -> tuple[int, int]:
@@ -128,6 +130,8 @@ _LACKS = "Your kernel does not support {} or the cgroup is not mounted. {}"
 _MEMORY = "memory limit capabilities", "Limitation discarded."
 _SWAP = "swap limit capabilities", "Memory limited without swap."
 _SWAPPINESS = "memory swappiness capabilities", "Memory swappiness discarded."
+_KERNEL = "kernel memory limit capabilities", "Limitation discarded."
+_KERNEL_DEPRECATED = "Specifying a kernel memory limit is deprecated and will be removed in a future release."
 _SOFT = "memory soft limit capabilities", "Limitation discarded."
 _PIDS = "PIDs limit capabilities", "PIDs limit discarded."
 _SHARES = "CPU shares", "Shares discarded."
@@ -163,11 +167,13 @@ def missing(host: Mapping[str, Any], has: Has, version: int) -> list[tuple[str, 
     )  # fmt: skip
     limited = (host.get("Memory") or 0) > 0
     swappiness = host.get("MemorySwappiness")
+    kernel = host.get("KernelMemory") or 0
     found: list[tuple[Any, tuple[str, str], dict[str, Any]]] = [
         (limited and not memory, _MEMORY, {"Memory": 0, "MemorySwap": -1}),
         (limited and memory and not swap and host.get("MemorySwap") != -1, _SWAP, {"MemorySwap": -1}),
         (swappiness not in (None, -1) and not (one and has("memory/memory.swappiness")), _SWAPPINESS, {"MemorySwappiness": None}),
         (host.get("MemoryReservation") and not has("memory/memory.soft_limit_in_bytes" if one else "memory.low"), _SOFT, {"MemoryReservation": 0}),
+        (kernel > 0 and not (one and has(KERNEL_MEMORY)), _KERNEL, {"KernelMemory": 0}),
         (host.get("PidsLimit") and not has("pids/pids.max" if one else "pids.max"), _PIDS, {"PidsLimit": None}),
         (host.get("CpuShares") and not has("cpu/cpu.shares" if one else "cpu.weight"), _SHARES, {"CpuShares": 0}),
         (host.get("CpuPeriod") and not has_cpu_quota(has, version), _PERIOD, {"CpuPeriod": 0}),
@@ -183,9 +189,8 @@ def missing(host: Mapping[str, Any], has: Has, version: int) -> list[tuple[str, 
             for key, file, _ in _THROTTLES
         ),
     ]  # fmt: skip
-    lost: list[tuple[str, dict[str, Any]]] = [
-        (_LACKS.format(*words), instead) for applies, words, instead in found if applies
-    ]
+    lost: list[tuple[str, dict[str, Any]]] = [(_KERNEL_DEPRECATED, {})] if kernel > 0 else []
+    lost += [(_LACKS.format(*words), instead) for applies, words, instead in found if applies]
     if host.get("OomKillDisable") and not (one and has("memory/memory.oom_control")):
         words = "Your kernel does not support OomKillDisable. OomKillDisable discarded."
         lost.append((words, {"OomKillDisable": None}))

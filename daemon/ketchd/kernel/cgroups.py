@@ -216,6 +216,9 @@ class Cgroups:
             raise InvalidInput(
                 "NanoCPUs can not be set, as your kernel does not support CPU CFS scheduler or the cgroup is not mounted"
             )
+        kernel = host_config.get("KernelMemory") or 0
+        if 0 < kernel < 6 * 1024 * 1024 and self.version == 1 and self.has(cgrouplimits.KERNEL_MEMORY):
+            raise InvalidInput("Minimum kernel memory limit allowed is 6MB")
         for text in host_config.get("DeviceCgroupRules") or []:
             parse_rule(text)
         for key, what, words, file in (

@@ -36,7 +36,7 @@ def test_before_1_25_the_client_removes_its_container() -> None:
 
 def test_several_networks_at_the_create_are_new() -> None:
     sent = {"Image": "x", "NetworkingConfig": {"EndpointsConfig": {"one": {}, "two": {}}}}
-    assert versions.create_request(sent, (1, 44), 1) is sent
+    assert versions.create_request(sent, (1, 44), 1) == sent
     with pytest.raises(InvalidInput, match="cannot be connected to network endpoints: one, two"):
         versions.create_request(sent, (1, 43), 1)
 

@@ -235,3 +235,14 @@ def test_base_is_the_delegated_unit_only_from_its_leaf(monkeypatch: pytest.Monke
         ("/../ketchd.service/supervisor", "/sys/fs/cgroup"),
     ):
         assert cgrouphost.choose_base("/sys/fs/cgroup", own) == base
+
+
+@pytest.mark.parametrize(("version", "kept"), [(1, True), (2, False)])
+def test_a_limit_of_kernel_memory_is_told_to_be_none(version: int, kept: bool) -> None:
+    """As dockerd has it on both versions; nothing is written."""
+    found = missing({"KernelMemory": 8 * MIB}, lambda file: True, version)
+
+    deprecated = "Specifying a kernel memory limit is deprecated and will be removed in a future release."
+    lost = "Your kernel does not support kernel memory limit capabilities or the cgroup is not mounted. Limitation discarded."
+    assert found == [(deprecated, {}), *([] if kept else [(lost, {"KernelMemory": 0})])]
+    assert missing({"KernelMemory": -1}, lambda file: False, version) == []
