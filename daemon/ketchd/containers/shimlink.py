@@ -93,9 +93,9 @@ class ExitRecord:
     execs: Mapping[str, int] = field(default_factory=dict)
 
 
-def read_exit(container_dir: Path) -> ExitRecord | None:
-    """The record that a shim left in the container's directory; None when there is none, or half of one."""
-    found = read_exit_file(str(container_dir))
+def read_exit(state_dir: Path) -> ExitRecord | None:
+    """The record that a shim left in its run's directory; None when there is none, or half of one."""
+    found = read_exit_file(str(state_dir))
     return None if found is None else ExitRecord(*found)
 
 

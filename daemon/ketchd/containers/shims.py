@@ -6,8 +6,10 @@ A shim is the container's parent (`ketchd.shim`). It goes on without us; `adopt`
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
+import signal
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -122,11 +124,19 @@ class Shims:
             link.close()
 
     async def connect(self, container_id: str, link: ShimLink) -> bool:
-        """Connect `link` to the shim's socket file; False when the shim has nothing running. Raises OSError, TimeoutError."""
+        """Connect `link` to the shim's socket file; False when the shim has nothing running. Raises OSError, TimeoutError.
+
+        One that does not answer is ended: it must not wake beside the next run, whose cgroups, log and processes it would take for its own.
+        """
         connection = _connect(self._run_root / container_id)
         link.forget_hello()
         link.connect(connection, "")
-        hello = await link.greeted()
+        try:
+            hello = await link.greeted()
+        except TimeoutError:
+            if connection.fileno() >= 0:
+                _end_peer(connection)
+            raise
         if hello["id"] != container_id:
             link.close()
             raise EngineFailure(f"the shim at {self._run_root / container_id} is {hello['id']}'s")
@@ -155,6 +165,14 @@ class Shims:
         for link in list(self._links):
             link.close()
         self._links.clear()
+
+
+def _end_peer(connection: socket.socket) -> None:
+    """SIGKILL to the shim at the other end, which lives as long as it has not closed the connection."""
+    pid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+    with contextlib.suppress(OSError):
+        if Path(f"/proc/{pid}/comm").read_text() == "ketch-shim\n":
+            os.kill(pid, signal.SIGKILL)
 
 
 def _duplicates(fds: list[int]) -> list[int]:

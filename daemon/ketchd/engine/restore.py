@@ -68,7 +68,9 @@ async def _restore_one(rooms: Rooms, box: Box, link: ShimLink | None) -> bool:
     record = box.record
     if link is None and record.has_process:
         await rooms.shims.end_stray(record.id, record.pid, record.start_time)
-    left = read_exit(rooms.container_dir(record.id))
+    left = read_exit(rooms.state_dir(record.id)) or read_exit(
+        rooms.container_dir(record.id)
+    )  # an older one's
     decision = decide(record.state, shim_runs=link is not None, exit_recorded=left is not None)
     rooms.log.debug("restore", container=record.id, state=record.state.value, decision=decision.name)
     if decision is Decision.ADOPT and link is not None:

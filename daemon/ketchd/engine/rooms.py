@@ -84,6 +84,10 @@ class Rooms:
         """The container's durable directory."""
         return self.data_root / "containers" / container_id
 
+    def state_dir(self, container_id: str) -> Path:
+        """The durable directory of its last run, new for each: an earlier run's shim, whenever it wakes, writes into its own."""
+        return self.container_dir(container_id) / "run"
+
     def run_dir(self, container_id: str) -> Path:
         """The container's directory of sockets, gone after a reboot."""
         return self.exec_root / "containers" / container_id

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import socket
 import time
 from collections.abc import Mapping
@@ -120,8 +121,7 @@ async def _launch(
         sockets = [one.socket for one in reserved]
         record.published = [one.to_record() for one in reserved]
     try:
-        # The last run's end is none of this one's, whoever finds the record next.
-        rooms.container_dir(record.id).joinpath("exit").unlink(missing_ok=True)
+        run_dir = _new_directories(rooms, record.id)
         # A shim that outlives us from here on is found with its addresses and ports.
         rooms.supervisor.save(record)
         tracepoint.reach("start.leased")
@@ -133,8 +133,6 @@ async def _launch(
                 mountinfo = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
                 propagation.check(mountinfo, os.path.realpath(point.source), point.propagation)
         _write_files(rooms, box, leases)
-        run_dir = rooms.run_dir(record.id)
-        run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         init = await rooms.layers.compose(record.diff_ids)
         donors = _donors(rooms, box, donor_pid)
         plan = launching.plan(
@@ -142,6 +140,7 @@ async def _launch(
             layers=rooms.layers.mounts(record.diff_ids),
             init_layer=str(init),
             container_dir=rooms.container_dir(record.id),
+            state_dir=rooms.state_dir(record.id),
             run_dir=run_dir,
             cgroup=rooms.cgroups.plan(
                 record.id, record.host_config["CgroupParent"] or rooms.cgroup_parent, record.host_config
@@ -177,6 +176,17 @@ async def _launch(
     finally:
         for one in sockets:
             one.close()
+
+
+def _new_directories(rooms: Rooms, container_id: str) -> Path:
+    """The run's own: the last one's end and socket are none of it, whoever finds them next. Returns the run directory."""
+    rooms.container_dir(container_id).joinpath("exit").unlink(missing_ok=True)  # of an older ketchd
+    state, run = rooms.state_dir(container_id), rooms.run_dir(container_id)
+    for directory in (state, run):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(directory)
+        directory.mkdir(parents=True, mode=0o700)
+    return run
 
 
 def _network_donor(rooms: Rooms, box: Box) -> int:

@@ -8,12 +8,16 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ketch_testing.contained import Contained, attached, read_all, split_frames, until
 from ketch_wire.frames import pack
+from ketch_wire.launch import LogPlan
+from ketchd.containers import shimlink
 from ketchd.containers.shims import ShimLink, read_exit
+from ketchd.engine.start import _new_directories
 from ketchd.shim.launcher import Launcher
 
 
@@ -149,6 +153,54 @@ async def test_a_container_dies_with_its_shim_and_its_exit_stays_unknown(box: Co
     assert read_exit(Path(plan.state_dir)) is None
     assert await box.new_shims().adopt(plan.id) is None
     (Path(plan.run_dir) / "shim.sock").unlink()
+
+
+async def test_a_shim_that_does_not_answer_is_ended(box: Contained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was stopped, and would have gone on beside the next run."""
+    plan = box.plan("sleep", "4321")
+    link = await box.start(plan)
+    shim = shim_of(link)
+    os.kill(shim, signal.SIGSTOP)
+    await box.shims.close()
+    monkeypatch.setattr(shimlink, "HELLO_SECONDS", 0.5)
+
+    assert await box.new_shims().adopt(plan.id) is None
+
+    await until(lambda: not is_alive(shim) and not is_alive(link.pid))
+    (Path(plan.run_dir) / "shim.sock").unlink()
+
+
+async def test_a_shim_that_wakes_late_leaves_the_next_run_alone(box: Contained) -> None:
+    """Its end, which it records then, is in a directory that is gone, and so is its socket."""
+    plan = box.plan("sleep", "4321", log=LogPlan())
+    first = await box.start(plan)
+    shim = shim_of(first)
+    os.kill(shim, signal.SIGSTOP)
+    await box.shims.close()
+    os.kill(first.pid, signal.SIGKILL)
+
+    where = SimpleNamespace(
+        container_dir=lambda _: Path(plan.state_dir).parent,
+        state_dir=lambda _: Path(plan.state_dir),
+        run_dir=lambda _: Path(plan.run_dir),
+    )
+    kept = [Path(path) for path in (plan.root.upper, plan.root.work) if path]
+    _new_directories(where, plan.id)  # type: ignore[arg-type]
+    for directory in kept:
+        directory.mkdir()
+    box.shims = box.new_shims()
+    second = await box.start(plan)
+    os.kill(shim, signal.SIGCONT)
+    await until(lambda: not is_alive(shim))
+
+    assert read_exit(Path(plan.state_dir)) is None
+    await box.shims.close()
+    box.shims = box.new_shims()
+    again = await box.shims.adopt(plan.id)
+    assert again is not None and again.pid == second.pid
+    await again.signal(signal.SIGKILL)
+    ended = await box.end(again)
+    assert ended is not None and ended.code == 137 and read_exit(Path(plan.state_dir)) == ended
 
 
 async def test_a_unit_that_is_stopped_gives_its_containers_their_grace(box: Contained) -> None:
