@@ -11,7 +11,7 @@ from ketchd.containers.lifecycle import Happening, State
 from ketchd.containers.restarts import Policy, next_wait
 from ketchd.containers.shims import ExitRecord, ShimLink
 from ketchd.containers.supervisor import Box
-from ketchd.engine import announcing, execs, health
+from ketchd.engine import announcing, background, execs, health
 from ketchd.engine import networks as networking
 from ketchd.engine.rooms import Rooms
 
@@ -78,7 +78,7 @@ async def finish(rooms: Rooms, box: Box, ended: ExitRecord | None, *, restarts: 
     if wait is not None:
         _restart_later(rooms, box, wait)
     elif record.auto_remove and not box.keepers:
-        asyncio.get_running_loop().create_task(remove_quietly(rooms, box))
+        background.begin(rooms, box, "automatic removal", remove_quietly(rooms, box))
     box.announce_exit()
 
 
@@ -91,8 +91,9 @@ def cancel_restart(box: Box) -> None:
 
 def _restart_later(rooms: Rooms, box: Box, seconds: float) -> None:
     box.restart_wait_seconds = seconds
-    loop = asyncio.get_running_loop()
-    box.restart_timer = loop.call_later(seconds, lambda: loop.create_task(restart_now(rooms, box)))
+    box.restart_timer = asyncio.get_running_loop().call_later(
+        seconds, lambda: background.begin(rooms, box, "restart", restart_now(rooms, box))
+    )
 
 
 async def restart_now(rooms: Rooms, box: Box) -> None:

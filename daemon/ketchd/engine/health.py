@@ -11,14 +11,14 @@ import contextlib
 import signal
 import socket
 import time
-from contextvars import Context
 
-from ketch_wire.faults import Conflict, Fault, InvalidInput
+from ketch_wire.faults import Conflict, EngineFailure, Fault, InvalidInput
 from ketchd.containers import health
 from ketchd.containers.health import Health, HealthPlan, Output, Result
 from ketchd.containers.lifecycle import State
 from ketchd.containers.shims import ClientStream
 from ketchd.containers.supervisor import Box, ExecRecord
+from ketchd.engine import background
 from ketchd.engine.execs import create_exec, start_exec
 from ketchd.engine.rooms import Rooms
 
@@ -40,8 +40,7 @@ def watch(rooms: Rooms, box: Box) -> None:
         return
     if box.record.health is None:
         box.record.health = health.started(None).shown()
-    # In a context of its own: the request that started the container must not sign every later log line.
-    box.health_watch = asyncio.get_running_loop().create_task(_watch(rooms, box, plan), context=Context())
+    box.health_watch = background.begin(rooms, box, "health check", _watch(rooms, box, plan))
 
 
 def unwatch(box: Box) -> None:
@@ -91,15 +90,21 @@ def _note(rooms: Rooms, box: Box, plan: HealthPlan, result: Result) -> None:
     before = Health.from_record(record.health) or Health()
     after = health.probed(plan, before, result, record.started_ns)
     record.health = after.shown()
-    if (after.status, after.failing_streak) != (before.status, before.failing_streak):
-        rooms.supervisor.save(record)
+    try:
+        with rooms.catalogue.transaction():
+            if (after.status, after.failing_streak) != (before.status, before.failing_streak):
+                rooms.supervisor.save(record)
+            if after.status != before.status:
+                rooms.supervisor.announce(box, f"health_status: {after.status}")
+    except EngineFailure as fault:  # it is as it is all the same
+        rooms.log.error("health not recorded", container=record.id, reason=fault.message)
     if after.status == before.status:
         return
-    rooms.supervisor.announce(box, f"health_status: {after.status}")
     if after.status == health.HEALTHY:
         box.announce_healthy()
     elif after.status == health.UNHEALTHY and plan.on_unhealthy != "none":
-        box.health_reaction = asyncio.get_running_loop().create_task(_react(rooms, box, plan.on_unhealthy))
+        reaction = _react(rooms, box, plan.on_unhealthy)
+        box.health_reaction = background.begin(rooms, box, "reaction to bad health", reaction)
 
 
 async def _react(rooms: Rooms, box: Box, wanted: str) -> None:
@@ -123,6 +128,9 @@ async def _probe(rooms: Rooms, box: Box, plan: HealthPlan) -> Result:
         code, output = await (_command if plan.kind == "exec" else _connection)(rooms, box, plan)
     except (Fault, OSError) as error:
         code, output = -1, error.message if isinstance(error, Fault) else str(error)
+    except Exception as error:  # a defect of ours: told, and no end of the watching
+        rooms.log.error("probe failed", container=box.record.id, exc_info=error)
+        code, output = -1, f"{type(error).__name__}: {error}"
     return Result(start, time.time_ns(), code, output)
 
 

@@ -14,7 +14,7 @@ from ketchd.containers.recovery import Decision, decide
 from ketchd.containers.restarts import Policy, starts_on_boot
 from ketchd.containers.shims import ShimLink, read_exit
 from ketchd.containers.supervisor import Box
-from ketchd.engine import announcing, ending, execs, health
+from ketchd.engine import announcing, background, ending, execs, health
 from ketchd.engine.attaching import lead_again, let_go_of_ports
 from ketchd.engine.networks import stored_leases
 from ketchd.engine.remove import remove
@@ -59,7 +59,7 @@ async def restore(rooms: Rooms) -> None:
         await lead_again(rooms, box)
     for box in running:
         if box.link is not None:
-            box.watch = asyncio.get_running_loop().create_task(ending.watch(rooms, box, box.link))
+            box.watch = background.begin(rooms, box, "supervision", ending.watch(rooms, box, box.link))
             health.watch(rooms, box)
 
 

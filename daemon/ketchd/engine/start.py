@@ -6,7 +6,6 @@ Every release is pushed before its acquisition and may be called twice; `remove`
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import shutil
@@ -25,7 +24,7 @@ from ketchd.containers.mountpoints import MountPoint
 from ketchd.containers.shims import LaunchFailed, ShimLink
 from ketchd.containers.subids import IdMap
 from ketchd.containers.supervisor import Box
-from ketchd.engine import announcing, ending, health
+from ketchd.engine import announcing, background, ending, health
 from ketchd.engine import networks as networking
 from ketchd.engine.rooms import Rooms
 from ketchd.network.leases import EndpointLease, outward
@@ -76,7 +75,7 @@ async def start_locked(rooms: Rooms, box: Box) -> None:
         raise
     box.link = link
     health.watch(rooms, box)
-    box.watch = asyncio.get_running_loop().create_task(ending.watch(rooms, box, link))
+    box.watch = background.begin(rooms, box, "supervision", ending.watch(rooms, box, link))
     late, box.pending = box.pending, []
     for stream in late:  # they came while it started: what was said until now is not for them
         with contextlib.suppress(Fault):
@@ -98,7 +97,7 @@ def _note_failure(rooms: Rooms, box: Box, error: BaseException) -> None:
     finally:
         box.announce_exit()
     if record.auto_remove:
-        asyncio.get_running_loop().create_task(ending.remove_quietly(rooms, box))
+        background.begin(rooms, box, "automatic removal", ending.remove_quietly(rooms, box))
 
 
 async def _launch(
