@@ -61,6 +61,11 @@ class Jump(NamedTuple):
 
 Node = Text | Action | Branch | Jump
 
+# What may be called; one that is not here is refused before anything is asked of the engine.
+FUNCTIONS = frozenset(
+    """and eq ge gt html index join js json le len lower lt ne not or pad print printf println slice split title truncate upper
+    urlquery""".split()
+)
 WORDS = frozenset(("if", "with", "range", "else", "end", "break", "continue"))
 
 
@@ -177,6 +182,7 @@ class _Parser:
     def __init__(self, parts: list[Text | list[Token]]) -> None:
         self._parts = parts
         self._at = 0
+        self._ranges = 0
 
     def whole(self) -> tuple[Node, ...]:
         nodes, ended = self._list(0)
@@ -200,6 +206,8 @@ class _Parser:
             if word in ("else", "end"):
                 return tuple(nodes), tokens
             if word in ("break", "continue") and len(tokens) == 1:
+                if not self._ranges:
+                    raise TemplateError(f"template: :1: {{{{{word}}}}} outside {{{{range}}}}")
                 nodes.append(Jump(word))
             elif word in ("if", "with", "range"):
                 if depth > 100:
@@ -211,7 +219,9 @@ class _Parser:
 
     def _branch(self, kind: str, tokens: list[Token], depth: int) -> Branch:
         pipe = _pipe(tokens)
+        self._ranges += kind == "range"
         body, ended = self._list(depth)
+        self._ranges -= kind == "range"
         otherwise: tuple[Node, ...] = ()
         if ended and ended[0].text == "else":
             rest = _stripped(ended[1:])
@@ -322,5 +332,7 @@ def _operand(token: Token) -> Operand:
         name, dot, _ = token.text.partition(".")
         if dot or name in WORDS:
             raise TemplateError(f"template: :1: unexpected <{token.text}> in operand")
+        if name not in FUNCTIONS:
+            raise TemplateError(f'template: :1: function "{name}" not defined')
         return Operand("function", name)
     raise TemplateError(f"template: :1: unexpected {token.text!r} in operand")

@@ -221,6 +221,10 @@ def _printf(form: str, *values: Any) -> str:
 def _verb(flags: str, verb: str, value: Any) -> str:
     if verb in "dxXofeg" and isinstance(value, int | float) and not isinstance(value, bool):
         return f"%{flags}{verb}" % value
+    if verb == "b" and isinstance(value, int):
+        return f"{value:{flags}b}"
+    if verb == "c" and isinstance(value, int):
+        return f"%{flags}s" % chr(value)
     if verb == "q":
         return f"%{flags}s" % json.dumps(printed(value), ensure_ascii=False)
     if verb in "svt":

@@ -206,6 +206,9 @@ inspect -f '{{index .NetworkSettings.Ports "80/tcp"}}' web
 inspect -f '{{.ID}} {{.Config.Tty}} {{.Config.Env}} {{.Config.Volumes}} {{json .Config.Cmd}} {{range .Config.Env}}x{{end}}' web
 inspect -f '{{if .State.Health}}a{{else}}b{{end}} {{.HostConfig.Binds}} {{.Config.Labels.none}} {{len .HostConfig.Binds}}' web
 inspect -f '{{' web
+inspect -f '{{nosuch .Name}}' web
+inspect -f '{{break}}' web
+inspect -f '{{printf "%b %c" 5 65}}' web
 version -f '{{.Client.APIVersion}} {{.Client.DefaultAPIVersion}}'
 -D info -f '{{.ClientInfo.Debug}}'
 events --since 1m --until nosuch

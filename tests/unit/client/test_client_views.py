@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ketch import gotemplaterun
 from ketch.commands.diskusage import summary
 from ketch.commands.fsck import finding_line
 from ketch.commands.images import image_rows, names_of
@@ -19,7 +20,7 @@ from ketch.commands.stats import stats_row
 from ketch.commands.system import event_line
 from ketch.engine import json_objects
 from ketch.faults import CommandFailed, EngineAway
-from ketch.gotemplate import TemplateError
+from ketch.gotemplate import FUNCTIONS, TemplateError
 from ketch.gotemplaterun import render
 from ketch.progressview import View, progress_bar
 from ketch.quantities import human_duration, parse_duration, parse_size
@@ -364,6 +365,9 @@ def test_what_go_knows_of_types(template: str, shown: str) -> None:
         ("{{upper}}", "wrong number of args for upper"),
         ('{{join .Id "x"}}', r"expected \[\]string; got string"),
         ("{{.Labels.a.b}}", "nil pointer evaluating"),
+        ("{{break}}", "{{break}} outside {{range}}"),
+        ("{{range .Id}}{{end}}{{continue}}", "{{continue}} outside {{range}}"),
+        ("{{if false}}{{nosuch .Id}}{{end}}", 'function "nosuch" not defined'),
     ],
 )
 def test_what_go_refuses(template: str, words: str) -> None:
@@ -406,3 +410,7 @@ def test_the_default_platform_is_the_environment_s(
         if one.path in ("/containers/create", "/images/create")
     ]
     assert asked == [["linux/arm64"], ["linux/arm64"], ["linux/386"]]
+
+
+def test_every_function_is_known_to_the_parser() -> None:
+    assert {*gotemplaterun.FUNCTIONS, "and", "or"} == FUNCTIONS
