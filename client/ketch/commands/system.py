@@ -45,22 +45,30 @@ def info(session: Session, given: Given) -> int:
     except (EngineAway, EngineAnswer) as error:
         if form:
             raise
-        session.say(f"Client:\n Version:    {__version__}\n\nServer:")
-        session.warn(error.message)
-        raise CommandFailed("errors pretty printing info") from error
+        session.say("\n".join([*client_lines(client), "", "Server:"]))
+        raise CommandFailed(error.message) from error
     if form:
         session.say(render_one(form, {**found, "ClientInfo": client}))
         return 0
-    session.say("\n".join(info_lines(found)))
+    session.say("\n".join([*client_lines(client), "", *info_lines(found)]))
     for warning in found.get("Warnings") or ():
         session.warn(warning)
     return 0
 
 
+def client_lines(client: dict[str, Any]) -> list[str]:
+    """What the client says of itself."""
+    return [
+        "Client:",
+        f" Version:    {client['Version']}",
+        f" Context:    {client['Context']}",
+        f" Debug Mode: {str(client['Debug']).lower()}",
+    ]
+
+
 def info_lines(found: dict[str, Any]) -> list[str]:
     """The page for people. Source: docker/cli cli/command/system/info.go."""
-    lines = ["Client:", f" Version:    {__version__}", ""]
-    lines += [
+    lines = [
         "Server:",
         f" Containers: {found.get('Containers', 0)}",
         f"  Running: {found.get('ContainersRunning', 0)}",

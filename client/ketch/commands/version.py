@@ -46,7 +46,11 @@ def version(session: Session, given: Given) -> int:
     if given.has("format"):
         from ketch.views import render_one
 
-        session.say(render_one(given.text("format"), {"Client": client, "Server": server}))
+        try:
+            session.say(render_one(given.text("format"), {"Client": client, "Server": server}))
+        except CommandFailed as error:
+            # Without an engine there is nothing to show of it; a template that is none is told first.
+            raise error if failure is None or error.code == 64 else failure from error
     else:
         session.say(page(client, server))
     if failure is not None:

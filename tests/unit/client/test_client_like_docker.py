@@ -210,6 +210,7 @@ inspect -f '{{nosuch .Name}}' web
 inspect -f '{{break}}' web
 inspect -f '{{printf "%b %c" 5 65}}' web
 version -f '{{.Client.APIVersion}} {{.Client.DefaultAPIVersion}}'
+-H unix:///nosuch version -f '{{.Server.Version}}'
 -D info -f '{{.ClientInfo.Debug}}'
 events --since 1m --until nosuch
 pull busybox
