@@ -114,10 +114,16 @@ class LogCursor:
         cut = data.rfind(b"\n") + 1
         self._rest = data[cut:] if len(data) - cut < _LONGEST else b""
         block = data[:cut]
-        while self._skip and block:
-            self._skip -= 1
-            block = block[block.index(b"\n") + 1 :]
+        if self._skip:
+            block = self._without_skipped(block)
         return render(block, self._query.format) if block else (b"", False)
+
+    def _without_skipped(self, block: bytes) -> bytes:
+        at = 0
+        while self._skip and at < len(block):
+            self._skip -= 1
+            at = block.index(b"\n", at) + 1
+        return block[at:]
 
     def _go_on(self, current: LogFile) -> tuple[bytes, Step]:
         """At the end of `current`: to the file behind it, once it is sure that nothing was added before it was renamed."""

@@ -142,14 +142,15 @@ class JsonLog:
         self._stamp = ""
         self._fd = -1
         self._size = 0
+        self._is_cut = False  # the file ends amid an entry, for which the disk had no room
         self._open()
         self._archive_next()
 
     def _open(self) -> None:
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
         self._size = os.fstat(self._fd).st_size
-        if self._size and os.pread(self._fd, 1, self._size - 1) != b"\n":
-            self._size += os.write(self._fd, b"\n")  # a crash cut the last entry: it must not spoil the next
+        # a crash cut the last entry: it must not spoil the next
+        self._is_cut = bool(self._size) and os.pread(self._fd, 1, self._size - 1) != b"\n"
 
     def now(self) -> bytes:
         """RFC 3339 with nanoseconds."""
@@ -197,6 +198,8 @@ class JsonLog:
 
     def _append(self, entries: bytes) -> None:
         try:
+            if self._fd < 0:
+                self._open()  # a rotation that failed
             while self._max_size and self._size + len(entries) > self._max_size:
                 room = self._max_size - self._size
                 cut = entries.find(b"\n", max(0, room - 1)) + 1 if room > 0 else 0
@@ -210,15 +213,24 @@ class JsonLog:
             return  # no space, or the directory is gone: the container must go on
 
     def _write(self, entries: bytes) -> None:
+        if self._is_cut and entries:
+            self._size += os.write(self._fd, b"\n")
+            self._is_cut = False
         view = memoryview(entries)
         while view:
-            written = os.write(self._fd, view)
+            try:
+                written = os.write(self._fd, view)
+            except OSError:
+                done = len(entries) - len(view)
+                self._is_cut = done > 0 and entries[done - 1] != 0x0A
+                raise
             self._size += written
             view = view[written:]
 
     def _rotate(self) -> None:
         """PATH becomes PATH.1 and so on; a reader that follows sees another inode at PATH."""
-        os.close(self._fd)
+        fd, self._fd = self._fd, -1  # whatever happens now, nothing is written to what gets its number next
+        os.close(fd)
         if self._max_files == 1:
             os.unlink(self._path)
         else:
@@ -227,7 +239,6 @@ class JsonLog:
             os.rename(self._path, f"{self._path}.1")
             if self._archiver is not None:
                 self._archived += 1
-        self._fd = -1
         self._open()
         self._archive_next()
 
@@ -266,6 +277,8 @@ class JsonLog:
                 return
             if self._archived < self._max_files:  # else it was rotated out meanwhile
                 archiver.publish(f"{self._path}.{self._archived}")
+            else:
+                _remove(self._path + _SCRATCH)
         except OSError:
             _remove(self._path + _SCRATCH)  # no space: it stays plain
             compressor = None

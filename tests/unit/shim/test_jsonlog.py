@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from base64 import b64decode
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ketchd.shim import jsonlog
 from ketchd.shim.jsonlog import LINE_LIMIT, JsonLog, cut_lines, encode_lines, escape, has_long_line
 
 # A busy machine is no reason to fail.
@@ -215,3 +218,56 @@ def test_a_full_disk_loses_lines_and_nothing_else(tmp_path: Path) -> None:
     log.write(b"stdout", b"lost\n")
 
     log.close()
+
+
+def test_an_entry_that_a_full_disk_cut_does_not_spoil_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log"
+    log = JsonLog(str(path), 0, 1)
+    log.write(b"stdout", b"first\n")
+    room, write = [30], os.write
+
+    def scarce(fd: int, data: bytes) -> int:
+        """The disk has room for some bytes more."""
+        if not room[0]:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        written = write(fd, bytes(data)[: room[0]])
+        room[0] -= written
+        return written
+
+    with monkeypatch.context() as disk:
+        disk.setattr(jsonlog.os, "write", scarce)
+        log.write(b"stdout", b"lost\n")
+        log.write(b"stdout", b"lost too\n")
+    log.write(b"stdout", b"after\n")
+    log.close()
+
+    whole = [line for line in path.read_bytes().splitlines() if line.endswith(b"}")]
+    assert [json.loads(line)["log"] for line in whole] == ["first\n", "after\n"]
+
+
+@pytest.mark.parametrize("call", ["rename", "open"])
+def test_a_rotation_that_fails_costs_no_more_than_its_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """And what gets the closed file's number meanwhile, a client's socket perhaps, sees nothing of the log."""
+    path = tmp_path / "log"
+    log = JsonLog(str(path), 100, 3)
+    log.write(b"stdout", b"first\n")
+    number = log._fd
+
+    def full(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(jsonlog.os, call, full)
+        log.write(b"stdout", b"lost\n" * 9)
+    other = os.memfd_create("other")
+    assert other == number
+    log.write(b"stdout", b"after\n")
+    log.close()
+
+    assert os.fstat(other).st_size == 0
+    os.close(other)
+    assert "after\n" in [entry["log"] for entry in read(path)]
