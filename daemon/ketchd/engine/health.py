@@ -161,7 +161,7 @@ async def _command(rooms: Rooms, box: Box, plan: HealthPlan) -> tuple[int, str]:
     )
     reading = asyncio.ensure_future(_collect(ours, output))
     try:
-        await start_exec(rooms, box, record, stream, transient=True)
+        await _start(rooms, box, record, stream)
         try:
             await asyncio.wait_for(record.ended.wait(), plan.timeout_ns / 1e9)
         except TimeoutError:
@@ -179,6 +179,18 @@ async def _command(rooms: Rooms, box: Box, plan: HealthPlan) -> tuple[int, str]:
         if record.ended.is_set():  # else it is known until it is
             box.execs.pop(record.id, None)
             rooms.supervisor.execs.pop(record.id, None)
+
+
+async def _start(rooms: Rooms, box: Box, record: ExecRecord, stream: ClientStream) -> None:
+    """Start the probe. Cancelled: first it is seen whether it started, since a process that nobody knows nobody would end."""
+    starting = asyncio.ensure_future(start_exec(rooms, box, record, stream, transient=True))
+    try:
+        await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await asyncio.wait([starting], timeout=CANCELLED_WAIT_SECONDS)
+        if starting.done() and not starting.cancelled():
+            starting.exception()  # what it was does not matter any more
+        raise
 
 
 async def _collect(stream: socket.socket, output: Output) -> None:

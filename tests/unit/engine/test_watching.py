@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from ketch_testing.rooms import container_of, image_of, rooms_below
 from ketch_wire.faults import EngineFailure
 from ketchd.containers.lifecycle import State
 from ketchd.containers.supervisor import Box
-from ketchd.engine import background, health
+from ketchd.engine import background, execs, health
 from ketchd.engine.rooms import Rooms
 
 
@@ -129,3 +130,31 @@ async def test_a_cancelled_watch_is_no_failure(rooms: Rooms, monkeypatch: pytest
 
     assert task.cancelled() and rooms.log.errors == []
     assert box.health_watch is None
+
+
+async def test_a_probe_that_is_given_up_amid_its_start_does_not_run_on(rooms: Rooms) -> None:
+    """A pause comes while the shim starts the process: it is ended as soon as it is known."""
+    box, asked, go = await watched(rooms), asyncio.Event(), asyncio.Event()
+    killed: list[tuple[str, int]] = []
+
+    async def exec_start(*_: Any) -> int:
+        asked.set()
+        await go.wait()
+        return 7
+
+    async def exec_signal(exec_id: str, number: int) -> None:
+        killed.append((exec_id, number))
+        execs.exec_ended(rooms, box, exec_id, 137)
+
+    link: Any = SimpleNamespace(exec_start=exec_start, exec_signal=exec_signal)
+    box.link = link
+    health.watch(rooms, box)
+    task: Any = box.health_watch
+    await asked.wait()
+    health.unwatch(box)
+    await asyncio.sleep(0)
+    go.set()
+    await asyncio.wait([task])
+
+    assert [number for _, number in killed] == [9]
+    assert box.execs == {} and rooms.log.errors == []
