@@ -6,6 +6,7 @@ import io
 import os
 import shutil
 import signal
+import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator
@@ -71,6 +72,13 @@ def import_busybox(machine: Machine) -> None:
         headers={"Content-Type": "application/x-tar"},
     )
     assert status == 200 and b"sha256:" in answer and b"error" not in answer, answer
+
+
+@pytest.fixture
+def deep_path(tmp_path: Path) -> Iterator[Path]:
+    """`tmp_path` for directories nested so deep that pytest could not remove them."""
+    yield tmp_path
+    subprocess.run(["rm", "-rf", str(tmp_path)], check=True)
 
 
 @pytest.fixture(scope="module")

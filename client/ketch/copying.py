@@ -137,15 +137,18 @@ def _local_parts(source: Place, target: Target) -> Iterator[bytes]:
     yield from _tree(writer, path, top)
 
 
-def _tree(writer: EntryWriter, path: bytes, name: bytes) -> Iterator[bytes]:
-    try:
-        info = os.lstat(path)
-        listed = sorted(os.listdir(path)) if stat.S_ISDIR(info.st_mode) else []
-    except OSError as error:
-        raise writer.unreadable(path, error) from error
-    yield from writer.entry(path, name, info)
-    for one in listed:
-        yield from _tree(writer, os.path.join(path, one), os.path.join(name, one))
+def _tree(writer: EntryWriter, top: bytes, called: bytes) -> Iterator[bytes]:
+    """What lies at `top` as `called`, and everything in it, however deep."""
+    waiting = [(top, called)]
+    while waiting:
+        path, name = waiting.pop()
+        try:
+            info = os.lstat(path)
+            listed = sorted(os.listdir(path), reverse=True) if stat.S_ISDIR(info.st_mode) else []
+        except OSError as error:
+            raise writer.unreadable(path, error) from error
+        yield from writer.entry(path, name, info)
+        waiting += [(os.path.join(path, one), os.path.join(name, one)) for one in listed]
 
 
 class _Parts:

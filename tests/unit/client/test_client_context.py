@@ -16,6 +16,7 @@ from ketch.buildcontext import ContextTar
 from ketch.faults import CommandFailed
 from ketch.ignorefile import BadPattern, Ignore, read_lines
 from ketch.tarwriting import File, header
+from ketch_testing.deep import deepen
 
 
 def members(parts: object) -> dict[str, tarfile.TarInfo]:
@@ -185,6 +186,18 @@ def test_contexts_that_are_not_there(
 
     with pytest.raises(CommandFailed, match=message):
         contexts.open_context(place, dockerfile)
+
+
+@pytest.mark.parametrize("lines", ["", "**/file\n", "d\n!d/d/d\n"])
+def test_deeper_than_a_stack(deep_path: Path, lines: str) -> None:
+    """What a path can name goes; what is deeper is said, without a defect's words."""
+    deepen(deep_path, 1500)
+    found = members(ContextTar(str(deep_path), Ignore(read_lines(lines))))
+    assert len(found) == (1500 if lines.startswith("**") else 1501)
+
+    deepen(deep_path, 3000, "e")
+    with pytest.raises(CommandFailed, match="file name too long"):
+        members(ContextTar(str(deep_path), Ignore(read_lines(lines))))
 
 
 def test_a_file_that_shrinks_ends_the_build(root: Path) -> None:

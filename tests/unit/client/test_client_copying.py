@@ -23,6 +23,7 @@ from ketch.copying import (
     renamed,
 )
 from ketch.faults import CommandFailed
+from ketch_testing.deep import deepen, depth
 
 
 @pytest.mark.parametrize(
@@ -176,6 +177,21 @@ def test_local_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert local_target(absolute("none")) == Place(f"{tmp_path}/none", False, False)
     with pytest.raises(CommandFailed, match="does not exist"):
         local_target(absolute("none/x"))
+
+
+def test_a_directory_deeper_than_a_stack_goes_and_comes_back(deep_path: Path) -> None:
+    """As far as a path can name it; the rest is said."""
+    source = deep_path / "from"
+    source.mkdir()
+    deepen(source, 1500)
+    (deep_path / "to").mkdir()
+    parts = local_tar(local_source(str(source), follow=False), Target("/x", "from", "from"))
+    extract(parts, Target(str(deep_path / "to"), "from", "from"), keep_owner=False)
+    assert depth(deep_path / "to" / "from") == (1500, "text")
+
+    deepen(source, 3000, "e")
+    with pytest.raises(CommandFailed, match="file name too long"):
+        list(local_tar(local_source(str(source), follow=False), Target("/x", "from", "from")))
 
 
 def test_a_directory_goes_and_comes_back(tmp_path: Path) -> None:
