@@ -14,6 +14,7 @@ from ketchd.containers import show
 from ketchd.containers.lifecycle import State
 from ketchd.containers.record import ContainerRecord
 from ketchd.containers.supervisor import Box
+from ketchd.engine import links
 from ketchd.engine import remove as removing
 from ketchd.engine.imagelist import filter_bool, name_patterns
 from ketchd.engine.rooms import Rooms
@@ -57,6 +58,7 @@ class ContainerListApi:
             if not matches(box):
                 continue
             row = show.summary(record, now_ns=now, network_ids=ids, image_shown=self._image_shown(box))
+            row["Names"] += links.names_of(self._rooms, record)
             if call.query_bool("size"):
                 row["SizeRw"], row["SizeRootFs"] = await sizes(self._rooms, box)
             rows.append(row)
@@ -146,7 +148,7 @@ class Selection:
             ("status", lambda v: record.shown_state.value == v),
             ("exited", lambda v: not record.is_running and record.finished_ns > 0 and box.exit_code() == int(v)),
             ("network", lambda v: any(v in (key, self._rooms.networks.ids().get(key)) for key in record.networking)),
-            ("volume", lambda v: any(v in (m.get("name"), m["destination"]) for m in record.mounts)),
+            ("volume", lambda v: any(v in (m.get("name") or m.get("source"), m["destination"]) for m in record.mounts)),
             ("health", lambda v: v == (record.health or {"Status": "none"})["Status"]),
             ("is-task", lambda v: v.lower() in ("false", "0")),
             ("isolation", lambda v: v in ("", "default")),
@@ -154,7 +156,9 @@ class Selection:
         if any(filters.get(key) and not any(test(value) for value in filters[key]) for key, test in tests):
             return False
         if self._names and not any(
-            one.search(shown) for one in self._names for shown in (record.name, f"/{record.name}")
+            one.search(shown)
+            for one in self._names
+            for shown in (record.name, f"/{record.name}", *links.names_of(self._rooms, record))
         ):
             return False
         if self._ports and not self._has_port(record):

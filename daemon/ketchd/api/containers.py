@@ -16,6 +16,7 @@ from ketchd.containers import show
 from ketchd.containers.lifecycle import Happening
 from ketchd.containers.signals import signal_number
 from ketchd.containers.supervisor import Box
+from ketchd.engine import links
 from ketchd.engine import networks as networking
 from ketchd.engine import remove as removing
 from ketchd.engine import stop as stopping
@@ -131,7 +132,8 @@ class ContainerApi:
     async def remove(self, call: Call) -> web.StreamResponse:
         """DELETE /containers/{id}"""
         if call.query_bool("link"):
-            raise InvalidInput("links of the default bridge are not supported")
+            links.remove(self._rooms, call.vars["name"])
+            return no_content()
         await removing.remove(
             self._rooms, self._box(call), force=call.query_bool("force"), volumes=call.query_bool("v")
         )
@@ -169,6 +171,7 @@ class ContainerApi:
             network_ids=rooms.networks.ids(),
             exec_ids=[key for key, one in box.execs.items() if one.running],
         )
+        shown["HostConfig"]["Links"] = links.shown(rooms, record)
         if call.version < (1, 45):
             show.add_short_id_to_aliases(shown)
         if call.query_bool("size"):

@@ -83,8 +83,6 @@ def check(network: str, sent: Mapping[str, Any] | None) -> dict[str, Any]:
         raise InvalidInput("user specified IP address is supported on user defined networks only")
     if settings["Aliases"] and not user_defined:
         raise InvalidInput("network-scoped alias is supported only for containers in user defined networks")
-    if settings["Links"] and not user_defined:
-        raise Unsupported("links of the default bridge are not supported: use a user-defined network")
     for one in settings["Links"] or ():
         parse_link(one)
     if settings["MacAddress"] and not _MAC.fullmatch(settings["MacAddress"]):

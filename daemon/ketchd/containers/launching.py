@@ -62,11 +62,13 @@ def wanted_ports(record: ContainerRecord) -> list[dict[str, Any]]:
     return wanted
 
 
-def environment(record: ContainerRecord, *, tty: bool, extra: Sequence[str] = ()) -> tuple[str, ...]:
-    """PATH, HOSTNAME and TERM first, then the container's; the last of a name wins, `NAME` alone takes it away."""
+def environment(
+    record: ContainerRecord, *, tty: bool, extra: Sequence[str] = (), linked: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """PATH, HOSTNAME and TERM first, what its links tell, then the container's; the last of a name wins, `NAME` alone takes it away."""
     values: dict[str, str | None] = {}
     base = [DEFAULT_PATH, f"HOSTNAME={record.config['Hostname']}", *(["TERM=xterm"] if tty else [])]
-    for entry in [*base, *record.config["Env"], *extra]:
+    for entry in [*base, *linked, *record.config["Env"], *extra]:
         name, sign, value = entry.partition("=")
         values[name] = value if sign else None
     return tuple(f"{name}={value}" for name, value in values.items() if value is not None)
@@ -201,6 +203,7 @@ def plan(
     has_journal: bool,
     cgroup_version: int,
     daemon: DaemonDefaults = BUILT_IN,
+    linked: Sequence[str] = (),
 ) -> LaunchPlan:
     """The whole plan. Raises InvalidInput for settings that cannot be."""
     config, host = record.config, record.host_config
@@ -217,7 +220,7 @@ def plan(
         ),
         process=ProcessPlan(
             argv=tuple(argv),
-            env=environment(record, tty=config["Tty"]),
+            env=environment(record, tty=config["Tty"], linked=linked),
             cwd=config["WorkingDir"] or "/",
             user=config["User"],
             groups=tuple(host["GroupAdd"] or ()),
@@ -331,6 +334,7 @@ def exec_process(
     *,
     console_size: tuple[int, int],
     daemon: DaemonDefaults = BUILT_IN,
+    linked: Sequence[str] = (),
 ) -> ProcessPlan:
     """The process of an exec. Raises InvalidInput."""
     host = record.host_config
@@ -338,7 +342,7 @@ def exec_process(
     privileged = settings["Privileged"]
     return ProcessPlan(
         argv=tuple(settings["Cmd"]),
-        env=environment(record, tty=settings["Tty"], extra=settings["Env"] or ()),
+        env=environment(record, tty=settings["Tty"], extra=settings["Env"] or (), linked=linked),
         cwd=settings["WorkingDir"] or record.config["WorkingDir"] or "/",
         user=settings["User"] or record.config["User"],
         groups=tuple(host["GroupAdd"] or ()),

@@ -25,6 +25,7 @@ class ContainerRecord:
     exit_code None while running means unknown; the API prints 255 for an end that nobody saw.
     health: State.Health as inspect shows it, None without a health check. layers: diff IDs base first. networking: wanted endpoints (see `endpoints`). endpoint: the lease on the first network while it
     runs, endpoints: those on further ones, as `network.leases` stores them. Times: ns since the epoch.
+    links: to other containers on the default bridge, see `links`.
     """
 
     id: str
@@ -55,6 +56,7 @@ class ContainerRecord:
     endpoints: list[dict[str, Any]] = field(default_factory=list)
     published: list[dict[str, Any]] = field(default_factory=list)
     health: dict[str, Any] | None = None
+    links: list[dict[str, str]] = field(default_factory=list)
 
     @property
     def short(self) -> str:

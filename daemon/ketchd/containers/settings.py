@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ketch_wire.faults import InvalidInput, Unsupported
+from ketch_wire.faults import InvalidInput
 from ketchd.containers.daemondefaults import BUILT_IN, DaemonDefaults
 from ketchd.containers.shapes import CONFIG, HOST_CONFIG, fold, pick
 from ketchd.containers.signals import signal_number
@@ -219,7 +219,7 @@ def check_host(host: dict[str, Any], cpus: int) -> None:
     _check_names(host)
 
 
-def _not_offered(host: Mapping[str, Any]) -> Iterator[InvalidInput | Unsupported]:
+def _not_offered(host: Mapping[str, Any]) -> Iterator[InvalidInput]:
     """What dockerd has and we have not, or not on this system: better refused than forgotten."""
     if host["Isolation"] not in ("", "default"):
         yield InvalidInput(f"invalid isolation '{host['Isolation'][:60]}' on linux")
@@ -235,15 +235,13 @@ def _not_offered(host: Mapping[str, Any]) -> Iterator[InvalidInput | Unsupported
         )
 
 
-def _of_links(mode: str) -> InvalidInput | Unsupported | None:
-    """Those of a user-defined network are its endpoint's: what stands beside them here says nothing, as in dockerd."""
+def _of_links(mode: str) -> InvalidInput | None:
+    """Whether a container of this NetworkMode can have any."""
     if mode == "host" or mode.startswith("container:"):
         kind = "host type networking" if mode == "host" else "container type network"
         return InvalidInput(
             f"conflicting options: {kind} can't be used with links. This would result in undefined behavior"
         )
-    if mode in ("", "default", "bridge", "none"):
-        return Unsupported("links of the default bridge are not supported: use a user-defined network")
     return None
 
 

@@ -202,8 +202,12 @@ class Supervisor:
         for exec_id in box.execs:
             self.execs.pop(exec_id, None)
 
+    def get(self, container_id: str) -> Box | None:
+        """By full id; None when it is gone."""
+        return self._boxes.get(container_id)
+
     def find(self, reference: str) -> Box:
-        """By full id, exact name, or unique id prefix. Raises NotFound, InvalidInput."""
+        """By full id, exact name, unique id prefix, or as another calls it by a link (`web/data`). Raises NotFound, InvalidInput."""
         if not reference:
             raise InvalidInput('invalid name or ID supplied: ""')
         if (box := self._boxes.get(reference)) is not None:
@@ -211,6 +215,8 @@ class Supervisor:
         name = reference.removeprefix("/")
         if (container_id := self._names.get(name)) is not None:
             return self._boxes[container_id]
+        if (linked := self._linked(*name.split("/", 1))) is not None:
+            return linked
         found = [box for key, box in self._boxes.items() if key.startswith(reference)]
         if len(found) > 1:
             raise InvalidInput(f"multiple IDs found with provided prefix: {reference}")
@@ -243,6 +249,12 @@ class Supervisor:
             connection.execute(
                 "DELETE FROM execs WHERE ended_ns > 0 AND ended_ns <= ?", (now - int(kept_seconds * 1e9),)
             )
+
+    def _linked(self, parent: str, alias: str = "") -> Box | None:
+        if not alias or (owner := self._names.get(parent)) is None:
+            return None
+        links = self._boxes[owner].record.links
+        return next((self._boxes.get(one["id"]) for one in links if one["alias"] == alias), None)
 
     def find_exec(self, exec_id: str) -> tuple[Box, ExecRecord]:
         """An exec by its exact id. Raises NotFound."""

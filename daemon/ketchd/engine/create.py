@@ -21,6 +21,7 @@ from ketchd.containers.names import random_name
 from ketchd.containers.record import ContainerRecord, new_id
 from ketchd.containers.shapes import pick
 from ketchd.containers.supervisor import Box
+from ketchd.engine import links
 from ketchd.engine.platforms import host_platform, image_for, platform_of
 from ketchd.engine.rooms import Rooms
 from ketchd.model.digest import Digest
@@ -73,6 +74,7 @@ async def create(
     points = mountpoints.gather(host, config, _inherited(rooms, host["VolumesFrom"] or []))
     _check_sources(points)
     argv = settings.command_line(config)
+    linked, host["Links"] = links.register(rooms, host["NetworkMode"], host["Links"] or ()), None
     record = ContainerRecord(
         id=container_id,
         name=name or _free_name(rooms),
@@ -89,6 +91,7 @@ async def create(
         layers=[str(layer) for layer in image.layers],
         path=argv[0],
         args=argv[1:],
+        links=linked,
     )
     logdrivers.check_values(record)
     stage = rooms.data_root / "stage" / container_id

@@ -19,6 +19,7 @@ from ketchd.containers.settings import check_texts
 from ketchd.containers.shapes import fold
 from ketchd.containers.shims import ClientStream, LaunchFailed
 from ketchd.containers.supervisor import UNKNOWN_EXIT, Box, ExecRecord
+from ketchd.engine import links
 from ketchd.engine.rooms import Rooms
 
 KEPT_SECONDS = 300.0  # after its end: long enough for every client to ask
@@ -84,7 +85,11 @@ async def start_exec(
         plan = ExecPlan(
             id=record.id,
             process=launching.exec_process(
-                box.record, record.settings, console_size=console_size, daemon=rooms.defaults
+                box.record,
+                record.settings,
+                console_size=console_size,
+                daemon=rooms.defaults,
+                linked=links.environment(rooms, box.record, strict=False),
             ),
             transient=transient,
         )

@@ -8,6 +8,7 @@ from typing import Any
 from ketch_wire.faults import Conflict, Fault, Forbidden, NotFound
 from ketchd.containers import endpoints
 from ketchd.containers.record import ContainerRecord
+from ketchd.engine import links
 from ketchd.engine.rooms import Rooms
 from ketchd.network import hostfiles
 from ketchd.network.definition import Network
@@ -109,6 +110,7 @@ def network_files(rooms: Rooms, record: ContainerRecord, leases: Sequence[Endpoi
             domainname=config["Domainname"],
             address=[lease.address for lease in leases],
             extra=hosts,
+            more=links.hosts(rooms, record, leases),
             host_file=hostfiles.for_containers("/etc/hosts") if host["NetworkMode"] == "host" else None,
         ),
         "hostname": render_hostname(config["Hostname"]),

@@ -24,7 +24,7 @@ from ketchd.containers.mountpoints import MountPoint
 from ketchd.containers.shims import LaunchFailed, ShimLink
 from ketchd.containers.subids import IdMap
 from ketchd.containers.supervisor import Box
-from ketchd.engine import announcing, background, ending, health
+from ketchd.engine import announcing, background, ending, health, links
 from ketchd.engine import networks as networking
 from ketchd.engine.rooms import Rooms
 from ketchd.network.leases import EndpointLease, outward
@@ -76,6 +76,7 @@ async def start_locked(rooms: Rooms, box: Box) -> None:
     box.link = link
     health.watch(rooms, box)
     box.watch = background.begin(rooms, box, "supervision", ending.watch(rooms, box, link))
+    links.follow(rooms, record)
     late, box.pending = box.pending, []
     for stream in late:  # they came while it started: what was said until now is not for them
         with contextlib.suppress(Fault):
@@ -149,6 +150,7 @@ async def _launch(
             has_journal=has_journal(),
             cgroup_version=rooms.cgroups.version,
             daemon=rooms.defaults,
+            linked=links.environment(rooms, record, strict=True),
         )
         if rooms.id_map is not None and record.host_config["UsernsMode"] != "host":
             launching.check_remap(record.host_config)

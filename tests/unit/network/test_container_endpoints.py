@@ -38,7 +38,6 @@ def test_addresses_macs_and_names() -> None:
     [
         ("bridge", {"bridge": {"IPAMConfig": {"IPv4Address": "10.0.0.9"}}}, InvalidInput),
         ("bridge", {"bridge": {"Aliases": ["a"]}}, InvalidInput),
-        ("bridge", {"bridge": {"Links": ["a:b"]}}, Unsupported),
         ("host", {"shop": {}}, InvalidInput),
         ("shop", {"shop": ["x"]}, InvalidInput),
         ("shop", {"shop": {"Aliases": [1]}}, InvalidInput),
