@@ -250,6 +250,17 @@ def test_bodies(unchanged: Machine) -> None:
     assert status == 400 and b"unsupported Content-Type header (text/plain)" in answer
 
 
+def test_the_body_is_read_before_the_thing_is_looked_for(unchanged: Machine) -> None:
+    for path in ("/containers/nobody/exec", "/exec/nobody/start", "/volumes/create", "/networks/create"):
+        status, answer = unchanged.request(
+            "POST", path, raw=b"{bad", headers={"Content-Type": "application/json"}
+        )
+        said = json.loads(answer)["message"]
+        assert (status, said) == (
+            400, "invalid JSON: invalid character 'b' looking for beginning of object key string"
+        ), path  # fmt: skip
+
+
 def test_missing_things(unchanged: Machine) -> None:
     """404 for what is not there."""
     assert refused(unchanged, {"Image": "nope"}, 404) == "No such image: nope:latest"

@@ -18,6 +18,7 @@ import pytest
 from conftest import import_busybox, needs_root
 
 from ketch_testing.machine import BIN, Machine, registry
+from ketch_testing.machine import running as machine_of_its_own
 
 pytestmark = [needs_root, pytest.mark.root]
 
@@ -120,6 +121,23 @@ def test_resolv_conf(daemon: Machine) -> None:
         daemon.run(KETCH, "network", "rm", "own")
 
 
+def test_no_default_network() -> None:
+    """With `--bridge none` what would be on it has its loopback alone, a build's steps too; networks of its own work on."""
+    with machine_of_its_own(flags=("--bridge", "none")) as own:
+        import_busybox(own)
+        script = "ip -o link | cut -d: -f2"
+        for options in ((), ("--network", "bridge"), ("-p", "127.0.0.1::80")):
+            assert inside(own, *options, script=script).split() == ["lo"]
+        context = own.base / "context"
+        context.mkdir()
+        (context / "Dockerfile").write_text(f"FROM busybox\nRUN {script} > /links\n")
+        own.run(KETCH, "build", "-q", "-t", "built", str(context))
+        assert own.run(KETCH, "run", "--rm", "built", "cat", "/links").stdout.split() == ["lo"]
+        own.run(KETCH, "network", "create", "one")
+        assert "eth0" in inside(own, "--network", "one", script=script)
+        own.run(KETCH, "network", "rm", "one")
+
+
 def test_address_pools(daemon: Machine) -> None:
     """The default network's subnet and a new one's are out of them; info shows them."""
     assert daemon.json("GET", "/info")["DefaultAddressPools"] == [{"Base": "10.231.0.0/16", "Size": 24}]
@@ -144,6 +162,9 @@ def test_privileges_and_seccomp(daemon: Machine) -> None:
         assert "NoNewPrivs:\t1" in said and "Function not implemented" in said
     finally:
         daemon.request("DELETE", "/containers/target?force=1")
+    assert (
+        daemon.json("GET", "/v1.24/info")["ExecutionDriver"] == "<not supported>"
+    )  # no longer told from 1.25 on
     info = daemon.json("GET", "/info")
     assert "name=no-new-privileges" in info["SecurityOptions"]
     assert any("profile.json" in option for option in info["SecurityOptions"])

@@ -560,6 +560,17 @@ async def test_onbuild(yard: Yard) -> None:
     ]
 
 
+async def test_onbuild_of_a_stage(yard: Yard) -> None:
+    """A stage that stands on another carries out its triggers, and has none of its own from them."""
+    text = "FROM busybox AS a\nONBUILD COPY a.txt /t/\nONBUILD ENV A=1\nFROM a AS b\nRUN touch /x\nFROM b\nENV B=2\n"
+    image_id, said = await yard.build(text, CONTEXT)
+
+    assert said.count("# Executing 2 build triggers\n") == 1
+    config = yard.config(image_id).run
+    assert config.on_build == () and config.env[-2:] == ("A=1", "B=2")
+    assert list(await yard.layer(image_id, -2)) == ["t", "t/a.txt"]
+
+
 async def test_run_mounts(yard: Yard) -> None:
     """Binds are private copies, caches stay, optional secrets are left out, required ones are refused."""
     text = (

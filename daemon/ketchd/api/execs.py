@@ -33,14 +33,14 @@ class ExecApi:
 
     async def create(self, call: Call) -> web.StreamResponse:
         """POST /containers/{id}/exec"""
-        box = self._rooms.supervisor.find(call.vars["name"])
-        record = create_exec(self._rooms, box, await call.json())
+        body = await call.json()
+        record = create_exec(self._rooms, self._rooms.supervisor.find(call.vars["name"]), body)
         return json_reply({"Id": record.id}, 201)
 
     async def start(self, call: Call) -> web.StreamResponse:
         """POST /exec/{id}/start: the client's socket goes to the shim."""
-        box, record = self._rooms.supervisor.find_exec(call.vars["id"])
         body = fields.decode(await call.json(any_type=call.version < (1, 22)), fields.EXEC_START)
+        box, record = self._rooms.supervisor.find_exec(call.vars["id"])
         settings = record.settings
         size = body.get("ConsoleSize") or settings["ConsoleSize"] or [0, 0]
         if body.get("ConsoleSize") and not settings["Tty"]:

@@ -20,6 +20,7 @@ from aiohttp import web
 from ketch_wire.defaults import API_VERSION, MINIMUM_API_VERSION
 from ketch_wire.faults import InvalidInput
 from ketchd.api.faultmap import JSON_TYPE
+from ketchd.api.jsonfaults import of_json
 
 BODY_LIMIT = 4 * 1024 * 1024  # of JSON documents; archives and contexts are streams
 _VERSIONED = re.compile(r"/v([0-9]+)\.([0-9.]+)(/.*)")
@@ -109,8 +110,11 @@ class Call:
         kind = self.request.headers.get("Content-Type", "")
         if kind.partition(";")[0].strip().lower() != JSON_TYPE and not any_type:
             raise InvalidInput(f"unsupported Content-Type header ({kind[:80]}): must be 'application/json'")
+        text = content.decode("utf-8", "replace")
         try:
-            sent = json.loads(content.decode("utf-8", "replace"), parse_constant=_no_number)
+            sent = json.loads(text, parse_constant=_no_number)
+        except json.JSONDecodeError as error:
+            raise InvalidInput(of_json(text, error)) from None
         except (ValueError, RecursionError) as error:
             raise InvalidInput(f"invalid JSON: {error}") from None
         if _HALF_PAIR.search(content):

@@ -64,7 +64,10 @@ class SystemApi:
 
     async def info(self, call: Call) -> web.StreamResponse:
         """GET /info"""
-        return json_reply(information(self._rooms, self._facts))
+        shown = information(self._rooms, self._facts)
+        if call.version < (1, 25):
+            shown["ExecutionDriver"] = "<not supported>"
+        return json_reply(shown)
 
     async def df(self, call: Call) -> web.StreamResponse:
         """GET /system/df"""

@@ -98,7 +98,7 @@ def read(text: str, file: str = "Dockerfile") -> Source:
     physical = [
         line[:-1] if line.endswith("\r") else line for line in text.removeprefix("\ufeff").split("\n")
     ]
-    if not text.strip():
+    if not text:
         raise InvalidInput(f"the Dockerfile ({file}) cannot be empty")
     reader = _Reader(file, physical)
     for index, line in enumerate(physical):

@@ -29,7 +29,9 @@ class BaseOp:
 
 @dataclass(frozen=True, slots=True)
 class StageOp:
-    """FROM an earlier stage: its state goes on. The node's parent is that stage's last node."""
+    """FROM an earlier stage: its state goes on. The node's parent is that stage's last node. triggers: ONBUILD steps that follow."""
+
+    triggers: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,9 +82,10 @@ class _Planner:
         parent: int | None = None
         op: Op
         if base_ref.stage is not None:
-            parent, op = self._last[base_ref.stage], StageOp()
+            parent, op = self._last[base_ref.stage], StageOp(len(triggers))
             before = self._scopes[base_ref.stage]
-            scope = self._scope(before.config, before.author, before.args)
+            inherited = {key: value for key, value in before.config.items() if key != "OnBuild"}
+            scope = self._scope(inherited, before.author, before.args)
         else:
             base = None if base_ref.image == SCRATCH else self._bases[base_ref.image, base_ref.platform]
             op = self._base_op(base_ref.image, base, base_ref.platform, len(triggers))

@@ -13,7 +13,7 @@ from typing import Any
 from ketch_wire.faults import InvalidInput
 from ketchd.build import instructions, lexer
 from ketchd.build.expand import expand
-from ketchd.build.instructions import Arg, Copy, From, Instruction, Run
+from ketchd.build.instructions import Arg, Copy, From, Instruction, OnBuild, Run
 from ketchd.build.lexer import Place, Source
 
 SCRATCH = "scratch"
@@ -211,12 +211,15 @@ def target_index(dockerfile: Dockerfile, target: str) -> int:
 def triggers(
     dockerfile: Dockerfile, stage: Stage, bases: Mapping[tuple[str, str], Base]
 ) -> list[Instruction]:
-    """The instructions that the stage's base image brings. Raises InvalidInput."""
-    base = bases.get((stage.base.image, stage.base.platform)) if stage.base.stage is None else None
-    if base is None:
-        return []
+    """The instructions that the stage's base brings, an image or an earlier stage. Raises InvalidInput."""
+    texts: Sequence[str] = ()
+    if stage.base.stage is not None:
+        body = dockerfile.stages[stage.base.stage].body
+        texts = [instruction.trigger for instruction in body if isinstance(instruction, OnBuild)]
+    elif (base := bases.get((stage.base.image, stage.base.platform))) is not None:
+        texts = base.triggers
     found: list[Instruction] = []
-    for trigger in base.triggers:
+    for trigger in texts:
         for instruction in instructions.parse(lexer.read(trigger, f"ONBUILD of {stage.base.image}")):
             if isinstance(instruction, From) or instruction.text.upper().startswith(
                 ("ONBUILD", "MAINTAINER")

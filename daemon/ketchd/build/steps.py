@@ -111,11 +111,11 @@ class Steps:
     async def _carry_out(self, node: Node, done: Mapping[int, Snapshot], channel: Channel) -> Snapshot:
         if isinstance(node.op, NoteOp):
             return Snapshot()
+        if isinstance(node.op, BaseOp | StageOp) and node.op.triggers:
+            plural = "" if node.op.triggers == 1 else "s"
+            channel.say(f"# Executing {node.op.triggers} build trigger{plural}\n")
         if isinstance(node.op, BaseOp):
             base = node.op.base
-            if node.op.triggers:
-                plural = "" if node.op.triggers == 1 else "s"
-                channel.say(f"# Executing {node.op.triggers} build trigger{plural}\n")
             image = base.image_id if base else ""
             for layer in base.layers if base else ():
                 self._job.lease.add("layer", layer)

@@ -11,7 +11,7 @@ from ketchd.containers.record import ContainerRecord
 from ketchd.engine import links
 from ketchd.engine.rooms import Rooms
 from ketchd.network import hostfiles
-from ketchd.network.definition import Network
+from ketchd.network.definition import BRIDGE, Network
 from ketchd.network.files import (
     EMBEDDED_SERVER,
     render_embedded_resolv_conf,
@@ -31,7 +31,11 @@ def reserve(rooms: Rooms, record: ContainerRecord) -> list[EndpointLease]:
     """
     if record.config["NetworkDisabled"]:
         return []
-    places = endpoints.wanted(record.networking)
+    places = [
+        one
+        for one in endpoints.wanted(record.networking)
+        if one.network != BRIDGE or rooms.networks.has_default
+    ]  # without a default network, what would be on it has just its loopback. Source: moby connectToNetwork
     found = [_network(rooms, one.network) for one in places]
     check_places(places, found)
     lead = endpoints.leading([

@@ -68,7 +68,8 @@ class StepRunner:
             undo.callback(shutil.rmtree, run_dir, True)
             run_dir.mkdir(parents=True, mode=0o700)
             undo.push_async_callback(rooms.networks.release, step_id)
-            lease = None if network in ("none", "host") else rooms.networks.reserve(step_id)
+            alone = network in ("none", "host") or not rooms.networks.has_default
+            lease = None if alone else rooms.networks.reserve(step_id)
             hostname = step_id[:12]
             files = {
                 "hosts": render_hosts(

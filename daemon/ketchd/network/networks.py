@@ -64,7 +64,7 @@ class Networks:
         """
         self._catalogue = catalogue
         self._known = KnownNetworks(catalogue)
-        self._has_default = bridge != NO_BRIDGE
+        self.has_default = bridge != NO_BRIDGE
         self.instance = name_of(rules.check_bridge_name(bridge), self._known.predefined(NONE).id)
         self._bip = bip
         self._default_ip = default_ip
@@ -112,7 +112,7 @@ class Networks:
     def _predefine(self) -> None:
         for name in PREDEFINED:
             known = self._known.predefined(name)
-            if name == BRIDGE and not self._has_default:
+            if name == BRIDGE and not self.has_default:
                 self._known.hide(known.id)
                 continue
             if name == BRIDGE:

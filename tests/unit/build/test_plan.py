@@ -103,6 +103,19 @@ def test_triggers_run_after_from() -> None:
     assert target(made).config["OnBuild"] == ["RUN later"]
 
 
+def test_a_stages_triggers_are_those_of_its_own_lines() -> None:
+    """They run in each stage that stands on it, and not in the one after that."""
+    made = graph(
+        "FROM busybox AS a\nONBUILD RUN later\nFROM a AS b\nFROM b AS c\nFROM a\nCOPY --from=c / /\n"
+    )
+
+    assert [(node.number, node.text) for node in made.nodes] == [
+        (1, "FROM busybox AS a"), (2, "ONBUILD RUN later"), (3, "FROM a AS b"), (0, "RUN later"), (4, "FROM b AS c"),
+        (5, "FROM a"), (0, "RUN later"), (6, "COPY --from=c / /"),
+    ]  # fmt: skip
+    assert "OnBuild" not in target(made).config
+
+
 def test_entrypoint_resets_an_inherited_cmd() -> None:
     """Only one that this stage did not set."""
     assert "Cmd" not in target(graph('FROM busybox\nENTRYPOINT ["x"]\n')).config
