@@ -90,7 +90,7 @@ class Scope:
         """LABEL, also for `--label`."""
         if any(not name for name in pairs):
             raise self._place.fault("LABEL names can not be blank")
-        self.config["Labels"] = {**(self.config.get("Labels") or {}), **pairs}
+        self.config["Labels"] = _sorted({**(self.config.get("Labels") or {}), **pairs})
         return MetaOp("LABEL" + "".join(f" {name}={value}" for name, value in pairs.items()))
 
     def _expand(self, text: str) -> str:
@@ -171,10 +171,8 @@ class Scope:
             volumes = [self._expand(word) for word in instruction.words]
             if any(not volume for volume in volumes):
                 raise self._place.fault("VOLUME specified can not be an empty string")
-            self.config["Volumes"] = {
-                **(self.config.get("Volumes") or {}),
-                **{volume: {} for volume in volumes},
-            }
+            known = self.config.get("Volumes") or {}
+            self.config["Volumes"] = _sorted({**known, **{volume: {} for volume in volumes}})
             return MetaOp(f"VOLUME [{' '.join(volumes)}]")
         if keyword == "EXPOSE":
             return self._expose(instruction)
@@ -194,10 +192,8 @@ class Scope:
                 raise InvalidInput(self._place.locate(error.message)) from None
             for text in found:
                 ports += _ports(self._place, text)
-        self.config["ExposedPorts"] = {
-            **(self.config.get("ExposedPorts") or {}),
-            **{port: {} for port in ports},
-        }
+        known = self.config.get("ExposedPorts") or {}
+        self.config["ExposedPorts"] = _sorted({**known, **{port: {} for port in ports}})
         return MetaOp(
             "EXPOSE " + " ".join(sorted(set(ports), key=lambda port: (int(port.split("/")[0]), port)))
         )
@@ -351,6 +347,11 @@ def _go_duration(ns: int) -> str:
     if hours or minutes:
         text = f"{minutes}m{text}"
     return f"{hours}h{text}" if hours else text
+
+
+def _sorted(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """As Go writes a map: the order of the Dockerfile's words makes no other image."""
+    return dict(sorted(entries.items()))
 
 
 def _ports(place: Place, text: str) -> list[str]:

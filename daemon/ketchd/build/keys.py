@@ -40,7 +40,8 @@ def inputs(node: Node, chain: str, layers: Sequence[str], platform: str) -> Inpu
     (contents) is added by whoever reads it.
     """
     op = node.op
-    common: Inputs = {"v": VERSION, "platform": platform, "text": node.text}
+    # Not the line: `LABEL a b` is `LABEL a=b`.
+    common: Inputs = {"v": VERSION, "platform": platform}
     match op:
         case MetaOp():
             return {
@@ -48,10 +49,8 @@ def inputs(node: Node, chain: str, layers: Sequence[str], platform: str) -> Inpu
                 "author": node.author,
             }  # fmt: skip
         case WorkdirOp():
-            del common["text"]
             return {**common, "kind": "workdir", "root": layers_name(layers), "path": op.path}
         case RunOp():
-            del common["text"]
             return {
                 **common, "kind": "run", "root": layers_name(layers), "command": list(op.argv), "script": op.script,
                 "env": list(op.env), "args": list(op.args), "cwd": op.cwd, "user": op.user, "network": op.network,
@@ -59,7 +58,6 @@ def inputs(node: Node, chain: str, layers: Sequence[str], platform: str) -> Inpu
                 "mounts": [_mount(mount) for mount in op.mounts],
             }  # fmt: skip
         case CopyOp():
-            del common["text"]
             return {
                 **common, "kind": op.keyword.lower(), "root": "" if _stands_alone(op) else layers_name(layers),
                 "sources": list(op.sources), "urls": list(op.urls), "destination": op.destination, "chown": op.chown,

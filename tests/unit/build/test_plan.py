@@ -274,3 +274,21 @@ def test_a_trigger_that_is_no_instruction_is_kept() -> None:
     standing = Base("sha256:" + "c" * 64, (), {"OnBuild": ["/usr/local/bin/make all"]})
     with pytest.raises(InvalidInput, match="unknown instruction: /USR/LOCAL/BIN/MAKE"):
         graph("FROM parent\n", parent=standing)
+
+
+def test_words_that_mean_the_same_make_the_same_step() -> None:
+    """Two ways to write a label, ports and volumes in any order: one key, one config."""
+
+    def key(text: str) -> tuple[str, str]:
+        node = target(graph(f"FROM busybox\n{text}\n"))
+        found = keys.inputs(node, "chain", (), "linux/amd64")
+        assert found is not None
+        return keys.key(found), json.dumps(node.config)
+
+    assert key("LABEL a b") == key("LABEL a=b") == key("LABEL  'a'=\"b\"")
+    assert key("EXPOSE 80 2375") == key("EXPOSE 2375 80/tcp")
+    assert (
+        json.dumps(target(graph("FROM busybox\nVOLUME /b\nVOLUME /a\n")).config["Volumes"])
+        == '{"/a": {}, "/b": {}}'
+    )
+    assert key("LABEL a=b") != key("LABEL a=c")
