@@ -150,6 +150,22 @@ def test_propagation_of_a_private_source(client: Client, tmp_path: Path) -> None
         subprocess.run(["umount", str(place)], check=True)
 
 
+def test_a_bind_that_is_not_recursive(client: Client, tmp_path: Path) -> None:
+    """What is mounted below its source is in a container's bind only when nothing is said of that."""
+    (tmp_path / "below").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "below", str(tmp_path / "below")], check=True)
+    try:
+        (tmp_path / "below" / "file").touch()
+        mount = f"type=bind,source={tmp_path},target=/foo,readonly"
+        assert client.inside("--mount", mount, script="ls /foo/below").split() == ["file"]
+        alone = f"{mount},bind-recursive=disabled"
+        assert client.inside(
+            "--mount", alone, script="ls /foo/below; touch /foo/x 2>/dev/null || echo no"
+        ).split() == ["no"]
+    finally:
+        subprocess.run(["umount", str(tmp_path / "below")], check=True)
+
+
 def test_tmpfs(client: Client) -> None:
     """--tmpfs: empty, noexec, nosuid, nodev unless it says otherwise."""
     got = client.inside(

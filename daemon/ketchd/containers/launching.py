@@ -160,7 +160,8 @@ def mount_plans(
         if point.type == "tmpfs" or point.tmpfs_options:  # a volume of the local driver may be a tmpfs
             plans.append(MountPlan(point.destination, "tmpfs", "tmpfs", point.tmpfs_options))
             continue
-        options = ("rbind", point.propagation or "rprivate", *(() if point.rw else ("ro",)))
+        bind = "bind" if point.non_recursive else "rbind"
+        options = (bind, point.propagation or "rprivate", *(() if point.rw else ("ro",)))
         plans.append(MountPlan(point.destination, "bind", point.source, options))
     for name in ("resolv.conf", "hostname", "hosts"):
         target = f"/etc/{name}"

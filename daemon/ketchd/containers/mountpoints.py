@@ -23,7 +23,8 @@ _MODES = {"ro", "rw", "z", "Z", "nocopy", "consistent", "delegated", "cached", *
 @dataclass(frozen=True, slots=True)
 class MountPoint:
     """One mount of a container. type: `bind`, `volume` or `tmpfs`. name: the volume's, "" for a new anonymous one.
-    mode: as inspect shows it. make_source: a missing bind source directory is created (`-v`, not `--mount`)."""
+    mode: as inspect shows it. make_source: a missing bind source directory is created (`-v`, not `--mount`).
+    non_recursive: what is mounted below the source stays outside."""
 
     type: str
     destination: str
@@ -35,6 +36,7 @@ class MountPoint:
     driver: str = ""
     no_copy: bool = False
     make_source: bool = False
+    non_recursive: bool = False
     anonymous: bool = False
     subpath: str = ""
     tmpfs_options: tuple[str, ...] = ()
@@ -152,6 +154,7 @@ def parse_mount(sent: Mapping[str, Any]) -> MountPoint:
         return MountPoint(
             "bind", _destination(target, wrong, bind=True), source=posixpath.normpath(source), rw=not readonly,
             propagation=propagation, make_source=bool(pick(options, "CreateMountpoint", False)),
+            non_recursive=bool(pick(options, "NonRecursive", False)),
         )  # fmt: skip
     if kind == "volume":
         options = pick(sent, "VolumeOptions", {})
