@@ -39,7 +39,7 @@ def merged(
     for key in changed:
         host[key] = wanted[key]
     if wanted["PidsLimit"] is not None and wanted["PidsLimit"] <= 0:
-        host["PidsLimit"] = None
+        host["PidsLimit"] = 0  # an update's "no limit"; a create's is null. Source: moby postContainersUpdate
     _merge_restart(host, sent)
     check_host(host | {"MemorySwappiness": wanted["MemorySwappiness"]}, cpus)
     live = {key: wanted[key] for key in changed}

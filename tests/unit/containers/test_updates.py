@@ -31,6 +31,13 @@ def test_zero_and_empty_leave_everything() -> None:
     assert after == before and live == {}
 
 
+@pytest.mark.parametrize("sent", [0, -1, -2])
+def test_no_limit_of_pids_is_shown_as_zero(sent: int) -> None:
+    """Where a container that was created without one shows null."""
+    after, live = merged(current(PidsLimit=5), {"PidsLimit": sent}, cpus=4)
+    assert (after["PidsLimit"], live) == (0, {"PidsLimit": -1})
+
+
 def test_limits_that_belong_together_are_written_together() -> None:
     """The kernel takes memory and swap, quota and period, only as pairs."""
     after, live = merged(current(Memory=64 * MIB, MemorySwap=512 * MIB), {"memory": 128 * MIB}, cpus=4)
@@ -45,13 +52,6 @@ def test_swappiness_stays(before: int | None, sent: int | None) -> None:
     """As in dockerd, whose update does not know it: a complete object of a client that writes 0 for null changes nothing."""
     after, live = merged(current(MemorySwappiness=before), {"MemorySwappiness": sent, "CpuShares": 7}, cpus=4)
     assert after["MemorySwappiness"] == before and live == {"CpuShares": 7}
-
-
-def test_no_pids_limit() -> None:
-    """0 and -1 lift it."""
-    for value in (0, -1):
-        after, live = merged(current(PidsLimit=5), {"PidsLimit": value}, cpus=4)
-        assert after["PidsLimit"] is None and live == {"PidsLimit": -1}
 
 
 def test_restart_policy() -> None:
