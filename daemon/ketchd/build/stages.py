@@ -111,7 +111,8 @@ class Dockerfile:
         if name.isdigit():
             if int(name) < before:
                 return int(name)
-            raise InvalidInput(f"invalid stage index {name}")
+            itself = int(name) == before
+            raise InvalidInput("refers to current build stage" if itself else f"invalid stage index {name}")
         for stage in self.stages[before:]:
             if stage.opening.name == lowered:
                 raise InvalidInput(

@@ -292,3 +292,9 @@ def test_words_that_mean_the_same_make_the_same_step() -> None:
         == '{"/a": {}, "/b": {}}'
     )
     assert key("LABEL a=b") != key("LABEL a=c")
+
+
+def test_a_copy_from_its_own_stage() -> None:
+    """By its number, dockerd says what is wrong."""
+    with pytest.raises(InvalidInput, match="invalid from flag value 1: refers to current build stage"):
+        graph("FROM busybox\nFROM busybox\nCOPY --from=1 a b\n")
