@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import statistics
 import subprocess
 import threading
 import time
@@ -84,20 +85,29 @@ def _stat(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
-def flat(engine: Any, count: int = 300) -> float:
-    """How much longer the last of many containers takes to start than the third, each a median of five: 1.0 is flat."""
+def flat(engine: Any, count: int = 300, starts: int = 11) -> float:
+    """How much longer the last of many containers takes to start than the third: 1.0 is flat. Each is the median of `starts`
+    starts and removals of that container, while the ones before it run."""
     figures = []
     with contextlib.ExitStack() as undo:
         names: list[str] = []
         undo.callback(
             lambda: [engine.docker("rm", "-f", *names[at : at + 50]) for at in range(0, len(names), 50)]
         )
-        for number in range(count):
-            names.append(f"flat{number}")
-            words = ("run", "-d", "--name", names[-1], "busybox", "sleep", "3600")
-            figures.append(timed(lambda words=words: engine.docker(*words)))  # type: ignore[misc]
-    first, last = sorted(figures[:5])[2], sorted(figures[-5:])[2]
-    return last / first
+        for number in range(1, count + 1):
+            name = f"flat{number}"
+            words = ("run", "-d", "--name", name, "busybox", "sleep", "3600")
+            if number in (3, count):
+                several = []
+                for _ in range(starts):
+                    several.append(timed(lambda words=words: engine.docker(*words)))  # type: ignore[misc]
+                    engine.docker("rm", "-f", name)
+                figures.append(statistics.median(several))
+            else:
+                engine.docker(*words)
+                names.append(name)
+    third, last = figures
+    return last / third
 
 
 def checked(engine: Any, count: int = 100, seconds: float = 20) -> float:
@@ -174,17 +184,21 @@ def _made(path: Path, block: Callable[[], bytes], size: int = 1000 * MEGABYTE) -
 
 
 def swelling(engine: Any, path: Path) -> float:
-    """MiB that engine and shim hold at most, added up, while 1 GB flows, over what they held before."""
-    with many(engine, 1, ROTATED, ("sleep", "3600")):
-        before = sum(_resident_kib(pid) for pid in keepers(engine))
-    peaks: dict[int, int] = {}
+    """MiB that engine and shim hold at most, added up, while 1 GB flows, over the least that each of them holds: before, or while
+    it flows, since a garbage collector may give back in between. What a shim holds at rest is that of an idle container's."""
+    with many(engine, 1, ROTATED, ("sleep", "3600")) as names:
+        least = {pid: _resident_kib(pid) for pid in keepers(engine)}
+        at_rest = sum(_resident_kib(_parent(pid)) for pid in inside(engine, names))
+    peaks = dict(least)
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(0.05):
             with contextlib.suppress(OSError, subprocess.SubprocessError, AssertionError, ValueError):
                 for pid in keepers(engine):
-                    peaks[pid] = max(peaks.get(pid, 0), _resident_kib(pid))
+                    held = _resident_kib(pid)
+                    peaks[pid] = max(peaks.get(pid, at_rest), held)
+                    least[pid] = min(least.get(pid, at_rest), held or at_rest)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -193,7 +207,7 @@ def swelling(engine: Any, path: Path) -> float:
     finally:
         over.set()
         watcher.join()
-    return (sum(peaks.values()) - before) / 1024
+    return sum(peak - least[pid] for pid, peak in peaks.items()) / 1024
 
 
 def _resident_kib(pid: int) -> int:

@@ -86,7 +86,7 @@ class Networks:
         )
         self._upkeep = Upkeep(
             self.instance, self._run, log, networks=self._rules, forwards=self._publishing.forwards,
-            leaned_on=self._bridges.names, mend=self._mend,
+            leans_on=self._bridges.leans_on, mend=self._mend,
         )  # fmt: skip
         self._closed = False
 

@@ -7,7 +7,7 @@ from ipaddress import IPv4Network
 from typing import Any
 
 from ketch_wire.faults import EngineFailure
-from ketchd.network import bridges
+from ketchd.network import bridges, links
 from ketchd.network.addresses import Pool
 from ketchd.network.definition import Network
 from ketchd.network.known import KnownNetworks
@@ -31,9 +31,15 @@ class StandingBridges:
         self._pools = pools
         self.broken: dict[str, str] = {}
 
-    def names(self) -> set[str]:
-        """Links that have to be there: bridges, and the host's ends of endpoints."""
-        return {one.link for one in self._known if one.link} | {lease.link for lease in self._leases()}
+    def leans_on(self, names: set[str]) -> bool:
+        """Whether one of the links with these names, to which something happened, has to be as it was: a bridge, or the host's end
+        of an endpoint, unless it went with its container. Asked for every change of a link, so nothing is gone through in vain."""
+        if not names:
+            return False
+        if any(one.link in names for one in self._known):
+            return True
+        there = {name for name in names if links.exists(name)}
+        return bool(there) and any(lease.link in there for lease in self._leases())
 
     def may_have(self, subnet: IPv4Network) -> bool:
         """Whether it is out of the pools."""

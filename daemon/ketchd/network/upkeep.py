@@ -24,14 +24,14 @@ class Run(Protocol):
 class Upkeep:
     """The packet rules of one ketchd, and two watches: on them, and on its bridges.
 
-    networks, forwards: what the rules have to be, as of now. leaned_on: names of the links that must stay. mend: looks at the
+    networks, forwards: what the rules have to be, as of now. leans_on: whether one of these links must stay. mend: looks at the
     bridges and puts back what is missing. `start`; `apply` once what runs is known, the rules are looked after from then on;
     then anything; then `close`.
     """
 
     def __init__(
         self, instance: str, run: Run, log: Any, *, networks: Callable[[], list[NetworkRules]],
-        forwards: Callable[[], list[Forward]], leaned_on: Callable[[], set[str]], mend: Callable[[], Awaitable[None]],
+        forwards: Callable[[], list[Forward]], leans_on: Callable[[set[str]], bool], mend: Callable[[], Awaitable[None]],
     ) -> None:  # fmt: skip
         self._run = run
         self._log = log
@@ -40,14 +40,9 @@ class Upkeep:
         self._firewall = Firewall(instance, log)
         self._stands = False
         tables = {rules.table_name(instance), foreign.TABLE}
-
-        def are_harmed(datagram: bytes) -> bool:
-            found = watch.harmed_links(datagram)
-            return bool(found) and not found.isdisjoint(leaned_on())
-
         self._watches = [
             Watch(watch.RULES, lambda datagram: bool(tables & watch.changed_tables(datagram)), self._check),
-            Watch(watch.LINKS, are_harmed, mend),
+            Watch(watch.LINKS, lambda datagram: leans_on(watch.harmed_links(datagram)), mend),
         ]
 
     def start(self) -> None:
