@@ -141,9 +141,8 @@ class Networks:
         The packet rules are put in place anew; links that belong to nobody are deleted: their names.
         """
         for one in running:
-            leases = [
-                EndpointLease.from_record(stored) for stored in (one["endpoint"], *one.get("endpoints", ()))
-            ]
+            stored = (one["endpoint"], *one.get("endpoints", ()))
+            leases = [EndpointLease.from_record(record) for record in stored]
             self._leases[one["container_id"]] = {lease.network_id: lease for lease in leases}
             if (lead := outward(leases)) is not None:
                 self._publishing.hold_again(lead, one["published"])
