@@ -201,6 +201,7 @@ def read(argv: Sequence[str]) -> CommandLine:
     flags = {key: value for key, value in given.items() if not key.startswith("ignored ")}
     path = Path(named or DEFAULT_CONFIG_FILE)
     keys = read_file(path, must_exist=named is not None and not version)
+    keys = {key: value for key, value in keys.items() if value is not None}  # null is not set, as in Go
     keys |= _proxies(keys.pop("proxies", {}))
     for key in sorted(keys):
         if key in IGNORED or key in REFUSED:

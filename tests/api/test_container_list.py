@@ -93,3 +93,25 @@ def test_prune_until_what_is_no_time(listed: tuple[Machine, int]) -> None:
         400,
         'failed to parse value as time or duration: "\\"soon"',
     )
+
+
+def test_ancestor_is_also_what_the_image_was_built_on(listed: tuple[Machine, int]) -> None:
+    """Through two commits; and neither of the base nor of a sister's."""
+    machine, _ = listed
+    made: list[str] = []
+    try:
+        for step, image in enumerate(("busybox", "grown:1", "grown:2")):
+            machine.json("POST", f"/containers/create?name=of{step}", {"Image": image})
+            made.append(f"containers/of{step}")
+            if step < 2:
+                machine.json("POST", f"/commit?container=of{step}&repo=grown&tag={step + 1}&comment={step}")
+                made.append(f"images/grown:{step + 1}")
+        found = {name: chosen(machine, "ancestor", name)[1] for name in ("busybox", "grown:1", "grown:2")}
+        assert found == {
+            "busybox": ["made", "of0", "of1", "of2", "runs"],
+            "grown:1": ["of1", "of2"],
+            "grown:2": ["of2"],
+        }
+    finally:
+        for one in sorted(made):
+            machine.request("DELETE", f"/{one}?force=1")

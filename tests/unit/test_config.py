@@ -172,3 +172,10 @@ def test_proxies(tmp_path: Path) -> None:
         read(given(tmp_path, {"proxies": {"https-proxy": "http://p:1"}}, "--https-proxy=http://q"))
     with pytest.raises(InvalidInput, match="invalid value of proxies"):
         read(given(tmp_path, {"proxies": {"socks": "x"}}))
+
+
+def test_null_is_not_set(tmp_path: Path) -> None:
+    """As in Go: also beside the flag, which is then alone."""
+    typed = given(tmp_path, {"max-concurrent-uploads": None, "labels": None, "mtu": None}, "--mtu", "1400")
+    config = read(typed).config
+    assert (config.max_concurrent_uploads, config.labels, config.mtu) == (5, [], 1400)

@@ -18,6 +18,7 @@ from ketchd.engine import links
 from ketchd.engine import remove as removing
 from ketchd.engine.imagelist import filter_bool, name_patterns
 from ketchd.engine.rooms import Rooms
+from ketchd.model.digest import Digest
 from ketchd.model.times import go_quote, parse_timestamp
 
 _FILTERS = frozenset(
@@ -136,7 +137,7 @@ class Selection:
         self._ancestors = set()
         for name in filters.get("ancestor", []):
             try:
-                self._ancestors.add(str(rooms.images.resolve(name)))
+                self._ancestors |= {str(one) for one in _with_descendants(rooms, rooms.images.resolve(name))}
             except (NotFound, InvalidInput):
                 continue
 
@@ -181,6 +182,16 @@ class Selection:
             },
         }
         return any((port, proto) in theirs[key] for key, (span, proto) in self._ports for port in span)
+
+
+def _with_descendants(rooms: Rooms, image_id: Digest) -> set[Digest]:
+    """The image, what was built here on it, and so on."""
+    found, ahead = {image_id}, [image_id]
+    while ahead:
+        fresh = [child for child in rooms.images.children(ahead.pop()) if child not in found]
+        found.update(fresh)
+        ahead += fresh
+    return found
 
 
 def _split(port: str) -> tuple[int, str]:

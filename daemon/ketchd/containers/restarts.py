@@ -38,10 +38,13 @@ def next_wait(
     return min(last_wait_seconds * 2, LONGEST_WAIT_SECONDS)
 
 
-def starts_on_boot(policy: Policy, *, was_running: bool, exit_code: int, stopped_by_hand: bool) -> bool:
-    """Whether a container that is found ended when ketchd starts should be started."""
+def starts_on_boot(
+    policy: Policy, *, was_running: bool, exit_code: int, stopped_by_hand: bool, tries: int
+) -> bool:
+    """Whether a container that is found ended when ketchd starts should be started. tries: that it has had since a start by hand."""
     if policy.name == "always":
         return True
     if policy.name == "unless-stopped":
         return not stopped_by_hand
-    return policy.name == "on-failure" and was_running and exit_code != 0
+    has_tries = not policy.maximum or tries < policy.maximum
+    return policy.name == "on-failure" and was_running and exit_code != 0 and has_tries

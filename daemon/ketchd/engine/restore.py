@@ -138,8 +138,9 @@ async def start_by_policy(rooms: Rooms) -> None:
         if record.state is State.EXITED and record.started_once:
             policy = Policy(wanted["Name"], wanted["MaximumRetryCount"])
             if starts_on_boot(
-                policy, was_running=True, exit_code=box.exit_code(), stopped_by_hand=record.stopped_by_hand
-            ):
+                policy, was_running=True, exit_code=box.exit_code(),
+                stopped_by_hand=record.stopped_by_hand, tries=record.restart_count,
+            ):  # fmt: skip
                 try:
                     await start(rooms, box)
                 except Fault as fault:

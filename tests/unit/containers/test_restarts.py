@@ -56,4 +56,13 @@ def test_a_stop_by_hand_disables_restarting() -> None:
     ],
 )
 def test_start_on_boot(name: str, by_hand: bool, code: int, starts: bool) -> None:
-    assert starts_on_boot(Policy(name), was_running=True, exit_code=code, stopped_by_hand=by_hand) is starts
+    policy = Policy(name)
+    assert (
+        starts_on_boot(policy, was_running=True, exit_code=code, stopped_by_hand=by_hand, tries=9) is starts
+    )
+
+
+@pytest.mark.parametrize(("tries", "starts"), [(2, True), (3, False)])
+def test_start_on_boot_gives_no_further_tries(tries: int, starts: bool) -> None:
+    policy = Policy("on-failure", 3)
+    assert starts_on_boot(policy, was_running=True, exit_code=1, stopped_by_hand=False, tries=tries) is starts
