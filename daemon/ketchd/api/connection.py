@@ -18,6 +18,8 @@ _HEAD_LIMIT = 64 * 1024
 _UPGRADE = re.compile(
     rb"\r\nupgrade:[ \t]*(?!websocket)\S", re.IGNORECASE
 )  # websockets are aiohttp's own business
+# The first byte of a client that takes us for a TLS server. Source: RFC 8446 section 5.1
+_TLS_HANDSHAKE = 0x16
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)", re.IGNORECASE)
 
 
@@ -58,6 +60,10 @@ class Connection(RequestHandler):
             super().data_received(data)
             return
         self._head += data
+        if self._head[0] == _TLS_HANDSHAKE:
+            self._head = b""
+            super().data_received(b"\0\r\n\r\n")  # bad, and whole: its client waits for an answer
+            return
         end = self._head.find(b"\r\n\r\n")
         if end < 0 and len(self._head) <= _HEAD_LIMIT:
             return  # the parser would only wait as well

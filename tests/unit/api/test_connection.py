@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import ssl
 
 from aiohttp import web
 
@@ -41,3 +43,27 @@ async def test_a_body_in_pieces_is_whole() -> None:
         await server.shutdown(1)
 
     assert got == [b"onetwothree"] * 6
+
+
+async def test_a_client_that_speaks_tls_is_answered() -> None:
+    """At once and in plain text, by which it knows what is wrong: it sends nothing more until then."""
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        return web.Response(text="heard")
+
+    server = Server(handle, access_log=None)
+    ours, theirs = socket.socketpair()
+    transport, _ = await asyncio.get_running_loop().connect_accepted_socket(lambda: server(), theirs)
+    reader, writer = await asyncio.open_connection(sock=ours)
+    inside = ssl.MemoryBIO()
+    try:
+        with contextlib.suppress(ssl.SSLWantReadError):
+            ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), inside, server_hostname="h").do_handshake()
+        writer.write(inside.read())
+        async with asyncio.timeout(10):
+            answer = await reader.read()
+    finally:
+        writer.close()
+        transport.close()
+        await server.shutdown(1)
+    assert answer.startswith(b"HTTP/1.") and b" 400 " in answer.split(b"\r\n")[0]
