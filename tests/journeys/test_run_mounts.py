@@ -103,6 +103,8 @@ def test_volumes(client: Client, machine: Machine) -> None:
     )
     got = client.inside("--volumes-from", "donor:ro", script="touch /a/y 2>&1; ls -d /anonymous")
     assert got == "touch: /a/y: Read-only file system\n/anonymous"
+    refused = client.says("create", "-v", "/tmp:/b:nocopy", "busybox", code=1)
+    assert "field VolumeOptions must not be specified" in refused
     client("rm", "-v", "donor")
     assert {volume["Name"] for volume in machine.json("GET", "/volumes")["Volumes"]} == {"kept", "empty"}
     client("volume", "rm", "kept", "empty")
@@ -119,6 +121,23 @@ def shared(tmp_path: Path) -> Iterator[Path]:
         yield place
     finally:
         subprocess.run(["umount", "-R", str(place)], check=True)
+
+
+def test_an_inherited_anonymous_volume(client: Client, machine: Machine) -> None:
+    """`rm -v` of the last container that has it takes it, by whichever way it came; a named one stays."""
+
+    def volumes() -> set[str]:
+        return {volume["Name"] for volume in machine.json("GET", "/volumes")["Volumes"]}
+
+    client("create", "--name", "giver", "-v", "kept:/a", "-v", "/b", "busybox")
+    client("create", "--name", "taker", "--volumes-from", "giver", "busybox")
+    both = volumes()
+    assert len(both) == 2
+    client("rm", "-v", "giver")
+    assert volumes() == both
+    client("rm", "-v", "taker")
+    assert volumes() == {"kept"}
+    client("volume", "rm", "kept")
 
 
 def test_propagation(client: Client, shared: Path) -> None:
@@ -173,6 +192,8 @@ def test_tmpfs(client: Client) -> None:
         "/etc/plain",
         "--tmpfs",
         "/run:exec,size=2m,mode=700,uid=1000",
+        "--tmpfs",
+        "/srv:shared",
         script="cat /proc/self/mountinfo; stat -c '%a %u' /run",
     )
     *lines, last = got.splitlines()
@@ -181,6 +202,7 @@ def test_tmpfs(client: Client) -> None:
     assert set(mount_of(text, "/etc/plain")[0].split(",")) >= {"rw", "nosuid", "nodev", "noexec"}
     options, _, kind, own = mount_of(text, "/run")
     assert kind == "tmpfs" and "noexec" not in options and "nosuid" in options and "size=2048k" in own
+    assert any(" /srv " in line and " shared:" in line for line in lines)
 
 
 def test_read_only(client: Client, tmp_path: Path) -> None:

@@ -74,6 +74,8 @@ def parse_bind(text: str) -> MountPoint:
     rw = "ro" not in options
     mode = ",".join(option for option in options if option not in _PROPAGATION)
     if source.startswith("/"):
+        if "nocopy" in options:
+            raise wrong("field VolumeOptions must not be specified")
         return MountPoint(
             "bind", target, source=posixpath.normpath(source), mode=mode, rw=rw,
             propagation=propagation or "rprivate", make_source=True,
@@ -189,7 +191,7 @@ def parse_tmpfs(target: str, options: str) -> MountPoint:
         name = option.split("=", 1)[0]
         if name not in (
             "rw", "ro", "size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "exec", "noexec", "suid",
-            "nosuid", "dev", "nodev", "mpol", "noatime", "relatime", "sync", "dirsync", "huge",
+            "nosuid", "dev", "nodev", "mpol", "noatime", "relatime", "sync", "dirsync", "huge", *_PROPAGATION,
         ):  # fmt: skip
             raise InvalidInput(f'invalid tmpfs option ["{option[:60]}"]')
         opposite = name.removeprefix("no") if name.startswith("no") else f"no{name}"

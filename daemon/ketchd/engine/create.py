@@ -212,7 +212,7 @@ def _inherited(rooms: Rooms, volumes_from: list[str]) -> list[MountPoint]:
         for stored in donor.mounts:
             point = MountPoint.from_record(stored)
             if point.type != "tmpfs":
-                points[point.destination] = replace(point, rw=point.rw and mode != "ro", anonymous=False)
+                points[point.destination] = replace(point, rw=point.rw and mode != "ro")
     return list(points.values())
 
 

@@ -162,6 +162,10 @@ def _mount(root: int, plan: MountPlan, tree: int) -> int:
         if plan.type == "tmpfs" and not any(name == "mode" for name, _ in options.to_filesystem):
             options.to_filesystem += _mode_of(root, plan.target)
         mounted = _filesystem(plan, options)
+        if options.propagation:
+            detached.mount_setattr(
+                mounted, propagation=options.propagation, recursive=False, what=plan.target
+            )
         target = _directory(root, plan, ordinary=plan.type in _ORDINARY)
     try:
         _keep_out_of_proc(root, plan, target)
