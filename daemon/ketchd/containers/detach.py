@@ -16,8 +16,8 @@ def detach_keys(text: str) -> bytes:
     for word in text.split(","):
         if len(word) == 1 and word.isascii():
             keys += word.encode()
-        elif word.startswith("ctrl-") and len(word) == 6 and word[5].lower() in _CONTROL:
-            keys.append(_CONTROL.index(word[5].lower()))
+        elif word.startswith("ctrl-") and len(word) == 6 and word[5] in _CONTROL:
+            keys.append(_CONTROL.index(word[5]))
         else:
             raise InvalidInput(f"Invalid detach keys ({text[:60]}) provided")
     return bytes(keys)
