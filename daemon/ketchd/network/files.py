@@ -39,7 +39,8 @@ def render_hosts(
     lines = [f"{where}\t{names}" for where, names in _LOCAL_LINES]
     lines += [f"{where}\t{name}" for name, where in extra]
     lines += [f"{where}\t{names}" for names, where in more]
-    own = f"{hostname}.{domainname} {hostname}" if domainname else hostname
+    whole = f"{hostname}.{domainname}" if domainname else hostname
+    own = f"{whole} {whole.partition('.')[0]}" if "." in whole else whole
     lines += [f"{where}\t{own}" for where in ([address] if isinstance(address, str) else address or ())]
     return "\n".join(lines) + "\n"
 

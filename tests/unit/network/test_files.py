@@ -34,6 +34,7 @@ def test_hosts() -> None:
     assert text == LOCAL + (
         "10.0.0.5\tdb\n172.17.0.2\tweb.example.com web\n172.18.0.2\tweb.example.com web\n"
     )
+    assert render_hosts("web.example.com", "", "10.0.0.2", [], None).endswith("\tweb.example.com web\n")
     assert render_hosts("web", "", "172.17.0.2", [], None) == LOCAL + "172.17.0.2\tweb\n"
     assert render_hosts("web", "", None, [], None) == LOCAL
 
