@@ -10,7 +10,7 @@ import pytest
 from aiohttp import ClientResponse
 from registry.conftest import Engine, need
 
-from ketch_testing.machine import registry
+from ketch_testing.machine import free_port, registry
 from ketch_testing.rooms import image_of, layer_of
 from ketch_testing.tokenserver import TokenServer
 from ketch_wire.faults import EngineFailure, Fault, NotFound, Unauthorized
@@ -64,6 +64,22 @@ async def test_basic(built: Engine, guarded: str) -> None:
     with pytest.raises(Unauthorized) as refused:
         await login(replace(WRONG, server=guarded))
     assert refused.value.message == f'Get "http://{guarded}/v2/": unauthorized: authentication required'
+
+
+async def test_a_token_server_that_moved(built: Engine, tokened: str, tokens: TokenServer) -> None:
+    """Nobody answers where tokens were had: the registry knows where they are had now."""
+    name = named(built, f"{tokened}/me/app:1")
+    await built.push(name, ME)
+    exchange = built.rooms.registry.exchange
+    for base, known in exchange._challenges.items():
+        gone = {**known.parameters, "realm": f"http://127.0.0.1:{free_port()}/token"}
+        exchange._challenges[base] = replace(known, parameters=gone)
+    asked = len(tokens.asked)
+    await built.pull(name, ME)
+    assert len(tokens.asked) > asked
+    with pytest.raises(Unauthorized) as refused:
+        await built.push(name, WRONG)
+    assert refused.value.message == "unauthorized: incorrect username or password"
 
 
 async def test_tokens(built: Engine, tokened: str, tokens: TokenServer) -> None:

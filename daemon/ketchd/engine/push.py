@@ -72,6 +72,10 @@ async def push(
                 )
         except Refused as fault:
             raise push_fault(fault) from fault
+        except Unauthorized as fault:
+            # A token server's refusal: without the URL that was asked for, as dockerd tells it of a push.
+            bare = fault.__cause__ if isinstance(fault.__cause__, Unauthorized) else fault
+            raise Unauthorized(bare.message) from fault
         rooms.events.append(
             "image", "push", reference.familiar(), {"name": reference.familiar_name()}
         )  # dockerd's, one for all tags

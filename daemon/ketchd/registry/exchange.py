@@ -85,7 +85,11 @@ class Exchange:
         authorization = ""
         # A registry that wants a name for one thing may give another to anybody: without one, ask and see.
         if known is not None and (known.scheme != "basic" or own.basic):
-            authorization = await self._authorization(request, known, request.scopes, own)
+            try:
+                authorization = await self._authorization(request, known, request.scopes, own)
+            except Unreachable:
+                # Tokens may be had elsewhere by now: ask and see.
+                self._challenges.pop(request.endpoint.base, None)
         response = await self._follow(request, authorization)
         if response.status == 401:
             body, offered = await _drain(response)
