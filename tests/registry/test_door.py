@@ -41,7 +41,8 @@ def test_login(machine: Machine, guarded_registry: str) -> None:
     assert (status, json.loads(body)) == (200, {"IdentityToken": "", "Status": "Login Succeeded"})
     status, body = ask(machine, "POST", "/auth", body={**good, "password": "no"})
     assert status == 401
-    assert message(body) == f'Get "http://{guarded_registry}/v2/": unauthorized: authentication required'
+    attempt = f"login attempt to http://{guarded_registry}/v2/ failed with status: 401 Unauthorized"
+    assert message(body) == attempt
     status, body = ask(machine, "POST", "/auth", body={**ME, "serveraddress": "127.0.0.1:1"})
     assert status == 500 and message(body).endswith("connect: connection refused")
     assert ask(machine, "POST", "/auth", body={**ME, "serveraddress": "a b"})[0] == 400

@@ -104,6 +104,8 @@ class RegistryClient:
             async with self.exchange.send(request, credentials):
                 return refresh
         except Refused as fault:
+            if fault.http_status == 401 and challenge.scheme == "basic":
+                raise Unauthorized(f"login attempt to {url} failed with status: 401 Unauthorized") from fault
             if fault.http_status in (401, 403):
                 raise Unauthorized(f'Get "{url}": {fault.message}') from fault
             raise
