@@ -136,3 +136,25 @@ def test_archive_mode_without_a_user_keeps_owners(client: Client, tmp_path: Path
     name = client("create", "busybox", "stat", "-c", "%u:%g", "/f").strip()
     client("cp", "-a", str(source), f"{name}:/")
     assert client("start", "-a", name) == "7:9\n"
+
+
+def test_an_attach_that_is_refused_says_so_in_text(machine: Machine, ketch: Client) -> None:
+    """Clients take any answer for the stream and print it: it is the message alone, and then the connection ends."""
+    name = ketch("run", "-d", "busybox", "sleep", "100").strip()
+    ketch("pause", name)
+    for reference, query, status, words in (
+        ("nobody", "stream=1", "404 Not Found", "No such container: nobody"),
+        (name, "stream=1", "409 Conflict", f"container {name} is paused, unpause the container before attach"),
+        (name, "stream=1&detachKeys=ctrl-A", "409 Conflict", f"container {name} is paused, unpause the container before attach"),
+    ):  # fmt: skip
+        with socket.socket(socket.AF_UNIX) as link:
+            link.connect(str(machine.socket))
+            link.settimeout(60)
+            link.sendall(
+                f"POST /containers/{reference}/attach?{query} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
+                "Content-Length: 0\r\n\r\n".encode()
+            )
+            head, _, body = link.makefile("rb").read().decode().partition("\r\n\r\n")
+        assert head.startswith(f"HTTP/1.1 {status}\r\n"), head
+        assert "Content-Type: application/vnd.docker.raw-stream" in head
+        assert body.strip() == words

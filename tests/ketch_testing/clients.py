@@ -69,10 +69,12 @@ def ketch(machine: Machine) -> Iterator[Client]:
 
 @pytest.fixture
 def ask(machine: Machine) -> Iterator[Callable[..., tuple[int, Any]]]:
-    """(status, JSON) of an API request. Containers that the test leaves are removed."""
+    """(status, JSON) of an API request; an attach is refused in text, which is as a message here. Containers that the test leaves are removed."""
 
     def request(method: str, path: str, body: Any = None) -> tuple[int, Any]:
         status, answer = machine.request(method, path, body)
+        if status >= 400 and not answer.startswith(b"{"):
+            return status, {"message": answer.decode().strip()}
         return status, json.loads(answer) if answer.strip() else None
 
     yield request

@@ -7,7 +7,8 @@ import time
 
 from aiohttp import web
 
-from ketch_wire.faults import InvalidInput, Unsupported
+from ketch_wire.faults import Fault, InvalidInput, Unsupported
+from ketchd.api.faultmap import stream_refusal
 from ketchd.api.routing import Call, Route
 from ketchd.api.streams import hijack
 from ketchd.api.websocket import carry
@@ -85,9 +86,12 @@ class ContainerStreamApi:
             raise Unsupported("configured logging driver does not support reading")
 
     async def attach(self, call: Call) -> web.StreamResponse:
-        """POST /containers/{id}/attach: the client's socket goes to the shim."""
-        box = self._box(call)
-        keys = self._prepare(call, box)
+        """POST /containers/{id}/attach: the client's socket goes to the shim. A refusal is text, in a stream's media type."""
+        try:
+            box = self._box(call)
+            keys = self._prepare(call, box)
+        except Fault as fault:
+            return stream_refusal(fault)
         tty = bool(box.record.config["Tty"])
         client = await hijack(call, multiplexed=not tty)
         self._rooms.supervisor.announce(box, "attach")

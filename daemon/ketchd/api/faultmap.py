@@ -9,6 +9,7 @@ from aiohttp import web
 from ketch_wire.faults import Fault, NotModified
 
 JSON_TYPE = "application/json"
+RAW_STREAM = "application/vnd.docker.raw-stream"
 
 
 def fault_reply(fault: Fault, *, plain: bool = False) -> web.Response:
@@ -16,6 +17,17 @@ def fault_reply(fault: Fault, *, plain: bool = False) -> web.Response:
     if isinstance(fault, NotModified):
         return web.Response(status=304)
     return error_reply(fault.status, fault.message, plain=plain)
+
+
+def stream_refusal(fault: Fault) -> web.Response:
+    """What a client of an attach sees, which may take any answer for the stream: the message alone, then the end.
+
+    Source: moby api/server/router/container/container_routes.go, postContainersAttach.
+    """
+    text = fault.message.encode("utf-8", "surrogateescape") + b"\r\n"
+    reply = web.Response(status=fault.status, body=text, headers={"Content-Type": RAW_STREAM})
+    reply.force_close()
+    return reply
 
 
 def error_reply(status: int, message: str, *, plain: bool = False) -> web.Response:
