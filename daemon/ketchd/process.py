@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 # Memory is given back at a pause: so many seconds in which less than this share of a core was used, after so much work.
 _PAUSE, _RESTING, _WORTH_IT = 5.0, 0.05, 0.2
 
+# What a data root of ours has, and what a file system puts there.
+_DIRECTORIES = {
+    "blobs", "cachemounts", "containers", "init", "layers", "partial", "running", "stage", "trash", "volumes", "lost+found",
+}  # fmt: skip
+
 
 class Process:
     """One run of ketchd. `run` returns when it was told to end; containers run on unless `live-restore` is false.
@@ -81,6 +86,7 @@ class Process:
 
     def _take_roots(self) -> None:
         """Make the directories and hold both against a second daemon: the exec root has the launcher's and the shims' sockets."""
+        _refuse_anothers(self._data_root)
         roots = {self._data_root: 0o710}
         roots.setdefault(self._exec_root, 0o711)
         for directory, mode in roots.items():
@@ -232,6 +238,22 @@ class Process:
         except (OSError, ssl.SSLError) as error:
             raise EngineFailure(f"cannot set up TLS: {error}") from error
         return context
+
+
+def _refuse_anothers(data_root: Path) -> None:
+    """Raises EngineFailure for a data root that another engine uses: a start removes what our catalogue does not own in `containers`,
+    and dockerd has a directory of that name too. Directories that we never make, and no catalogue, tell."""
+    try:
+        found = sorted(path.name for path in data_root.iterdir() if path.is_dir())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise EngineFailure(f"cannot use {data_root}: {_reason(error)}") from error
+    others = [name for name in found if name not in _DIRECTORIES]
+    if others and not (data_root / "catalogue.sqlite").exists():
+        raise EngineFailure(
+            f"{data_root} is not ketch's: it has {', '.join(others[:4])} and no catalogue; give ketchd a data root of its own"
+        )
 
 
 def _tell_ignored(log: Any, names: Iterable[str]) -> None:

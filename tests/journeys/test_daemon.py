@@ -72,6 +72,40 @@ def test_a_second_daemon_on_the_same_exec_root_or_pidfile_refuses(daemon: Machin
     assert pidfile.read_text() == f"{pid}\n"
 
 
+def test_a_data_root_of_another_engine_is_left_as_it_is(base: Path) -> None:
+    """dockerd has `containers` as well, and a start removes what our catalogue does not own there."""
+    root = base / "docker"
+    for name in ("image", "overlay2", "containers/0123", "volumes"):
+        (root / name).mkdir(parents=True)
+    (root / "volumes" / "metadata.db").touch()
+    root.chmod(0o711)
+    refused = ketchd("--data-root", str(root), "--exec-root", str(base / "e"), "-H", f"unix://{base}/s", "--pidfile", str(base / "p"), "--bridge", "none")  # fmt: skip
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        f"ketchd: {root} is not ketch's: it has image, overlay2 and no catalogue; give ketchd a data root of its own\n"
+    )
+    assert sorted(str(path.relative_to(root)) for path in root.rglob("*")) == [
+        "containers", "containers/0123", "image", "overlay2", "volumes", "volumes/metadata.db",
+    ]  # fmt: skip
+    assert stat.S_IMODE(root.stat().st_mode) == 0o711
+
+
+def test_a_file_among_the_volumes_is_left_alone(base: Path) -> None:
+    machine = Machine(base / "m")
+    stray = machine.data_root / "volumes" / "notes.txt"
+    stray.parent.mkdir(parents=True)
+    stray.write_text("mine")
+    try:
+        machine.start()
+    finally:
+        machine.stop()
+        said = machine.log.read_text()
+        kept = stray.read_text()
+        machine.close()
+    assert "volumes/notes.txt belongs to no volume" in said
+    assert kept == "mine"
+
+
 def test_a_second_daemon_on_the_same_socket_refuses(daemon: Machine, base: Path) -> None:
     refused = ketchd("--data-root", str(base / "d"), "--exec-root", str(base / "e"), "-H", f"unix://{daemon.socket}", "--pidfile", str(base / "p"), "--bridge", "none")  # fmt: skip
     assert refused.returncode == 1

@@ -152,8 +152,10 @@ def _sweep_volumes(data_root: Path, catalogue: Catalogue, report: Report) -> Non
     for path in entries_of(data_root / "volumes"):
         if path.name in owned:
             owned.discard(path.name)
-        elif any(entries_of(path / "_data")):
-            report.unowned.append(f"volumes/{path.name} belongs to no volume and is not empty: left alone")
+        elif not path.is_dir() or any(entries_of(path / "_data")):
+            report.unowned.append(
+                f"volumes/{path.name} belongs to no volume, and something is in it: left alone"
+            )
         else:
             _remove(path, data_root, report)
     report.missing += [f"directory of volume {name} is missing" for name in sorted(owned)]
