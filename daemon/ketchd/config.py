@@ -224,6 +224,8 @@ def read(argv: Sequence[str]) -> CommandLine:
     config = Config(ignored=ignored)
     for key, value in {**stored, **flags}.items():
         setattr(config, key, _typed(key, value))
+    # `--tlsverify=false` is TLS without client certificates, as in dockerd: never plain TCP. Source: moby cmd/dockerd/daemon.go, loadDaemonCliConfig
+    config.tls = config.tls or "tlsverify" in stored or "tlsverify" in flags
     check(config)
     return CommandLine(config, version, validate)
 

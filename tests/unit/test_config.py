@@ -42,6 +42,17 @@ def test_flags_and_keys_are_merged(tmp_path: Path) -> None:
     assert (config.log_level, config.effective_log_level) == ("info", "debug")
 
 
+@pytest.mark.parametrize("value", [True, False])
+def test_to_speak_of_tlsverify_is_to_want_tls(tmp_path: Path, value: bool) -> None:
+    """`false` is TLS for everybody, never plain TCP."""
+    for argv in (
+        given(tmp_path, {}, f"--tlsverify={str(value).lower()}"),
+        given(tmp_path, {"tlsverify": value}),
+    ):
+        config = read(argv).config
+        assert (config.tls, config.tlsverify) == (True, value)
+
+
 def test_the_same_in_both_places_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="both as a flag and in the configuration file: data-root"):
         read(given(tmp_path, {"data-root": "/d"}, "--data-root", "/e"))
