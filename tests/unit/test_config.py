@@ -45,11 +45,9 @@ def test_flags_and_keys_are_merged(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [True, False])
 def test_to_speak_of_tlsverify_is_to_want_tls(tmp_path: Path, value: bool) -> None:
     """`false` is TLS for everybody, never plain TCP."""
-    for argv in (
-        given(tmp_path, {}, f"--tlsverify={str(value).lower()}"),
-        given(tmp_path, {"tlsverify": value}),
-    ):
-        config = read(argv).config
+    flag = f"--tlsverify={str(value).lower()}"
+    for keys, flags in (({}, (flag,)), ({"tlsverify": value}, ())):
+        config = read(given(tmp_path, keys, *flags)).config
         assert (config.tls, config.tlsverify) == (True, value)
 
 
