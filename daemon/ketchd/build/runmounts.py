@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import posixpath
+import stat
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,6 +20,7 @@ from ketchd.build import keys
 from ketchd.build.cache import BuildCache
 from ketchd.build.lexer import Place
 from ketchd.build.ops import MountOp
+from ketchd.layers.descent import open_directory
 from ketchd.layers.endings import in_thread
 from ketchd.layers.placing import remove_some, stats_below
 
@@ -125,29 +127,47 @@ def disk_usage(path: Path) -> int:
 
 
 def strip_mount_points(upper: str, targets: Sequence[str]) -> None:
-    """Remove from a writable layer what was only made to mount on: empty directories and files that no lower layer has."""
+    """Remove from a writable layer what was only made to mount on: empty directories and files that no lower layer has.
+
+    The step may have put links in the way meanwhile: none is followed, so nothing outside of `upper` is ever removed.
+    """
     for target in sorted(targets, key=len, reverse=True):
-        path = target.strip("/")
-        first = True
+        path, leaf = target.strip("/"), True
         while path:
-            whole = os.path.join(upper, path)
-            if not _is_made(whole, leaf=first):
-                break
+            above, name = posixpath.split(path)
             try:
-                os.unlink(whole) if os.path.isfile(whole) else os.rmdir(whole)
+                _remove_made(upper, above, name, leaf=leaf)
             except OSError:
                 break
-            path, first = posixpath.dirname(path), False
+            path, leaf = above, False
 
 
-def _is_made(path: str, *, leaf: bool) -> bool:
-    """overlayfs marks what it copied up; what has no mark was new in this step."""
-    if os.path.islink(path) or not os.path.lexists(path):
-        return False
-    if os.path.isfile(path):
-        return leaf and os.path.getsize(path) == 0
+def _remove_made(upper: str, above: str, name: str, *, leaf: bool) -> None:
+    """Remove `name` in the directory `above` of `upper` if it was made to mount on. Raises OSError if it was not, or is not there."""
+    descent = os.open(upper, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.getxattr(path, _ORIGIN)
+        for part in filter(None, above.split("/")):
+            inner = open_directory(part, descent)
+            os.close(descent)
+            descent = inner
+        info = os.stat(name, dir_fd=descent, follow_symlinks=False)
+        if stat.S_ISREG(info.st_mode) and leaf and info.st_size == 0:
+            os.unlink(name, dir_fd=descent)
+        elif stat.S_ISDIR(info.st_mode) and not _is_copied_up(name, descent):
+            os.rmdir(name, dir_fd=descent)  # unless something is in it
+        else:
+            raise FileExistsError(name)
+    finally:
+        os.close(descent)
+
+
+def _is_copied_up(name: str, parent: int) -> bool:
+    """overlayfs marks what it copied up; what has no mark was new in this step. Raises OSError."""
+    directory = open_directory(name, parent)
+    try:
+        os.getxattr(directory, _ORIGIN)
     except OSError:
-        return not os.listdir(path)
-    return False
+        return False
+    finally:
+        os.close(directory)
+    return True
