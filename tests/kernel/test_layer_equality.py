@@ -115,7 +115,7 @@ def damaged(tar: bytes, block: int, damage: str) -> bytes:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(hostile=HOSTILE, data=st.data())
-def test_nothing_leads_out_of_a_layer(hostile: list[Member], data: st.DataObject) -> None:
+def test_tar_attacks_nothing_leads_out_of_a_layer(hostile: list[Member], data: st.DataObject) -> None:
     """Whatever names and links say, `..` and absolute ones, links through links, with sizes and checksums that are wrong too:
     a tree beside the layer stays as it was."""
     with tempfile.TemporaryDirectory(prefix="ketch-hostile-") as name:

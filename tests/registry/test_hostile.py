@@ -269,7 +269,9 @@ async def test_a_token_server_that_loops(engine: Engine, hostile: HostileRegistr
     assert len(hostile.asked("GET", "/token")) == 1 and len(hostile.asked("HEAD", "manifests")) == 2
 
 
-async def test_credentials_do_not_follow_a_redirect(engine: Engine, hostile: HostileRegistry) -> None:
+async def test_cve_2020_15157_credentials_do_not_follow_a_redirect(
+    engine: Engine, hostile: HostileRegistry
+) -> None:
     """Another host gets the request without them, whatever it then asks for."""
     image = hostile.put_image("app", "1", [BASE])
     asks = {"WWW-Authenticate": 'Basic realm="more"'}

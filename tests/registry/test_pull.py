@@ -296,7 +296,7 @@ async def test_manifests_that_are_refused(
     assert engine.rooms.images.count() == 0 and engine.rooms.leases.held() == set()
 
 
-async def test_foreign_layers_are_refused(engine: Engine, hostile: HostileRegistry) -> None:
+async def test_cve_2020_15157_foreign_layers_are_refused(engine: Engine, hostile: HostileRegistry) -> None:
     """Nothing is fetched from a URL that a manifest names."""
     image = hostile.put_image("app", "1", [BASE])
     document = json.loads(image.manifest)

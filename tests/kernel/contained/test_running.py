@@ -130,7 +130,7 @@ async def test_environment_hostname_and_directory(box: Contained) -> None:
     assert output.endswith("somebody\n/made/here\n0022\nexample.org\n")
 
 
-async def test_nothing_of_the_daemon_is_open_inside(box: Contained) -> None:
+async def test_cve_2024_21626_nothing_of_the_daemon_is_open_inside(box: Contained) -> None:
     """CVE-2024-21626, the first half."""
     os.environ["KETCH_TEST_SECRET"] = "1"
     listener = os.open(box.base, os.O_RDONLY | os.O_DIRECTORY)
@@ -147,7 +147,7 @@ async def test_nothing_of_the_daemon_is_open_inside(box: Contained) -> None:
     assert "SECRET" not in output and "KETCH" not in output
 
 
-async def test_capabilities_are_dockers_and_none_can_be_inherited(box: Contained) -> None:
+async def test_cve_2022_24769_capabilities_are_dockers_and_none_can_be_inherited(box: Contained) -> None:
     """CVE-2022-24769."""
     _, output = await box.run("grep", "^Cap", "/proc/self/status")
 
@@ -156,7 +156,7 @@ async def test_capabilities_are_dockers_and_none_can_be_inherited(box: Contained
     assert seen["CapPrm"] == seen["CapEff"] == seen["CapBnd"] == "00000000a80425fb"
 
 
-async def test_another_user_has_no_capabilities_but_the_bounding_set(box: Contained) -> None:
+async def test_cve_2022_24769_another_user_has_no_capabilities_but_the_bounding_set(box: Contained) -> None:
     _, output = await box.run("grep", "^Cap", "/proc/self/status", user="1000")
 
     seen = dict(line.split(":\t") for line in output.splitlines())

@@ -92,13 +92,13 @@ def test_a_document_without_any_type_is_sniffed() -> None:
         ({**IMAGE, "MANIFESTS": []}, OCI_MANIFEST),
     ],
 )
-def test_documents_that_read_as_two_things_are_refused(document: Any, declared: str) -> None:
+def test_cve_2021_41190_documents_that_read_as_two_things_are_refused(document: Any, declared: str) -> None:
     """CVE-2021-41190: what one reader takes for an image, another must not take for an index."""
     with pytest.raises(InvalidInput, match="media-type confusion"):
         read(document, declared)
 
 
-def test_a_key_twice_is_refused() -> None:
+def test_cve_2021_41190_a_key_twice_is_refused() -> None:
     """Two readers may take different ones."""
     text = json.dumps(IMAGE)[:-1] + ', "layers": []}'
 
