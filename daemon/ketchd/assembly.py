@@ -57,6 +57,7 @@ from ketchd.engine.information import Facts, host_warnings
 from ketchd.engine.lastcommitted import check_last_committed
 from ketchd.engine.remapping import probe_idmap, read_id_map
 from ketchd.engine.rooms import Rooms
+from ketchd.engine.steprunner import CGROUP_PARENT
 from ketchd.engine.volumes import Volumes
 from ketchd.kernel.cgroups import Cgroups
 from ketchd.layers.probe import probe
@@ -203,7 +204,8 @@ class Engine:
         owned = {box.record.id for box in rooms.supervisor}
         for name in os.listdir(directory) if directory.is_dir() else []:
             if name not in owned:
-                rooms.cgroups.place(name, rooms.cgroup_parent)
+                noted = directory / name / CGROUP_PARENT
+                rooms.cgroups.place(name, noted.read_text() if noted.exists() else rooms.cgroup_parent)
                 rooms.cgroups.remove(name)
                 shutil.rmtree(directory / name, ignore_errors=True)
 

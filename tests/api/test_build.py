@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,7 @@ def build(machine: Machine, dockerfile: str, files: dict[str, Any] | None = None
         ("FROM busybox\n", {"target": "x"}, 400, "failed to reach build target x in Dockerfile"),
         ("FROM busybox\n", {"version": "2"}, 501, "BuildKit is not supported"),
         ("FROM busybox\n", {"squash": "1"}, 400, "squash is only supported with experimental mode"),
-        ("FROM busybox\n", {"networkmode": "container:x"}, 400, "network mode 'container:x' is not supported"),
+        ("FROM busybox\nRUN --network=container:x true\n", {}, 400, "unsupported network mode 'container:x'"),
         ("FROM busybox\n", {"buildargs": "[1]"}, 400, "error reading buildargs"),
         ("FROM busybox\n", {"remote": "https://example.org/x.git"}, 501, "a git repository as build context is not supported"),
         ("FROM busybox\n", {"memory": "x"}, 400, "invalid syntax"),
@@ -233,3 +235,81 @@ def test_prune(machine: Machine) -> None:
     status, text = machine.request("POST", "/build/prune?reserved-space=x")
     assert status == 400 and b"reserved-space is in bytes and expects an integer, got x" in text
     assert machine.json("GET", "/system/df")["BuildCache"] == []
+
+
+def test_the_network_of_a_build(machine: Machine) -> None:
+    """RUN is on a user-defined network with its names, or in another container's namespace; refusals are a start's."""
+    tried = "FROM busybox\nRUN {}\n"
+    try:
+        machine.json("POST", "/networks/create", {"Name": "built-on"})
+        wanted = {"Image": "busybox", "Cmd": ["sleep", "600"], "HostConfig": {"NetworkMode": "built-on"}}
+        machine.json("POST", "/containers/create?name=neighbour", {**wanted, "Hostname": "next-door"})
+        _, messages = post(
+            machine, {"Dockerfile": tried.format("true # stopped")}, networkmode="container:neighbour"
+        )
+        assert "cannot join network of a non running container" in messages[-1]["error"]
+        machine.request("POST", "/containers/neighbour/start")
+        shown = machine.json("GET", "/containers/neighbour/json")["NetworkSettings"]["Networks"]["built-on"]
+        said = build(
+            machine, tried.format("nslookup neighbour; ip -4 -o addr show eth0"), networkmode="built-on"
+        )
+        assert said.count(shown["IPAddress"]) >= 1 and f"inet {shown['IPAddress']}/" not in said
+        said = build(
+            machine, tried.format("hostname; ip -4 -o addr show eth0"), networkmode="container:neighbour"
+        )
+        assert "next-door" in said and f"inet {shown['IPAddress']}/" in said
+        assert (
+            next(iter(machine.json("GET", "/networks/built-on")["Containers"].values()))["Name"]
+            == "neighbour"
+        )
+        for mode, fault in (
+            ("container:none", "No such container: none"),
+            ("no-such", "network no-such not found"),
+        ):
+            _, messages = post(machine, {"Dockerfile": tried.format(f"true # {mode}")}, networkmode=mode)
+            assert fault in messages[-1]["error"]
+    finally:
+        machine.request("DELETE", "/containers/neighbour?force=1")
+        machine.request("DELETE", "/networks/built-on")
+
+
+def test_the_limits_of_a_build(machine: Machine) -> None:
+    """Each is in force in RUN, as it is in a container; the cgroup lies below the wanted parent."""
+    version1 = Path("/sys/fs/cgroup/memory").is_dir()
+    memory = "memory/memory.limit_in_bytes" if version1 else "memory.max"
+    cpus = "cpuset/cpuset.cpus" if version1 else "cpuset.cpus"
+    shares = "cpu/cpu.shares" if version1 else "cpu.weight"
+    script = f"cd /sys/fs/cgroup; cat {memory} {cpus} {shares}; ulimit -n; df -k /dev/shm | tail -n 1; cat /etc/hosts"
+    said = build(
+        machine, f"FROM busybox\nRUN {script}\n", memory=67108864, cpushares=512, cpusetcpus="0", shmsize=8388608,
+        ulimits=json.dumps([{"Name": "nofile", "Soft": 123, "Hard": 124}]), extrahosts="far:10.9.8.7", isolation="default",
+    ).splitlines()  # fmt: skip
+    start = said.index("67108864")
+    assert said[start + 1 : start + 4] == ["0", "512" if version1 else said[start + 2], "123"]
+    assert said[start + 4].split()[1] == "8192" and "10.9.8.7\tfar" in said
+
+    parent = f"/ketch-build-parent-{machine.bridge}"
+    with subprocess.Popen(
+        ["docker", "build", "--cgroup-parent", parent, "-"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, env={**machine.env, "DOCKER_BUILDKIT": "0"},
+    ) as client:  # fmt: skip
+        try:
+            assert client.stdin is not None
+            client.stdin.write(b"FROM busybox\nRUN sleep 599.25\n")
+            client.stdin.close()
+            until = time.monotonic() + 60
+            while not (found := cgroups_of(b"sleep\x00599.25\x00")):
+                assert time.monotonic() < until, "RUN has not started"
+                time.sleep(0.05)
+            assert f"{parent}/" in found
+        finally:
+            client.terminate()
+
+
+def cgroups_of(command: bytes) -> str:
+    """/proc/PID/cgroup of the first process with that command line; empty without one."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if path.read_bytes() == command:
+                return path.with_name("cgroup").read_text()
+    return ""

@@ -20,7 +20,6 @@ from ketchd.engine.rooms import Rooms
 from ketchd.model.platform import Platform
 from ketchd.model.reference import Reference
 
-_NETWORKS = frozenset({"", "default", "bridge", "none", "host"})
 _PRUNE_SIZES = (("reserved-space", "keep-storage"), ("max-used-space",), ("min-free-space",))
 
 
@@ -70,9 +69,6 @@ class BuildApi:
         )
 
     def _options(self, call: Call, build_args: dict[str, Any]) -> Options:
-        network = call.query("networkmode")
-        if network not in _NETWORKS:
-            raise InvalidInput(f"network mode {network!r} is not supported for a build")
         host = Platform.host(os.uname().machine)
         platform = call.query("platform").lower()
         return Options(
@@ -81,7 +77,7 @@ class BuildApi:
             target=call.query("target"),
             platform=str(Platform.parse(platform, host)) if platform else "",
             host_platform=str(host),
-            network=network or "default",
+            network=call.query("networkmode") or "default",
             extra_hosts=tuple(self._host(text) for text in call.query_list("extrahosts")),
         )
 

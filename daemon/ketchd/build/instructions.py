@@ -15,6 +15,7 @@ from ketchd.build import flags, lexer
 from ketchd.build.flags import MountFlag
 from ketchd.build.lexer import Heredoc, Line, Place, Source
 
+_RUN_NETWORKS = frozenset({"", "default", "bridge", "none", "host"})
 _STAGE_NAME = re.compile(r"[a-z][a-z0-9-_.]*")
 
 
@@ -188,19 +189,22 @@ def _run(parts: _Parts) -> Instruction:
     if given.text("security") not in ("", "sandbox"):
         raise parts.place.fault(f'security mode "{given.text("security")}" is not allowed for a build')
     mounts = tuple(flags.parse_mount(parts.place, text) for text in given.many("mount"))
+    network = given.text("network")
+    if network not in _RUN_NETWORKS:  # more than these only who starts the build may choose
+        raise parts.place.fault(f"unsupported network mode {network!r}")
     parts.at_least_one()
     common = {"place": parts.place, "text": parts.line.text}
     heredocs = parts.line.heredocs
     if len(heredocs) == 1 and len(lexer.words(parts.rest, parts.escape)) == 1 and parts.rest.startswith("<<"):
-        return Run(**common, script=heredocs[0], mounts=mounts, network=given.text("network"), is_shell=True)  # type: ignore[arg-type]
+        return Run(**common, script=heredocs[0], mounts=mounts, network=network, is_shell=True)  # type: ignore[arg-type]
     if (argv := parts.json()) is not None and not heredocs:
         if not argv:
             raise parts.place.fault("RUN requires at least one argument")
-        return Run(**common, argv=argv, mounts=mounts, network=given.text("network"))  # type: ignore[arg-type]
+        return Run(**common, argv=argv, mounts=mounts, network=network)  # type: ignore[arg-type]
     text = parts.rest
     for heredoc in heredocs:
         text += f"\n{heredoc.raw}{heredoc.name}"
-    return Run(**common, argv=(text,), is_shell=True, mounts=mounts, network=given.text("network"))  # type: ignore[arg-type]
+    return Run(**common, argv=(text,), is_shell=True, mounts=mounts, network=network)  # type: ignore[arg-type]
 
 
 def _command(parts: _Parts) -> Instruction:

@@ -36,7 +36,7 @@ def reserve(rooms: Rooms, record: ContainerRecord) -> list[EndpointLease]:
         for one in endpoints.wanted(record.networking)
         if one.network != BRIDGE or rooms.networks.has_default
     ]  # without a default network, what would be on it has just its loopback. Source: moby connectToNetwork
-    found = [_network(rooms, one.network) for one in places]
+    found = [find(rooms, one.network) for one in places]
     check_places(places, found)
     lead = endpoints.leading([
         (network.name, one.priority, network.internal) for one, network in zip(places, found, strict=True)
@@ -47,7 +47,8 @@ def reserve(rooms: Rooms, record: ContainerRecord) -> list[EndpointLease]:
     ]
 
 
-def _network(rooms: Rooms, reference: str) -> Network:
+def find(rooms: Rooms, reference: str) -> Network:
+    """The network that a process is to be on. Raises NotFound in the words of a start."""
     try:
         return rooms.networks.find(reference)
     except NotFound as fault:

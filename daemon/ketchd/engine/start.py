@@ -21,6 +21,7 @@ from ketchd.containers import launching, propagation
 from ketchd.containers.journald import has_journal
 from ketchd.containers.lifecycle import Happening, State
 from ketchd.containers.mountpoints import MountPoint
+from ketchd.containers.record import ContainerRecord
 from ketchd.containers.shims import LaunchFailed, ShimLink
 from ketchd.containers.subids import IdMap
 from ketchd.containers.supervisor import Box
@@ -154,7 +155,7 @@ async def _launch(
         )
         if rooms.id_map is not None and record.host_config["UsernsMode"] != "host":
             launching.check_remap(record.host_config)
-            donor_of_user = _shared_user_namespace(rooms.id_map, donors)
+            donor_of_user = shared_user_namespace(rooms.id_map, donors)
             plan = launching.remap(plan, rooms.id_map, rooms.data_root, donor_of_user)
         undo.callback(rooms.cgroups.remove, record.id)
 
@@ -196,12 +197,17 @@ def _network_donor(rooms: Rooms, box: Box) -> int:
 
 
 def _donor(rooms: Rooms, box: Box, mode: str, what: str) -> int:
+    return running_donor(rooms, mode, what, joining=box.record.id).pid
+
+
+def running_donor(rooms: Rooms, mode: str, what: str, joining: str) -> ContainerRecord:
+    """The container that `container:NAME` names, which runs. joining: the id of who joins. Raises NotFound, Conflict."""
     donor = rooms.supervisor.find(mode.removeprefix("container:")).record
-    if donor.id == box.record.id:
+    if donor.id == joining:
         raise Conflict(f"cannot join own {what}")
     if not donor.has_process:
         raise Conflict(f"cannot join {what} of a non running container: {donor.id}")
-    return donor.pid
+    return donor
 
 
 def _donors(rooms: Rooms, box: Box, network_pid: int) -> dict[str, int]:
@@ -215,7 +221,7 @@ def _donors(rooms: Rooms, box: Box, network_pid: int) -> dict[str, int]:
     return donors
 
 
-def _shared_user_namespace(ids: IdMap, donors: Mapping[str, int]) -> int:
+def shared_user_namespace(ids: IdMap, donors: Mapping[str, int]) -> int:
     """The pid of a donor, in whose user namespace a remapped container has to be; 0 without donors.
 
     Raises Conflict when that cannot be: donors of several user namespaces, or of another mapping. Source: moby oci_linux.go,

@@ -16,17 +16,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ketch_wire.faults import EngineFailure, InvalidInput
+from ketch_wire.faults import EngineFailure
 from ketch_wire.launch import LaunchPlan, LayerMount, LogPlan, MountPlan, ProcessPlan, RootPlan
 from ketchd.containers import launching
 from ketchd.containers.record import new_id
 from ketchd.containers.shims import ClientStream
+from ketchd.engine import networks as networking
 from ketchd.engine.rooms import Rooms
+from ketchd.engine.start import running_donor, shared_user_namespace
 from ketchd.model.digest import Digest
 from ketchd.network import hostfiles
-from ketchd.network.files import render_hostname, render_hosts, render_resolv_conf
+from ketchd.network.definition import BRIDGE
+from ketchd.network.files import (
+    EMBEDDED_SERVER,
+    render_embedded_resolv_conf,
+    render_hostname,
+    render_hosts,
+    render_resolv_conf,
+)
 from ketchd.sandbox import defaults, seccomp
 
+CGROUP_PARENT = (
+    "cgroup-parent"  # in the step's run directory: where the sweep of a killed step finds its cgroup
+)
 Output = Callable[[int, bytes], Awaitable[None]]
 
 
@@ -52,14 +64,20 @@ class StepRunner:
     ) -> int:
         """Run `process` and return its exit code; `output(1|2, bytes)` gets what it writes, and is waited for.
 
-        resources: HostConfig's names (Memory, CpuShares …). shm_size: bytes, 0 for the daemon's default.
+        network: HostConfig.NetworkMode. resources: HostConfig's names (Memory, CgroupParent …). shm_size: bytes, 0 for the
+        daemon's default.
 
-        Raises LaunchFailed, InvalidInput (network mode). Cancelled: the process is killed, its network released.
+        Raises LaunchFailed; NotFound (network, container), Conflict (a container that does not run). Cancelled: the process is killed, its network released.
         """
         rooms = self._rooms
-        if network not in ("", "default", "bridge", "none", "host"):
-            raise InvalidInput(f"network mode {network!r} is not supported for a build")
         step_id = new_id()
+        donor = None
+        if network.startswith("container:"):
+            donor = running_donor(rooms, network, "network", joining=step_id)
+        elif network in ("", "default"):
+            network = BRIDGE
+        elif network not in (BRIDGE, "none", "host"):
+            network = networking.find(rooms, network).name
         state_dir = rooms.data_root / "stage" / f"step-{step_id}"
         run_dir = rooms.run_dir(step_id)
         async with AsyncExitStack() as undo:
@@ -68,17 +86,29 @@ class StepRunner:
             undo.callback(shutil.rmtree, run_dir, True)
             run_dir.mkdir(parents=True, mode=0o700)
             undo.push_async_callback(rooms.networks.release, step_id)
-            alone = network in ("none", "host") or not rooms.networks.has_default
-            lease = None if alone else rooms.networks.reserve(step_id)
-            hostname = step_id[:12]
+            hostname = donor.config["Hostname"] if donor else step_id[:12]
+            lease = None
+            if (
+                donor is None
+                and network not in ("none", "host")
+                and (network != BRIDGE or rooms.networks.has_default)
+            ):
+                lease = rooms.networks.reserve(
+                    step_id, network, names=[hostname], upstream=rooms.defaults.dns
+                )
             files = {
+                name: (rooms.container_dir(donor.id) / name).read_text() for name in networking.NETWORK_FILES
+            } if donor else {
                 "hosts": render_hosts(
                     hostname=hostname, domainname="", address=lease.address if lease else None,
                     extra=[(name, address) for name, _, address in (item.partition(":") for item in extra_hosts)],
                     host_file=hostfiles.for_containers("/etc/hosts") if network == "host" else None,
                 ),
                 "hostname": render_hostname(hostname),
-                "resolv.conf": render_resolv_conf(
+                "resolv.conf": render_embedded_resolv_conf(
+                    hostfiles.for_containers("/etc/resolv.conf"), server=EMBEDDED_SERVER,
+                    search=rooms.defaults.dns_search, options=rooms.defaults.dns_options,
+                ) if lease and lease.has_names else render_resolv_conf(
                     hostfiles.for_containers("/etc/resolv.conf"), dns=rooms.defaults.dns,
                     search=rooms.defaults.dns_search, options=rooms.defaults.dns_options,
                     keep_loopback=network == "host",
@@ -88,7 +118,10 @@ class StepRunner:
                 (state_dir / name).write_text(content)
             init = await rooms.layers.compose(list(root_layers))
             undo.callback(rooms.cgroups.remove, step_id)
-            cgroup = rooms.cgroups.plan(step_id, rooms.cgroup_parent, resources or {})
+            limits = resources or {}
+            parent = limits.get("CgroupParent") or rooms.cgroup_parent
+            (run_dir / CGROUP_PARENT).write_text(parent)
+            cgroup = rooms.cgroups.plan(step_id, parent, limits)
             plan = LaunchPlan(
                 id=step_id,
                 root=RootPlan(
@@ -103,7 +136,8 @@ class StepRunner:
                 run_dir=str(run_dir),
                 state_dir=str(state_dir),
                 namespaces={kind: "new" for kind in ("mount", "pid", "uts", "ipc", "cgroup")}
-                | {"network": "host" if network == "host" else "new"},
+                | {"network": "host" if network == "host" else "new"}
+                | ({kind: f"pid:{donor.pid}" for kind in ("network", "uts")} if donor else {}),
                 hostname=hostname,
                 mounts=(
                     *defaults.default_mounts(
@@ -125,7 +159,10 @@ class StepRunner:
                 transient=True,
             )  # fmt: skip
             if network != "host":
-                plan = launching.remap(plan, rooms.id_map, rooms.data_root)
+                owner = 0
+                if donor and rooms.id_map is not None:
+                    owner = shared_user_namespace(rooms.id_map, {"network": donor.pid})
+                plan = launching.remap(plan, rooms.id_map, rooms.data_root, owner)
             return await self._carry_out(plan, lease, output)
 
     async def _carry_out(self, plan: LaunchPlan, lease: object, output: Output) -> int:
