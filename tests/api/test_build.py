@@ -237,6 +237,16 @@ def test_prune(machine: Machine) -> None:
     assert machine.json("GET", "/system/df")["BuildCache"] == []
 
 
+def test_an_empty_run(machine: Machine) -> None:
+    """`RUN []` runs the entrypoint, else the command, that the image has by then; without any it is refused."""
+    assert "Successfully built" in build(machine, "FROM busybox\nRUN []\n")
+    lines = 'CMD ["echo", "by-command"]\nRUN []\nENTRYPOINT ["echo", "by-entrypoint"]\nCMD ["none"]\nRUN []\n'
+    said = build(machine, f"FROM busybox\n{lines}").splitlines()
+    assert "by-command" in said and "by-entrypoint" in said
+    _, messages = post(machine, {"Dockerfile": "FROM scratch\nRUN []\n"})
+    assert "no command specified" in (messages[-1].get("error") or messages[-1]["message"])
+
+
 def test_the_network_of_a_build(machine: Machine) -> None:
     """RUN is on a user-defined network with its names, or in another container's namespace; refusals are a start's."""
     tried = "FROM busybox\nRUN {}\n"

@@ -198,8 +198,6 @@ def _run(parts: _Parts) -> Instruction:
     if len(heredocs) == 1 and len(lexer.words(parts.rest, parts.escape)) == 1 and parts.rest.startswith("<<"):
         return Run(**common, script=heredocs[0], mounts=mounts, network=network, is_shell=True)  # type: ignore[arg-type]
     if (argv := parts.json()) is not None and not heredocs:
-        if not argv:
-            raise parts.place.fault("RUN requires at least one argument")
         return Run(**common, argv=argv, mounts=mounts, network=network)  # type: ignore[arg-type]
     text = parts.rest
     for heredoc in heredocs:
