@@ -141,7 +141,6 @@ async def test_a_reply_has_dockers_headers(path: Path) -> None:
     [
         (request("GET", "/nothing"), 404, "page not found"),
         (request("PUT", "/echo"), 404, "page not found"),
-        (request("GET", "/v1.1/echo"), 400, "client version 1.1 is too old"),
         (request("GET", "/v1.99/echo"), 400, "client version 1.99 is too new"),
         (request("GET", "/conflict"), 409, "it is busy: <name>"),
         (request("GET", "/broken"), 500, "internal error: ZeroDivisionError: oh"),
@@ -154,6 +153,13 @@ async def test_a_fault_is_a_status_and_a_message(path: Path, sent: bytes, status
     head, _, body = (await ask(path, sent)).partition(b"\r\n\r\n")
     assert head.startswith(f"HTTP/1.1 {status} ".encode())
     assert json.loads(body)["message"].startswith(message)
+
+
+async def test_a_client_from_before_1_24_is_refused_in_text(path: Path) -> None:
+    head, _, body = (await ask(path, request("GET", "/v1.1/echo"))).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"Content-Type: text/plain" in head
+    assert body.startswith(b"client version 1.1 is too old. Minimum supported API version is ")
 
 
 async def test_not_modified_has_no_body(path: Path) -> None:

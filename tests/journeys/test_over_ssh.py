@@ -170,7 +170,10 @@ def test_a_client_that_ends_leaves_nobody(far: SshServer, number: signal.Signals
     with subprocess.Popen([KETCH, "events"], env=far.env, stdin=subprocess.DEVNULL) as client:
         _until(lambda: far.logins() > before and len(_dialling(far)) == 2)
         client.send_signal(number)
-        assert client.wait(60) == (130 if number == signal.SIGINT else 128 + number)
+        try:
+            assert client.wait(60) == (130 if number == signal.SIGINT else 128 + number)
+        finally:
+            client.kill()
     _until(lambda: not _dialling(far))
 
 

@@ -219,7 +219,7 @@ def contended(kind: str, paths: list[str]) -> dict[str, Any]:
         if child == 0:
             failed = 1
             try:
-                for turn in range(40):
+                for turn in range(100):
                     one = layers[(number + turn) % len(layers)]
                     opened = heldlayers.open_layers([one], namespace)
                     assert _attached(opened[0]) == [f"file{layers.index(one)}"]

@@ -247,7 +247,11 @@ def _keep(called: str, mounted: int) -> None:
     at the same time."""
     path = f"/{called}/layer"
     try:
-        os.makedirs(path, exist_ok=True)
+        for directory in (f"/{called}", path):
+            try:
+                os.mkdir(directory)
+            except FileExistsError:  # os.makedirs looks again then, and fails when it has just been removed
+                pass
         target = os.open(path, _OPEN)
         try:
             detached.move_mount(mounted, target, path)
