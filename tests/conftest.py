@@ -19,7 +19,9 @@ from ketch_testing.clients import ask, client, ketch  # noqa: F401  (fixtures)
 from ketch_testing.machine import Machine, registry, running
 
 for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
-    if signal.getsignal(number) is signal.SIG_IGN:  # as a shell and nohup begin what goes on in the background
+    if (
+        signal.getsignal(number) is signal.SIG_IGN
+    ):  # as a shell and nohup begin what goes on in the background
         signal.signal(number, usual)  # the clients that tests interrupt would inherit it
 settings.register_profile("ketch", deadline=None)  # no test of ours is about time: a loaded machine is slow
 settings.load_profile("ketch")

@@ -106,12 +106,15 @@ class Channel:
         self._loop.remove_reader(self._channel.fileno())
         self._loop.remove_writer(self._channel.fileno())
         self._channel.close()
-        for _, fds in self._unsent:
-            _close_all(fds)
-        self._unsent.clear()
+        self._drop_unsent()
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(Conflict("the container is not running"))
+
+    def _drop_unsent(self) -> None:
+        for _, fds in self._unsent:
+            _close_all(fds)
+        self._unsent.clear()
 
     def _flush(self) -> None:
         while self._unsent:
@@ -121,9 +124,11 @@ class Channel:
             except BlockingIOError:
                 self._loop.add_writer(self._channel.fileno(), self._flush)
                 return
-            except OSError:
-                self._lost()
-                return
+            except (
+                OSError
+            ):  # the peer has ended: what it said before is read first, and its end comes after that
+                self._drop_unsent()
+                break
             _close_all(fds)
             if sent < len(data):
                 self._unsent[0] = (data[sent:], [])
