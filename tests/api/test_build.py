@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import socket
 import subprocess
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -235,6 +237,30 @@ def test_prune(machine: Machine) -> None:
     status, text = machine.request("POST", "/build/prune?reserved-space=x")
     assert status == 400 and b"reserved-space is in bytes and expects an integer, got x" in text
     assert machine.json("GET", "/system/df")["BuildCache"] == []
+
+
+@pytest.mark.parametrize(
+    ("cut", "is_whole"),
+    [(512, False), (3584, False), (4535, False), (4540, True), (4608, True), (5120, True)],
+)
+def test_a_tar_that_ends_early(machine: Machine, cut: int, is_whole: bool) -> None:
+    """Without its padding or its end mark it is whole, as for dockerd; data cut short is refused, as context and in ADD."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, content in (("Dockerfile", b"FROM busybox\nCOPY f /f\n"), ("f", b"x" * 3000)):
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
+            archive.addfile(header, io.BytesIO(content))
+    broken = out.getvalue()[:cut]
+
+    status, messages = post(machine, broken)
+    assert (status == 200 and "error" not in messages[-1]) is is_whole
+    assert is_whole or "is cut short" in messages[0]["message"]
+    _, messages = post(
+        machine, {"Dockerfile": "FROM busybox\nADD b.tar /x/\nRUN test -s /x/f\n", "b.tar": broken}
+    )
+    assert ("error" not in messages[-1]) is is_whole
+    assert is_whole or "is cut short" in messages[-1]["error"]
 
 
 def test_an_empty_run(machine: Machine) -> None:
