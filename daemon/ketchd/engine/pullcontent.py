@@ -50,10 +50,18 @@ class Fetching:
     # -- documents
 
     async def document(self, wanted: str | Digest) -> Fetched:
-        """A manifest by tag or digest; by digest it may be here already. Raises NotFound, InvalidInput, EngineFailure."""
-        if isinstance(wanted, Digest) and self._rooms.blobs.has(wanted):
+        """A manifest by tag or digest; by digest it may be here already. Raises NotFound, InvalidInput, EngineFailure.
+
+        A digest that the user gave must be one of this repository: that it is here, from another one, proves nothing.
+        """
+        if isinstance(wanted, Digest) and self._rooms.blobs.has(wanted) and self._belongs(wanted):
             return Fetched(self._rooms.blobs.read(wanted), "", wanted)
         return await explained(self.reference, self.repository.manifest(wanted))
+
+    def _belongs(self, digest: Digest) -> bool:
+        """Whether the registry said so already: it named the digest itself, or gave the image under this name before."""
+        given = self.reference.digest == digest
+        return not given or self._rooms.images.find_name(self.reference.with_digest(digest)) is not None
 
     async def entry(self, entry: Descriptor) -> Manifest | Index:
         """What an index' entry refers to, of the size that the index says. Raises as `document` does."""
