@@ -17,7 +17,10 @@ from ketchd.sandbox.targets import PROC, PROC_FILES
 
 _VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _PROPAGATION = ("private", "rprivate", "shared", "rshared", "slave", "rslave")
-_MODES = {"ro", "rw", "z", "Z", "nocopy", "consistent", "delegated", "cached", *_PROPAGATION}
+# Of each group one word at most. Source: moby volume/mounts/linux_parser.go
+_MODE_GROUPS = (
+    ("ro", "rw"), ("z", "Z"), ("nocopy",), ("consistent", "delegated", "cached"), _PROPAGATION,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,9 @@ def parse_bind(text: str) -> MountPoint:
     source = parts[0]
     wrong = _wrong_bind(text, "bind" if source.startswith("/") else "volume")
     options = parts[2].split(",") if len(parts) == 3 else []
-    if any(option not in _MODES for option in options) or {"ro", "rw"} <= set(options):
+    if any(sum(option in group for option in options) > 1 for group in _MODE_GROUPS) or any(
+        not any(option in group for group in _MODE_GROUPS) for option in options
+    ):
         raise InvalidInput(f"invalid mode: {parts[2][:100]}")
     target = _destination(parts[1], wrong, bind=source.startswith("/"))
     propagation = next((option for option in options if option in _PROPAGATION), "")

@@ -274,6 +274,31 @@ async def test_cve_2022_0492_release_agent_is_out_of_reach(box: Contained) -> No
     assert "Read-only file system" in output
 
 
+async def test_cve_2022_0847_the_layers_stay_as_they_are(box: Contained) -> None:
+    """Root in a container writes, cuts, renames and changes modes of files of its layers: the store's bytes, modes and names stay."""
+    secret = box.layer / "etc/secret"
+    secret.write_text("kept")
+    secret.chmod(0o400)
+    before = {
+        str(path): (path.lstat().st_mode, path.lstat().st_uid, path.read_bytes() if path.is_file() else b"")
+        for path in box.layer.rglob("*")
+        if not path.is_symlink()
+    }
+    code, _ = await box.run(
+        "sh", "-c",
+        "echo bad > /etc/secret; echo bad >> /etc/passwd; chmod 777 /etc/secret /etc; chown 1000 /etc/group; mv /etc/group /g;"
+        "dd if=/dev/zero of=/bin/busybox bs=1 count=4 conv=notrunc; rm -rf /home; cat /etc/secret | grep -q bad",
+    )  # fmt: skip
+
+    assert code == 0
+    after = {
+        str(path): (path.lstat().st_mode, path.lstat().st_uid, path.read_bytes() if path.is_file() else b"")
+        for path in box.layer.rglob("*")
+        if not path.is_symlink()
+    }
+    assert after == before
+
+
 async def test_masked_paths_are_the_containers(box: Contained) -> None:
     """A masked path that is a link of the image covers the link's place inside, nothing outside."""
     outside = box.base / "outside"

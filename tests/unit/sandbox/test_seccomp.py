@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from ketchd.sandbox.policy import WITH_CAPABILITY
 from ketchd.sandbox.seccomp import default_calls, default_program, from_profile
 from ketchd.sandbox.syscalls import AUDIT_ARCH, numbers
 
+MOBYS = Path(__file__).parents[2] / "golden/seccomp/moby-default.json"
 REFUSED = ERRNO | errno.EPERM
 CLONE_NEWUSER, CLONE_VM = 0x10000000, 0x100
 
@@ -77,6 +79,36 @@ def test_capability_opens_its_calls(capability: str) -> None:
     for name in WITH_CAPABILITY[capability].split():
         if name in numbers("x86_64"):
             assert verdict(program, name) == ALLOW
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+@pytest.mark.parametrize("capabilities", [(), DEFAULT_CAPABILITIES, ALL_CAPABILITIES])
+def test_cve_2022_0847_the_default_is_no_wider_than_mobys(
+    machine: str, capabilities: tuple[str, ...]
+) -> None:
+    """The kernel class: each call of each architecture is decided as by moby's default profile, or stricter.
+
+    Source: moby profiles/seccomp/default.json, unchanged (golden/seccomp)."""
+    ours = default_program(capabilities, machine)
+    theirs = from_profile(str(MOBYS), capabilities, machine, "6.1.0")
+    wider = [
+        (architecture, name)
+        for architecture in {"x86_64": ("x86_64", "i386"), "aarch64": ("aarch64", "arm")}[machine]
+        for name, number in numbers(architecture).items()
+        if run(ours, number=number, architecture=AUDIT_ARCH[architecture])[0] == ALLOW
+        and run(theirs, number=number, architecture=AUDIT_ARCH[architecture])[0] != ALLOW
+    ]
+    assert wider == []
+
+
+def test_cve_2022_0847_what_the_kernels_holes_need_is_refused() -> None:
+    """io_uring, userfaultfd, bpf, keyrings, new user namespaces: whether or not moby's profile has them."""
+    for name in (
+        "io_uring_setup", "io_uring_enter", "io_uring_register", "userfaultfd", "bpf", "add_key", "keyctl", "request_key",
+        "perf_event_open", "unshare", "setns", "mount", "fsopen", "fsconfig", "move_mount", "open_tree", "pivot_root",
+    ):  # fmt: skip
+        assert verdict(DEFAULT, name) == REFUSED, name
+    assert verdict(DEFAULT, "clone", CLONE_NEWUSER) == REFUSED and verdict(DEFAULT, "clone3") == NO_SUCH_CALL
 
 
 def test_same_capabilities_same_program() -> None:
