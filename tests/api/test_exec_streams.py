@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -60,3 +62,23 @@ def test_what_cannot_start_is_told_as_the_client_reads(api: Api, terminal: bool)
     assert stream == 1 and words in said and said.endswith(b"\r\n")
     raw = start(api, ["nope"], terminal=terminal, Tty=True)
     assert words in raw and raw[:1] != b"\1"
+
+
+def test_the_head_of_an_answer_comes_alone(machine: Machine, api: Api) -> None:
+    """docker-py reads it through a buffer and the stream below that: what came in one piece with the head would be lost."""
+    wanted = {"Cmd": BOTH, "AttachStdout": True, "AttachStderr": True}
+    made = api("POST", "/containers/streams/exec", wanted)["Id"]
+    body = b'{"Detach": false, "Tty": false}'
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(60)
+        client.connect(str(machine.socket))
+        client.sendall(
+            f"POST /exec/{made}/start HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        time.sleep(0.3)  # long enough for the process to have spoken
+        head = client.recv(65536)
+        assert head.startswith(b"HTTP/1.1 101 UPGRADED\r\n") and head.endswith(b"\r\n\r\n")
+        frames = StreamReader().feed(drain(client))
+    assert sorted(frames) == [(1, b"out\n"), (2, b"err\n")]

@@ -128,7 +128,8 @@ def test_stats(service: Service, ketch: Client) -> None:
           "head -c 20000000 /dev/zero >/t/x; sleep 3600 & while :; do :; done")  # fmt: skip
     files = directory(ketch, "one")
     deadline = time.monotonic() + 60
-    while _number(files / "pids.current") < 2 and time.monotonic() < deadline:
+    while _number(files / "memory.stat", "shmem") < 20_000_000 or _number(files / "pids.current") < 2:
+        assert time.monotonic() < deadline, "the container has not written its file"
         time.sleep(0.1)
     before = _number(files / "cpu.stat", "usage_usec") * 1000
 

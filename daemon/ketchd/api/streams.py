@@ -6,9 +6,13 @@ Source: Engine API, "Hijacking" and the progress stream of images/create, push, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import json
 import os
 import socket
+import sys
+import termios
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, Self, cast
@@ -22,6 +26,7 @@ from ketchd.api.faultmap import JSON_TYPE
 from ketchd.api.routing import Call
 from ketchd.api.tunnel import open_tunnel
 
+_HEAD_SECONDS, _HEAD_PAUSE = 1.0, 0.0003  # a client that does not read gets its stream all the same
 _ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 
 
@@ -149,12 +154,28 @@ class Hijacked:
             copy.setblocking(False)
             await asyncio.get_running_loop().sock_sendall(copy, content)
 
+    async def until_read(self) -> None:
+        """Until the client has taken what was sent, or has had its time for that.
+
+        docker-py reads the head of an answer through a buffer and the stream below it: output that is there already when it reads
+        would be lost. The kernel says what a unix socket's peer has not read, and what TCP has not delivered.
+        """
+        deadline = asyncio.get_running_loop().time() + _HEAD_SECONDS
+        with socket.socket(fileno=self.duplicate()) as copy, contextlib.suppress(OSError):
+            while _unread(copy) and asyncio.get_running_loop().time() < deadline:
+                await asyncio.sleep(_HEAD_PAUSE)
+
     def close(self) -> None:
         """Let our end go without telling the client; copies of the socket live on. May be called twice."""
         if self._tunnel is not None:
             self._tunnel.close()
         elif not self._transport.is_closing():
             self._transport.abort()
+
+
+def _unread(sent: socket.socket) -> int:
+    """Bytes (on a unix socket with what they cost the kernel) that have not arrived. Source: tcp(7), SIOCOUTQ; linux/net/unix/af_unix.c"""
+    return int.from_bytes(fcntl.ioctl(sent, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 class _Silent(asyncio.Protocol):
@@ -189,4 +210,5 @@ async def hijack(call: Call, *, multiplexed: bool) -> Hijacked:
         taken = call.taken = Hijacked(call, transport, initial, await open_tunnel(transport))
         cast(Connection, request.protocol).transport = None  # its end must not close what goes on
     await taken.send(head.encode())
+    await taken.until_read()
     return taken
