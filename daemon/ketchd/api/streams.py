@@ -160,9 +160,10 @@ class Hijacked:
         docker-py reads the head of an answer through a buffer and the stream below it: output that is there already when it reads
         would be lost. The kernel says what a unix socket's peer has not read, and what TCP has not delivered.
         """
-        deadline = asyncio.get_running_loop().time() + _HEAD_SECONDS
         with socket.socket(fileno=self.duplicate()) as copy, contextlib.suppress(OSError):
-            while _unread(copy) and asyncio.get_running_loop().time() < deadline:
+            for _ in range(round(_HEAD_SECONDS / _HEAD_PAUSE)):
+                if not _unread(copy):
+                    break
                 await asyncio.sleep(_HEAD_PAUSE)
 
     def close(self) -> None:
