@@ -50,7 +50,7 @@ from ketchd.content.images import ImageStore
 from ketchd.content.leases import Leases
 from ketchd.content.pressure import read_policy
 from ketchd.content.recovery import sweep_store
-from ketchd.engine import health, restore, stop
+from ketchd.engine import health, ooms, restore, stop
 from ketchd.engine.execs import exec_ended, found_again
 from ketchd.engine.gc import GarbageKeeper
 from ketchd.engine.information import Facts, host_warnings
@@ -159,7 +159,13 @@ class Engine:
             with contextlib.suppress(Fault):
                 found_again(rooms, supervisor.find(container_id), running, complete=complete)
 
-        shims = Shims(self._launcher, self._exec_root / "containers", log, on_exec_exit, on_detach, on_execs)
+        def on_oom(container_id: str) -> None:
+            with contextlib.suppress(NotFound):  # a build step's
+                ooms.tell(rooms, supervisor.find(container_id))
+
+        shims = Shims(
+            self._launcher, self._exec_root / "containers", log, on_exec_exit, on_detach, on_execs, on_oom
+        )
         self._closing.append(shims.close)
         rooms = self._rooms = Rooms(
             data_root=root, exec_root=self._exec_root, catalogue=catalogue, events=events, blobs=blobs,

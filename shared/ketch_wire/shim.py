@@ -19,12 +19,13 @@ shim meets a new daemon.
     exec_seen    id: the exec's end is recorded, its stream may close and its code be forgotten (no answer)
 
     hello        version, id, state_dir, pid, start_time, state (starting, running, ended), execs {id: pid}, exit,
-                 execs_ended {id: code}: not seen yet
+                 execs_ended {id: code}: not seen yet, ooms
     child        pid: its network namespace can be configured
     started      pid, start_time
     failed       FAILED: kind (`init`, `plain`), code (126, 127, 128), status (HTTP), message
     warning      message
-    exit         code, oom, finished_ns
+    oom          ooms: how often memory ran out in this run
+    exit         code, oom (bool), ooms (an older shim has none), finished_ns
     exec_exit    id, code
     detached     exec (its id, or "")
 

@@ -85,6 +85,28 @@ def test_out_of_memory(service: Service, ketch: Client) -> None:
     assert shown("ketchd-containers.scope", "ActiveState") == "active" and service.pid == daemon
 
 
+def test_out_of_memory_is_told_while_the_container_runs_on(ketch: Client) -> None:
+    """Each growth of memory.events' oom_kill is an `oom` at once; the killed process is not the first one."""
+    since = f"{time.time():.9f}"
+    ketch("run", "-d", "--name", "one", "--memory", "16m", "--memory-swap", "16m", "busybox", "sh", "-c",
+          "(tail /dev/zero); sleep 1; (tail /dev/zero); exec sleep 3600")  # fmt: skip
+
+    def ooms() -> int:
+        return ketch("events", "--since", since, "--until", f"{time.time():.9f}", "--filter", "container=one",
+                     "--filter", "event=oom").count("\n")  # fmt: skip
+
+    deadline = time.monotonic() + 60
+    while ooms() < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+    state = ketch.inspect("one")["State"]
+    assert (state["Running"], state["OOMKilled"]) == (True, False)
+    ketch("kill", "one")
+    ketch("wait", "one")
+    assert ooms() == 2 and ketch.inspect("one")["State"]["OOMKilled"] is True
+
+
 def test_pids_limit(ketch: Client) -> None:
     """fork fails at the limit, inside."""
     script = "for i in 1 2 3 4 5 6 7 8; do sleep 5 & done 2>&1; kill $(jobs -p); true"

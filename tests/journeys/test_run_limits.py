@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -113,6 +115,100 @@ def test_out_of_memory(client: Client, machine: Machine) -> None:
     client("wait", "eater")
     client("run", "--name", "modest", "--memory", "16m", "busybox", "true")
     assert client.inspect("modest")["State"]["OOMKilled"] is False
+
+
+# Memory in the shell's children: the one that outgrows it is killed, the container's first process is not.
+_GROW = "awk 'BEGIN { s = \"x\"; while (1) s = s s }'"
+
+
+def _ooms(client: Client, name: str) -> int:
+    status, answer = client.machine.request("GET", _events(client.inspect(name)["Id"]))
+    assert status == 200
+    actions = [json.loads(line)["Action"] for line in answer.splitlines() if line.strip()]
+    return actions.count("oom")
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _growing(client: Client, name: str, *options: str) -> Path:
+    """A container that outgrows its memory each time that the returned file is made, and notes so by removing it."""
+    if not has("memory/memory.limit_in_bytes", "memory.max"):
+        pytest.skip("the host has no memory cgroup that we may use")
+    script = f"while :; do if [ -e /go ]; then {_GROW}; rm /go; fi; sleep 0.02; done"
+    client("run", "-d", "--name", name, "--memory", "16m", "--memory-swap", "16m", *options, "busybox", "sh", "-c", script)  # fmt: skip
+    return Path(f"/proc/{client.inspect(name)['State']['Pid']}/root/go")
+
+
+def test_out_of_memory_is_told_while_the_container_runs_on(client: Client) -> None:
+    """One `oom` for each time, none with the end; OOMKilled is the end's, whatever its code, as in dockerd."""
+    go = _growing(client, "survivor")
+    for times in (1, 2):
+        go.touch()
+        _until(lambda: not go.exists())
+        _until(lambda times=times: _ooms(client, "survivor") == times)  # type: ignore[misc]
+    assert client.inspect("survivor")["State"]["OOMKilled"] is False
+
+    client("stop", "-t", "0", "survivor")
+
+    assert _ooms(client, "survivor") == 2
+    assert client.inspect("survivor")["State"]["OOMKilled"] is True
+    client("start", "survivor")
+    assert client.inspect("survivor")["State"]["OOMKilled"] is False
+    client("kill", "survivor")
+    client("wait", "survivor")
+    assert client.inspect("survivor")["State"]["OOMKilled"] is False
+    assert _ooms(client, "survivor") == 2
+
+
+def test_out_of_memory_while_no_ketchd_runs(client: Client, machine: Machine) -> None:
+    """After kill -9: what was told is not told again, what came meanwhile is told once, what comes later as ever."""
+    go = _growing(client, "survivor")
+    go.touch()
+    _until(lambda: _ooms(client, "survivor") == 1 and not go.exists())
+    machine.kill()
+    machine.start()
+    assert _ooms(client, "survivor") == 1
+    machine.kill()
+    go.touch()
+    _until(lambda: not go.exists())
+    machine.start()
+    assert _ooms(client, "survivor") == 2
+    go.touch()
+    _until(lambda: _ooms(client, "survivor") == 3)
+    _until(lambda: not go.exists())
+    machine.kill()
+    go.touch()
+    _until(lambda: not go.exists())
+    os.kill(int(go.parent.parent.name), signal.SIGKILL)
+    _until(lambda: not go.parent.exists())
+    machine.start()
+
+    assert _ooms(client, "survivor") == 4
+    state = client.inspect("survivor")["State"]
+    assert (state["Status"], state["ExitCode"], state["OOMKilled"]) == ("exited", 137, True)
+
+
+def test_out_of_memory_with_the_killer_switched_off(client: Client) -> None:
+    """--oom-kill-disable: told when the container stands still for want of memory."""
+    if CGROUPS.version != 1 or not has("memory/memory.oom_control", ""):
+        pytest.skip("the host has no version 1 memory cgroup that we may use")
+    go = _growing(client, "still", "--oom-kill-disable")
+    container = client.inspect("still")["Id"]
+    go.touch()
+    _until(lambda: _ooms(client, "still") == 1)
+    _until(lambda: "under_oom 1" in file_of(container, "memory/memory.oom_control", ""))
+    assert client.inspect("still")["State"]["Running"] is True
+
+    client("kill", "still")
+    client("wait", "still")
+
+    assert _ooms(client, "still") >= 1
+    assert client.inspect("still")["State"]["OOMKilled"] is True
 
 
 def _events(name: str) -> str:

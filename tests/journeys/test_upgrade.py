@@ -160,6 +160,39 @@ def test_an_end_between_two_versions(versions: Versions) -> None:
     assert ketch("logs", "one") == "started\nending\n"
 
 
+def test_a_shim_that_hears_of_no_oom_before_the_end(versions: Versions) -> None:
+    """One of before `oom` was told at once: its end tells it, once."""
+    versions.start(
+        PROTOCOL_VERSION,
+        ("shim/shim.py", 'self._say({"event": "oom", ', 'self._warn("") or dict({"event": "oom", '),
+        ("shim/shim.py", '"ooms": self._ooms.count if self._ooms is not None else 0,\n', "\n"),
+        ("shim/shim.py", '"oom": ooms > 0, "ooms": ooms,', '"oom": ooms > 0,'),
+        ("shim/exits.py", '"ooms": int(ooms),', ""),
+    )
+    import_busybox(versions.machine)
+    ketch = versions.ketch
+    started = time.time()
+    for name in ("one", "two"):
+        ketch("run", "-d", "--name", name, "--memory", "16m", "--memory-swap", "16m", "busybox", "sh", "-c", f"tail /dev/zero; {SCRIPT}")  # fmt: skip
+    versions.until(lambda: ketch("logs", "one") == ketch("logs", "two") == "started\n")
+    pid = ketch.inspect("two")["State"]["Pid"]
+    versions.machine.kill()
+    versions.start(PROTOCOL_VERSION + 1)
+    ketch("exec", "one", "touch", "/go")
+    assert ketch("wait", "one") == "7\n"
+    versions.machine.kill()
+    Path(f"/proc/{pid}/root/go").touch()
+    versions.until(lambda: not Path(f"/proc/{pid}/root/go").exists())
+    versions.start(PROTOCOL_VERSION + 1)
+
+    assert ketch("wait", "two") == "7\n"
+    for name in ("one", "two"):
+        assert ketch.inspect(name)["State"]["OOMKilled"] is True
+        told = ketch("events", "--since", f"{started:.9f}", "--until", f"{time.time():.9f}", "--filter", f"container={name}",
+                     "--filter", "event=oom", "--filter", "event=die", "--format", "{{.Action}}")  # fmt: skip
+        assert told == "oom\ndie\n"
+
+
 def test_a_request_that_the_shim_does_not_know(versions: Versions) -> None:
     """A newer ketchd asks for something new: the shim says so and goes on; so does the container."""
     versions.start(PROTOCOL_VERSION)

@@ -25,7 +25,7 @@ class ContainerRecord:
     exit_code None while running means unknown; the API prints 255 for an end that nobody saw.
     health: State.Health as inspect shows it, None without a health check. layers: diff IDs base first. networking: wanted endpoints (see `endpoints`). endpoint: the lease on the first network while it
     runs, endpoints: those on further ones, as `network.leases` stores them. Times: ns since the epoch.
-    links: to other containers on the default bridge, see `links`.
+    links: to other containers on the default bridge, see `links`. ooms: how often memory ran out this run, as far as it was told.
     """
 
     id: str
@@ -47,6 +47,7 @@ class ContainerRecord:
     exit_code: int | None = 0
     error: str = ""
     oom_killed: bool = False
+    ooms: int = 0
     started_ns: int = 0
     finished_ns: int = 0
     restart_count: int = 0

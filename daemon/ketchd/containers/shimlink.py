@@ -17,7 +17,7 @@ from ketch_wire.faults import Conflict, EngineFailure
 from ketch_wire.shim import ExecPlan
 from ketchd.containers.shimchannel import Channel, LaunchFailed, plain_failure
 from ketchd.kernel.process import start_time
-from ketchd.shim.exits import read_exit_file
+from ketchd.shim.exits import ooms_of, read_exit_file
 
 if TYPE_CHECKING:
     from ketchd.containers.shims import Shims
@@ -82,13 +82,13 @@ class ClientStream:
 
 @dataclass(frozen=True, slots=True)
 class ExitRecord:
-    """How a run ended. code: 128 and the signal's number for a signal. oom: the OOM killer was at work in it.
+    """How a run ended. code: 128 and the signal's number for a signal. ooms: how often memory ran out in it.
 
     execs: the codes of those that had ended before and that no ketchd was told of, by id.
     """
 
     code: int
-    oom: bool
+    ooms: int
     finished_ns: int
     execs: Mapping[str, int] = field(default_factory=dict)
 
@@ -100,12 +100,16 @@ def read_exit(state_dir: Path) -> ExitRecord | None:
 
 
 class ShimLink:
-    """A running container, by way of its shim. `pid` and `start_time` (clock ticks since boot) name its first process."""
+    """A running container, by way of its shim. `pid` and `start_time` (clock ticks since boot) name its first process.
+
+    ooms: how often its shim heard that memory ran out.
+    """
 
     def __init__(self, container_id: str, shims: Shims) -> None:
         self.container_id = container_id
         self.pid = 0
         self.start_time = 0
+        self.ooms = 0
         self._shims = shims
         self._channel: Channel | None = None
         self._state_dir = ""
@@ -211,8 +215,10 @@ class ShimLink:
                 self._outcome.set_result(failure)
         elif event == "hello" and not self._hello.done():
             self._hello.set_result(message)
+        elif event == "oom":
+            self.ran_out_of_memory(message["ooms"])
         elif event == "exit":
-            self._has_ended(ExitRecord(message["code"], message["oom"], message["finished_ns"]))
+            self._has_ended(ExitRecord(message["code"], ooms_of(message), message["finished_ns"]))
         elif event == "exec_exit":
             self.exec_ended(message["id"], message["code"])
         elif event == "detached":
@@ -230,6 +236,11 @@ class ShimLink:
             )
         else:
             self._open_channel().send({"op": "exec_seen", "id": exec_id})
+
+    def ran_out_of_memory(self, ooms: int) -> None:
+        """So often in all, this run."""
+        self.ooms = ooms
+        self._shims.ran_out_of_memory(self.container_id)
 
     def _runs(self, pid: int, start_time: int) -> None:
         self.pid, self.start_time = pid, start_time

@@ -22,6 +22,7 @@ from ketch_wire.launch import LaunchPlan
 from ketch_wire.shim import PROTOCOL_VERSION, SOCKET_NAME
 from ketchd.containers.shimchannel import LaunchFailed
 from ketchd.containers.shimlink import ClientStream, ExitRecord, ShimLink, read_exit
+from ketchd.shim.exits import ooms_of
 from ketchd.shim.launcher import Launcher
 
 __all__ = ["ClientStream", "ExitRecord", "LaunchFailed", "ShimLink", "Shims", "read_exit"]
@@ -36,6 +37,7 @@ class Shims:
     """Every shim of this ketchd. run_root: holds the containers' run directories. log: structlog's interface.
 
     on_exec_exit(container, exec, code) is called before the exec's stream closes; on_detach(container, exec or "");
+    on_oom(container) when the link's `ooms` may have grown;
     on_execs(container, {exec: pid}, complete) when a shim was found again and has told the ends of its execs (all, if complete).
     """
 
@@ -47,12 +49,14 @@ class Shims:
         on_exec_exit: OnExecExit,
         on_detach: Callable[[str, str], None] | None = None,
         on_execs: OnExecs | None = None,
+        on_oom: Callable[[str], None] | None = None,
     ) -> None:
         self._launcher = launcher
         self._run_root = run_root
         self._on_exec_exit = on_exec_exit
         self._on_detach = on_detach
         self._on_execs = on_execs
+        self._on_oom = on_oom
         self._links: set[ShimLink] = set()
         self.log = log
 
@@ -64,6 +68,11 @@ class Shims:
         """A client's detach keys, on their way up."""
         if self._on_detach is not None:
             self._on_detach(container_id, exec_id)
+
+    def ran_out_of_memory(self, container_id: str) -> None:
+        """A container's shim heard of it, on its way up."""
+        if self._on_oom is not None:
+            self._on_oom(container_id)
 
     async def start(
         self, plan: LaunchPlan, *, attachments: list[ClientStream], port_fds: list[int], on_pid: OnPid
@@ -147,13 +156,14 @@ class Shims:
             await link.abort()
             return False
         link._runs(hello["pid"], hello["start_time"])
+        link.ran_out_of_memory(hello.get("ooms", 0))
         for exec_id, code in hello.get("execs_ended", {}).items():
             link.exec_ended(exec_id, code)
         if self._on_execs is not None:
             self._on_execs(container_id, hello["execs"], "execs_ended" in hello)
         if hello["exit"]:
             ended = hello["exit"]
-            link._has_ended(ExitRecord(ended["code"], ended["oom"], ended["finished_ns"]))
+            link._has_ended(ExitRecord(ended["code"], ooms_of(ended), ended["finished_ns"]))
         return True
 
     def forget(self, link: ShimLink) -> None:

@@ -40,7 +40,8 @@ async def finish(rooms: Rooms, box: Box, ended: ExitRecord | None, *, restarts: 
     record.state = box.ask(Happening.EXITED)
     record.pid = record.start_time = 0
     record.exit_code = None if ended is None else ended.code
-    record.oom_killed = ended is not None and ended.oom
+    ooms_told, record.ooms = record.ooms, max(record.ooms, 0 if ended is None else ended.ooms)
+    record.oom_killed = record.ooms > 0
     record.finished_ns = time.time_ns() if ended is None else ended.finished_ns
     record.endpoint, record.endpoints, record.published = None, [], []
     uptime = max(0, record.finished_ns - record.started_ns) / 1e9
@@ -65,7 +66,7 @@ async def finish(rooms: Rooms, box: Box, ended: ExitRecord | None, *, restarts: 
         with rooms.catalogue.transaction():
             rooms.supervisor.save(record)
             execs.container_ended(rooms, box, None if ended is None else ended.execs)
-            if record.oom_killed:
+            if record.ooms > ooms_told:
                 rooms.supervisor.announce(box, "oom")
             rooms.supervisor.announce(
                 box, "die", exitCode=str(box.exit_code()), execDuration=str(int(uptime))

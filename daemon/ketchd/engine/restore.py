@@ -14,7 +14,7 @@ from ketchd.containers.recovery import Decision, decide
 from ketchd.containers.restarts import Policy, starts_on_boot
 from ketchd.containers.shims import ShimLink, read_exit
 from ketchd.containers.supervisor import Box
-from ketchd.engine import announcing, background, ending, execs, health
+from ketchd.engine import announcing, background, ending, execs, health, ooms
 from ketchd.engine.attaching import lead_again, let_go_of_ports
 from ketchd.engine.networks import stored_leases
 from ketchd.engine.remove import remove
@@ -85,6 +85,7 @@ async def _restore_one(rooms: Rooms, box: Box, link: ShimLink | None) -> bool:
         with rooms.catalogue.transaction():
             _note_freezer(rooms, box)
             rooms.supervisor.save(record)
+        ooms.tell(rooms, box)
         return True
     if record.state is State.RESTARTING:
         record.state = State.EXITED  # its end is recorded and told; what was planned is `start_by_policy`'s

@@ -25,7 +25,7 @@ from ketchd.containers.record import ContainerRecord
 from ketchd.containers.shims import LaunchFailed, ShimLink
 from ketchd.containers.subids import IdMap
 from ketchd.containers.supervisor import Box
-from ketchd.engine import announcing, background, ending, health, links
+from ketchd.engine import announcing, background, ending, health, links, ooms
 from ketchd.engine import networks as networking
 from ketchd.engine.rooms import Rooms
 from ketchd.network.leases import EndpointLease, outward
@@ -51,7 +51,7 @@ async def start_locked(rooms: Rooms, box: Box) -> None:
     """`start`, for callers that hold the lock and have asked."""
     record = box.record
     record.before_start = record.state
-    record.state = State.STARTING
+    record.state, record.ooms = State.STARTING, 0
     attachments, box.pending = [one for one in box.pending if not one.has_hung_up()], []
     try:
         async with AsyncExitStack() as undo:
@@ -75,6 +75,7 @@ async def start_locked(rooms: Rooms, box: Box) -> None:
         _note_failure(rooms, box, error)
         raise
     box.link = link
+    ooms.tell(rooms, box)
     health.watch(rooms, box)
     box.watch = background.begin(rooms, box, "supervision", ending.watch(rooms, box, link))
     links.follow(rooms, record)

@@ -11,6 +11,10 @@ import msgpack
 
 from ketch_wire.shim import EXIT_NAME
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 _TEMPORARY = ".exit.new"
 
 
@@ -27,13 +31,15 @@ def reserve_exit(directory: int) -> None:
 
 
 def write_exit(
-    directory: int, code: int, oom: bool, finished_ns: int, execs: dict[str, int] | None = None
+    directory: int, code: int, ooms: int, finished_ns: int, execs: dict[str, int] | None = None
 ) -> None:
     """Make the record visible in the directory fd. `sync_exit` makes it last. Raises OSError.
 
-    execs: codes by id, left out when the disk has no room for them.
+    ooms: how often memory ran out. execs: codes by id, left out when the disk has no room for them.
     """
-    record: dict[str, object] = {"code": code, "oom": oom, "finished_ns": finished_ns}
+    record: dict[str, object] = {
+        "code": code, "oom": ooms > 0, "ooms": int(ooms), "finished_ns": finished_ns,
+    }  # fmt: skip
     fd = os.open(
         _TEMPORARY,
         os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC,
@@ -77,12 +83,17 @@ def sync_exit(directory: int) -> None:
         os.close(fd)
 
 
-def read_exit_file(directory: str) -> tuple[int, bool, int, dict[str, int]] | None:
-    """(code, oom, finished_ns, codes of execs by id) as recorded in `directory`; None when there is no whole record."""
+def read_exit_file(directory: str) -> tuple[int, int, int, dict[str, int]] | None:
+    """(code, ooms, finished_ns, codes of execs by id) as recorded in `directory`; None when there is no whole record."""
     try:
         with open(os.path.join(directory, EXIT_NAME), "rb") as record:
             stored = msgpack.unpackb(record.read())
         execs = {str(key): int(code) for key, code in stored.get("execs", {}).items()}
-        return int(stored["code"]), bool(stored["oom"]), int(stored["finished_ns"]), execs
+        return int(stored["code"]), ooms_of(stored), int(stored["finished_ns"]), execs
     except (OSError, ValueError, KeyError, TypeError, AttributeError, msgpack.UnpackException):
         return None
+
+
+def ooms_of(ended: dict[str, Any]) -> int:
+    """How often memory ran out in a run that `ended`, a record or an `exit` event; an older shim says only whether. Raises KeyError."""
+    return int(ended.get("ooms", bool(ended["oom"])))

@@ -24,6 +24,7 @@ from ketchd.shim.link import Link
 from ketchd.shim.listening import Listener
 from ketchd.shim.logs import open_log
 from ketchd.shim.loop import Loop
+from ketchd.shim.oomwatch import OomWatch
 from ketchd.shim.plans import outline, version_two_cgroup, whole_plan
 from ketchd.shim.spawn import spawn
 from ketchd.shim.streams import Streams
@@ -71,7 +72,7 @@ class Shim:
         self._state_fd = -1
         self._state = "starting"
         self._gone = False
-        self._oom_before = 0
+        self._ooms: OomWatch | None = None
         self._start_time = 0
         self._ports: list[int] = []
         self._exit: dict[str, Any] = {}
@@ -87,6 +88,8 @@ class Shim:
         if self._state_fd >= 0:
             os.close(self._state_fd)
             self._state_fd = -1
+        if self._ooms is not None:
+            self._ooms.close()
         self._layers.close()
         self._loop.close()
 
@@ -126,6 +129,7 @@ class Shim:
             "state": self._state, "pid": self._main.pid if self._main is not None else 0,
             "start_time": self._start_time, "execs": self._execs.running() if self._execs is not None else {},
             "execs_ended": self._execs.ended if self._execs is not None else {}, "exit": self._exit,
+            "ooms": self._ooms.count if self._ooms is not None else 0,
         }  # fmt: skip
 
     def _asked(self, message: dict[str, Any], fds: list[int]) -> None:
@@ -242,7 +246,7 @@ class Shim:
             streams.attach(fd, spec)
         self._listener = Listener(self._loop, plan.run_dir, self._connected)
         cgroups.make(plan.cgroup)
-        self._oom_before = cgroups.oom_kills(plan.cgroup)
+        self._ooms = OomWatch(self._loop, plan.cgroup, lambda: self._ran_out_of_memory())
         self._execs = Execs(self._loop, plan.cgroup.join, self._state_fd, self._say, owner_of(plan))
         self._execs.on_over = self._maybe_over
         donors = enter.open_donors(plan)
@@ -297,6 +301,10 @@ class Shim:
     def _warn(self, text: str) -> None:
         self._say({"event": "warning", "message": text})
 
+    def _ran_out_of_memory(self) -> None:
+        assert self._ooms is not None
+        self._say({"event": "oom", "ooms": self._ooms.count})
+
     def _detached(self) -> None:
         self._say({"event": "detached", "exec": ""})
 
@@ -347,19 +355,19 @@ class Shim:
 
         Nothing changes in the directory after ketchd was told, since ketchd may remove it at once.
         """
-        assert self._plan is not None and self._streams is not None and self._listener is not None
+        assert self._ooms is not None and self._streams is not None and self._listener is not None
         self._state = "ended"
         finished = time.time_ns()
-        oom = cgroups.oom_kills(self._plan.cgroup) > self._oom_before
+        ooms = self._ooms.end()
         if self._log is not None:
             self._log.close()
         try:
             exits.write_exit(
-                self._state_fd, code, oom, finished, self._execs.ended if self._execs is not None else {}
+                self._state_fd, code, ooms, finished, self._execs.ended if self._execs is not None else {}
             )
         except OSError as error:
             self._warn(f"the exit record could not be written: {reason(error)}")
-        self._exit = {"code": code, "oom": oom, "finished_ns": finished}
+        self._exit = {"code": code, "oom": ooms > 0, "ooms": ooms, "finished_ns": finished}
         self._listener.close()
         self._let_go_of_ports()
         self._say({"event": "exit", **self._exit})

@@ -29,7 +29,7 @@ async def test_the_exit_code_comes_home_and_is_recorded(box: Contained, code: in
 
     ended = await box.end(link)
 
-    assert ended is not None and ended.code == code and not ended.oom
+    assert ended is not None and ended.code == code and not ended.ooms
     assert read_exit(Path(plan.state_dir)) == ended
 
 
@@ -359,7 +359,8 @@ async def test_cgroup_limits_hold_and_the_oom_killer_is_told(box: Contained) -> 
 
     ended = await box.end(link)
 
-    assert ended is not None and (ended.code, ended.oom) == (137, True)
+    assert ended is not None and ended.code == 137
+    assert ended.ooms == link.ooms >= 1
 
 
 async def test_the_cgroup_holds_the_process_before_it_runs(box: Contained) -> None:

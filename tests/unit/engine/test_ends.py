@@ -130,7 +130,7 @@ class Link:
 
     async def _end(self) -> None:
         async with self._box.lock:
-            await ending.finish(self._rooms, self._box, ExitRecord(137, False, 2))
+            await ending.finish(self._rooms, self._box, ExitRecord(137, 0, 2))
 
 
 async def test_two_restarts_at_once_leave_the_rm_that_was_asked_for(
@@ -291,7 +291,7 @@ async def test_a_pause_that_a_kill_left_unrecorded_is_seen(
     ends: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def adopt(_: str) -> Any:
-        return SimpleNamespace(pid=7, start_time=8, wait=lambda: ends)
+        return SimpleNamespace(pid=7, start_time=8, ooms=0, wait=lambda: ends)
 
     shims: Any = SimpleNamespace(adopt=adopt)
     cgroups: Any = SimpleNamespace(place=lambda *_: "", is_frozen=lambda _: frozen)
@@ -360,7 +360,7 @@ async def test_an_end_that_cannot_be_recorded_is_an_end(
     with monkeypatch.context() as patch:
         patch.setattr(rooms.events, "append", full)
         async with box.lock:
-            await ending.finish(rooms, box, ExitRecord(3, False, 2))
+            await ending.finish(rooms, box, ExitRecord(3, 0, 2))
 
     assert await asyncio.wait_for(client, 5) == (3, "")
     assert box.record.state is State.RESTARTING and box.restart_timer is not None

@@ -33,7 +33,7 @@ async def test_a_client_that_attaches_meanwhile_is_not_left_for_the_next_start(
 
             async def launch(rooms: Any, box: Box, *_: Any) -> Any:
                 box.wait_for_start(stream)  # as `_hand_over` does: there is no link yet
-                return SimpleNamespace(pid=1, start_time=1, attach=attach, abort=None)
+                return SimpleNamespace(pid=1, start_time=1, ooms=0, attach=attach, abort=None)
 
             async def watch(*_: Any) -> None:
                 return None
