@@ -90,10 +90,11 @@ def _note(rooms: Rooms, box: Box, plan: HealthPlan, result: Result) -> None:
     before = Health.from_record(record.health) or Health()
     after = health.probed(plan, before, result, record.started_ns)
     record.health = after.shown()
+    if (after.status, after.failing_streak) == (before.status, before.failing_streak):
+        return  # nearly every probe: not even an empty transaction for it
     try:
         with rooms.catalogue.transaction():
-            if (after.status, after.failing_streak) != (before.status, before.failing_streak):
-                rooms.supervisor.save(record)
+            rooms.supervisor.save(record)
             if after.status != before.status:
                 rooms.supervisor.announce(box, f"health_status: {after.status}")
     except EngineFailure as fault:  # it is as it is all the same
