@@ -6,8 +6,8 @@ import ipaddress
 import re
 from typing import TYPE_CHECKING
 
-from ketch_wire.defaults import DEFAULT_SOCKET
 from ketch_wire.faults import InvalidInput
+from ketchd import listening
 from ketchd.journal import LEVELS
 from ketchd.network.addresses import parse_pool
 
@@ -20,11 +20,7 @@ _DOMAIN = re.compile(r"\.|[a-zA-Z0-9_]([a-zA-Z0-9_-]*)(\.[a-zA-Z0-9_]([a-zA-Z0-9
 
 def check(config: Config) -> None:
     """Raise InvalidInput when a setting cannot be used, and give what has several names its one name."""
-    config.hosts = config.hosts or [f"unix://{DEFAULT_SOCKET}"]
-    for host in config.hosts:
-        scheme, sign, place = host.partition("://")
-        if not sign or scheme not in ("unix", "tcp", "fd") or (not place and scheme != "fd"):
-            raise InvalidInput(f"invalid -H {host!r}: unix://PATH, tcp://ADDRESS:PORT or fd:// is expected")
+    config.hosts = listening.addresses(config.hosts, tls=config.tls)
     if config.log_level not in LEVELS:
         raise InvalidInput(f"invalid logging level: {config.log_level}")
     if config.log_format == "text":

@@ -108,7 +108,7 @@ _SHORT = {
 }
 _HELP = {
     "data-root": "root of persistent state", "exec-root": "root of execution state, gone after a reboot",
-    "host": "socket to listen on, unix://PATH or tcp://ADDRESS:PORT (repeatable)", "pidfile": "file to hold the daemon's pid",
+    "host": "socket to listen on: unix://PATH, [tcp://][ADDRESS]:PORT or fd://[NUMBER] (repeatable)", "pidfile": "file to hold the daemon's pid",
     "group": "group of the unix socket", "log-level": "debug, info, warn, error or fatal", "log-format": "console or json",
     "debug": "the same as --log-level debug", "insecure-registry": "registry reached without verified TLS (repeatable)",
     "registry-mirror": "mirror of Docker Hub (repeatable)", "bridge": "bridge of the default network; none for no network",
@@ -129,7 +129,7 @@ _HELP = {
     "max-concurrent-downloads": "blobs of one pull at once", "max-concurrent-uploads": "blobs of one push at once",
     "max-download-attempts": "attempts of one blob", "http-proxy": "proxy for registries in plain text, in place of the environment's",
     "https-proxy": "proxy for registries, in place of the environment's", "no-proxy": "hosts that are reached without one",
-    "tls": "serve TCP over TLS", "tlsverify": "TLS with client certificates",
+    "tls": "serve TCP over TLS, with client certificates unless --tlsverify=false", "tlsverify": "TLS with client certificates",
     "tlscacert": "CA of client certificates", "tlscert": "certificate", "tlskey": "key",
 }  # fmt: skip
 
@@ -224,8 +224,11 @@ def read(argv: Sequence[str]) -> CommandLine:
     config = Config(ignored=ignored)
     for key, value in {**stored, **flags}.items():
         setattr(config, key, _typed(key, value))
-    # `--tlsverify=false` is TLS without client certificates, as in dockerd: never plain TCP. Source: moby cmd/dockerd/daemon.go, loadDaemonCliConfig
-    config.tls = config.tls or "tlsverify" in stored or "tlsverify" in flags
+    # As in dockerd: `--tlsverify=false` is TLS without client certificates, never plain TCP, and TLS without a word of it has them
+    # verified. Source: moby cmd/dockerd/daemon.go, loadDaemonCliConfig
+    spoken_of = "tlsverify" in stored or "tlsverify" in flags
+    config.tls = config.tls or spoken_of
+    config.tlsverify = config.tlsverify if spoken_of else config.tls
     check(config)
     return CommandLine(config, version, validate)
 

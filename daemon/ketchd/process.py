@@ -190,7 +190,7 @@ class Process:
                 elif scheme == "tcp":
                     sockets.append(_listen_tcp(place))
                 else:
-                    sockets += _inherited()
+                    sockets += _inherited(place)
         except BaseException:
             for one in sockets:
                 one.close()
@@ -227,8 +227,12 @@ class Process:
     def _tls(self) -> ssl.SSLContext | None:
         """TLS of the TCP sockets. Raises EngineFailure."""
         config = self._config
-        if not config.tls and not config.tlsverify:
+        if not config.tls:
             return None
+        if config.tlsverify and not config.tlscacert:
+            raise EngineFailure(
+                "cannot set up TLS: clients cannot be verified without tlscacert (tlsverify=false lets everybody in)"
+            )
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         try:
             context.load_cert_chain(config.tlscert, config.tlskey)
@@ -263,8 +267,6 @@ def _tell_ignored(log: Any, names: Iterable[str]) -> None:
 
 def _listen_tcp(place: str) -> socket.socket:
     address, _, port = place.rpartition(":")
-    if not port.isdigit():
-        address, port = place, "2375"
     try:
         return socket.create_server(
             (address.strip("[]"), int(port)),
@@ -275,16 +277,18 @@ def _listen_tcp(place: str) -> socket.socket:
         raise EngineFailure(f"cannot listen on tcp://{place}: {_reason(error)}") from error
 
 
-def _inherited() -> list[socket.socket]:
-    """systemd's sockets. Source: sd_listen_fds(3)."""
+def _inherited(number: str) -> list[socket.socket]:
+    """systemd's sockets, or only the one of that number. Raises EngineFailure. Source: sd_listen_fds(3)."""
     if os.environ.get("LISTEN_PID") != str(os.getpid()) or not os.environ.get("LISTEN_FDS", "").isdigit():
         raise EngineFailure(
             "no sockets found via socket activation: make sure the service was started by systemd"
         )
-    found = [socket.socket(fileno=3 + number) for number in range(int(os.environ["LISTEN_FDS"]))]
-    for one in found:
-        os.set_inheritable(one.fileno(), False)
-    return found
+    numbers = range(3, 3 + int(os.environ["LISTEN_FDS"]))
+    if number and int(number) not in numbers:
+        raise EngineFailure("too few socket activated files passed in by systemd")
+    for each in numbers:
+        os.set_inheritable(each, False)
+    return [socket.socket(fileno=each) for each in numbers if not number or each == int(number)]
 
 
 def house(launcher: int) -> None:

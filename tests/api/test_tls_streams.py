@@ -30,7 +30,7 @@ pytestmark = [
 
 
 class Encrypted:
-    """A ketchd behind TLS with client certificates."""
+    """A ketchd behind TLS with client certificates, which `--tls` alone asks for."""
 
     def __init__(self, base: Path) -> None:
         self.port = free_port()
@@ -48,7 +48,7 @@ class Encrypted:
         self.machine = Machine(
             base / "m",
             flags=(
-                *("-H", f"tcp://127.0.0.1:{self.port}", "--tlsverify", "--tlscacert", str(authority.certificate)),
+                *("-H", f"tcp://127.0.0.1:{self.port}", "--tls", "--tlscacert", str(authority.certificate)),
                 *("--tlscert", str(certificate), "--tlskey", str(key)),
             ),
         )  # fmt: skip
@@ -90,6 +90,17 @@ def frames(client: ssl.SSLSocket) -> bytes:
     while part := client.recv(65536):
         data += b"".join(one.payload for one in reader.feed(part))
     return data
+
+
+def test_a_client_without_a_certificate_is_refused(tls: Encrypted) -> None:
+    """Its handshake may end before ours has looked: then its first read tells."""
+    stranger = ssl.create_default_context(cafile=str(tls.certificates / "ca.pem"))
+    with pytest.raises((ssl.SSLError, ConnectionError)):  # noqa: SIM117
+        with stranger.wrap_socket(
+            socket.create_connection(("127.0.0.1", tls.port), 30), server_hostname="localhost"
+        ) as client:
+            client.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
+            client.recv(1000)
 
 
 def test_attach_before_the_start(tls: Encrypted) -> None:

@@ -187,7 +187,8 @@ ACTIVATE = (
 )
 
 
-def test_a_socket_that_was_given_stays_when_the_daemon_ends(base: Path) -> None:
+@pytest.mark.parametrize("host", ["fd://", "fd://3"])
+def test_a_socket_that_was_given_stays_when_the_daemon_ends(base: Path, host: str) -> None:
     """It is systemd's, its file too, which asyncio would delete from Python 3.13 on: the next request starts the next daemon."""
     daemon = Machine(base / "m")
     daemon.socket = base / "given.sock"
@@ -195,7 +196,7 @@ def test_a_socket_that_was_given_stays_when_the_daemon_ends(base: Path) -> None:
         given.bind(str(daemon.socket))
         given.listen()
         command = [
-            sys.executable, "-c", ACTIVATE, str(given.fileno()), str(BIN / "ketchd"), "-H", "fd://", "--data-root",
+            sys.executable, "-c", ACTIVATE, str(given.fileno()), str(BIN / "ketchd"), "-H", host, "--data-root",
             str(daemon.data_root), "--exec-root", str(daemon.exec_root), "--pidfile", str(base / "p"),
             "--bridge", daemon.bridge, "--config-file", str(daemon.base / "daemon.json"),
         ]  # fmt: skip
@@ -225,6 +226,7 @@ def test_a_dead_daemons_socket_is_replaced(daemon: Machine) -> None:
     [
         (("--nonsense",), "ketchd: unrecognized arguments: --nonsense"),
         (("--log-level", "loud"), "ketchd: invalid logging level: loud"),
+        (("-H", "h:x"), 'ketchd: invalid argument "h:x" for "-H, --host" flag: invalid bind address format: h:x'),
         (("--config-file", "/does/not/exist.json"), "ketchd: unable to configure the ketch daemon with file /does/not/exist.json: no such file or directory"),
     ],
 )  # fmt: skip
@@ -245,11 +247,12 @@ def test_an_ignored_setting_is_said_once(base: Path) -> None:
     assert "known and ignored" in said
 
 
-def test_it_listens_on_tcp_too(base: Path) -> None:
+@pytest.mark.parametrize("host", ["tcp://127.0.0.1:{}", "127.0.0.1:{}", ":{}"])
+def test_it_listens_on_tcp_too(base: Path, host: str) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    daemon = Machine(base / "m", flags=("-H", f"tcp://127.0.0.1:{port}"))
+    daemon = Machine(base / "m", flags=("-H", host.format(port)))
     try:
         daemon.start()
         with socket.create_connection(("127.0.0.1", port), 10) as link:

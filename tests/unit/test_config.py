@@ -51,6 +51,15 @@ def test_to_speak_of_tlsverify_is_to_want_tls(tmp_path: Path, value: bool) -> No
         assert (config.tls, config.tlsverify) == (True, value)
 
 
+def test_tls_alone_verifies_clients(tmp_path: Path) -> None:
+    """And without `-H` it is TCP on this host."""
+    for keys, flags in (({}, ("--tls",)), ({"tls": True}, ())):
+        config = read(given(tmp_path, keys, *flags)).config
+        assert (config.tls, config.tlsverify, config.hosts) == (True, True, ["tcp://localhost:2376"])
+    config = read(given(tmp_path, {}, "--tls=false")).config
+    assert (config.tls, config.tlsverify) == (False, False)
+
+
 def test_the_same_in_both_places_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="both as a flag and in the configuration file: data-root"):
         read(given(tmp_path, {"data-root": "/d"}, "--data-root", "/e"))
@@ -76,7 +85,7 @@ def test_what_dockerd_knows_and_ketch_ignores_is_named(tmp_path: Path) -> None:
     [
         ("{", "Expecting"), ("[]", "no JSON object"), ({"debug": "maybe"}, "neither true nor false"), ({"mtu": "x"}, "no whole number"),
         ({"hosts": "unix:///x"}, "a list of strings"), ({"log-opts": 1}, "a map"), ({"log-level": "loud"}, "invalid logging level"),
-        ({"bip": "10.0.0.0/24"}, "invalid bip"), ({"hosts": ["ftp://x"]}, "invalid -H"), ({"mtu": 1}, "invalid mtu"),
+        ({"bip": "10.0.0.0/24"}, "invalid bip"), ({"hosts": ["ftp://x"]}, "invalid bind address format: ftp://x"), ({"mtu": 1}, "invalid mtu"),
         ({"dns": ["here"]}, "here is not an ip address"), ({"dns-search": ["a b"]}, "a b is not a valid domain"),
         ({"dns-opts": [""]}, "is not a valid word"), ({"ip": "everywhere"}, "everywhere is not an ip address"),
         ({"default-shm-size": "much"}, "invalid size: 'much'"), ({"default-shm-size": 1}, 'invalid size: "1"'),
