@@ -41,6 +41,11 @@ class Story:
         """One ketch command."""
         return self.machine.run(KETCH, *words, check=check, cwd=self.context).stdout
 
+    def images(self) -> dict[str, list[str]]:
+        """Every image with its tags and digests."""
+        rows = self.machine.json("GET", "/images/json?all=1&digests=1")
+        return {row["Id"]: [*(row["RepoTags"] or []), *(row["RepoDigests"] or [])] for row in rows}
+
     def prepare(self) -> None:
         """What every scenario may use: an image in the registry, an archive, a running container that must survive."""
         self.run("tag", "busybox", f"{self.registry}/base:1")
@@ -211,6 +216,7 @@ def test_killed_at(story: Story, point: str) -> None:
     machine = story.machine
     machine.kill()
     machine.start(tracepoints=f"{point}=kill")
+    known = set(story.images())
     act = story.scenario(point)
     act(False)
     assert machine.process is not None
@@ -221,6 +227,8 @@ def test_killed_at(story: Story, point: str) -> None:
     machine.kill()
     machine.start()
 
+    nameless = {image for image, names in story.images().items() if not names}
+    assert nameless <= known, "an image that nobody named was left behind"
     before = {row["Id"] for row in machine.json("GET", "/containers/json?all=1")}
     for row in machine.json("GET", "/containers/json?all=1"):
         if row["Names"] != ["/witness"]:

@@ -15,6 +15,7 @@ from ketch_wire.faults import InvalidInput, NotFound
 from ketchd.catalogue.database import Catalogue
 from ketchd.content.blobs import BlobStore
 from ketchd.content.documents import release
+from ketchd.content.readyimages import ReadyImage, ReadyManifest, record_image
 from ketchd.model.digest import Digest
 from ketchd.model.imageconfig import ImageConfig
 from ketchd.model.reference import Reference
@@ -120,38 +121,45 @@ class ImageStore:
         Raises InvalidInput (the config is none), NotFound (a layer is missing). Cancelled: blobs may stay,
         never half an image.
         """
+        return self.record(
+            await self.prepare(
+                config,
+                manifest=manifest,
+                manifest_media_type=manifest_media_type,
+                config_media_type=config_media_type,
+            ),
+            parent=parent,
+            durable=durable,
+        )
+
+    async def prepare(
+        self,
+        config: bytes,
+        *,
+        manifest: bytes | None = None,
+        manifest_media_type: str = "",
+        config_media_type: str = CONFIG_MEDIA_TYPE,
+    ) -> ReadyImage:
+        """Store an image's documents, for `record`: keep them and its layers by a lease until then.
+
+        Raises InvalidInput (the config is none). Cancelled: blobs may stay.
+        """
         parsed = ImageConfig.parse(config)
         image_id = await self._blobs.put(config, config_media_type)
-        manifest_digest = (
-            await self._blobs.put(manifest, manifest_media_type) if manifest is not None else None
-        )
-        now = time.time_ns()
+        if manifest is None:
+            return ReadyImage(image_id, parsed)
+        digest = await self._blobs.put(manifest, manifest_media_type)
+        return ReadyImage(image_id, parsed, ReadyManifest(digest, manifest_media_type, len(manifest)))
+
+    def record(self, ready: ReadyImage, *, parent: Digest | None = None, durable: bool = False) -> Digest:
+        """Make it an image; in a transaction that names it too, a kill leaves either both or nothing. Idempotent; returns its ID.
+
+        Raises NotFound (a layer is missing).
+        """
         with self._catalogue.transaction(durable=durable) as connection:
-            size = sum(_layer_size(connection, diff_id, image_id) for diff_id in parsed.diff_ids)
-            connection.execute(
-                "INSERT INTO images "
-                "(id, os, architecture, variant, created, size, parent, labels, stored_ns) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
-                "ON CONFLICT (id) DO UPDATE "
-                "SET parent = coalesce(parent, excluded.parent), size = excluded.size",
-                (
-                    *(str(image_id), parsed.os, parsed.architecture, parsed.variant),
-                    *(_bounded(parsed.created_ns), size, str(parent) if parent is not None else None),
-                    *(json.dumps(_labels(parsed)), now),
-                ),
-            )
-            connection.executemany(
-                "INSERT OR IGNORE INTO image_layers (image_id, position, diff_id) VALUES (?, ?, ?)",
-                [(str(image_id), position, str(diff_id)) for position, diff_id in enumerate(parsed.diff_ids)],
-            )
-            if manifest is not None:
-                connection.execute(
-                    "INSERT OR REPLACE INTO manifests (digest, image_id, media_type, size) "
-                    "VALUES (?, ?, ?, ?)",
-                    (str(manifest_digest), str(image_id), manifest_media_type, len(manifest)),
-                )
-        self._keep(image_id, parsed)
-        return image_id
+            record_image(connection, ready, parent)
+        self._keep(ready.id, ready.config)
+        return ready.id
 
     def register_artifact(self, manifest: Digest, artifact_type: str, size: int) -> None:
         """Have the artifact listed, by its manifest's digest. size: bytes of all that it consists of. Idempotent.
@@ -373,24 +381,3 @@ class ImageStore:
             artifact_type=row["artifact_type"],
             _load=self.config,
         )
-
-
-def _labels(config: ImageConfig) -> dict[str, str] | None:
-    """None and {} are told apart: the list shows them as the config has them."""
-    present = (config.raw.get("config") or {}).get("Labels") is not None
-    return config.run.labels if present else None
-
-
-def _layer_size(connection: sqlite3.Connection, diff_id: Digest, image_id: Digest) -> int:
-    row = connection.execute("SELECT disk_size FROM layers WHERE diff_id = ?", (str(diff_id),)).fetchone()
-    if row is None:
-        raise NotFound(f"layer {diff_id} of image {image_id.short} is not in the store")
-    return int(row["disk_size"])
-
-
-def _bounded(time_ns: int | None) -> int | None:
-    """Years before 1678 and after 2261 do not fit SQLite's integers as ns.
-
-    The nearest that does stands for them.
-    """
-    return None if time_ns is None else max(-(1 << 63), min((1 << 63) - 1, time_ns))

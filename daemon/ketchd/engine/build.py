@@ -243,18 +243,21 @@ class Builder:
         image_id = Digest(state.image_id)
         lease.add("image", image_id)
         lease.add("blob", image_id)
-        if not rooms.images.has(image_id):
-            parent = (
-                Digest(state.base_id) if state.base_id and rooms.images.has(Digest(state.base_id)) else None
-            )
-            await rooms.images.register(snapshot.image_config(state), parent=parent, durable=not request.tags)
-        tracepoint.reach("build.registered")
-        # Before anything is sent: an image without a name may be removed at every await.
+        is_known = rooms.images.has(image_id)
+        ready = None if is_known else await rooms.images.prepare(snapshot.image_config(state))
+        with rooms.catalogue.transaction(durable=True):
+            if ready is not None:
+                base = Digest(state.base_id) if state.base_id else None
+                rooms.images.record(
+                    ready, parent=base if base is not None and rooms.images.has(base) else None
+                )
+            tracepoint.reach("build.registered")
+            for tag in request.tags:
+                if rooms.images.find_name(tag) != image_id:
+                    rooms.images.tag(tag, image_id)
+        tracepoint.reach("build.tagged")
         for tag in request.tags:
-            if rooms.images.find_name(tag) != image_id:
-                rooms.images.tag(tag, image_id)
             announce(rooms, image_id, "tag", tag.familiar())
-            tracepoint.reach("build.tagged")
         await send({"stream": f"Successfully built {image_id.short}\n"})
         for tag in request.tags:
             await send({"stream": f"Successfully tagged {tag.familiar()}\n"})

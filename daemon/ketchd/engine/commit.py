@@ -20,14 +20,14 @@ from ketchd.containers.shapes import CONFIG, fold
 from ketchd.containers.supervisor import Box
 from ketchd.engine import stop
 from ketchd.engine.imagechanges import apply_changes, history_entry, image_document
-from ketchd.engine.images import tag_image
+from ketchd.engine.images import announce
 from ketchd.engine.rooms import Rooms
 from ketchd.model.digest import Digest
 from ketchd.model.imageconfig import ImageConfig
 from ketchd.model.platform import Platform
 from ketchd.model.reference import Reference
 
-tracepoint.declare("commit.layer-made", "commit.registered")
+tracepoint.declare("commit.layer-made", "commit.registered", "commit.tagged")
 
 
 async def commit(
@@ -61,12 +61,15 @@ async def commit(
         image_id = Digest.of(document)
         lease.add("blob", image_id)
         parent = Digest(record.image_id)
-        await rooms.images.register(
-            document, parent=parent if rooms.images.has(parent) else None, durable=True
-        )
-        tracepoint.reach("commit.registered")
+        ready = await rooms.images.prepare(document)
+        with rooms.catalogue.transaction(durable=True):
+            rooms.images.record(ready, parent=parent if rooms.images.has(parent) else None)
+            tracepoint.reach("commit.registered")
+            if target is not None:
+                rooms.images.tag(target, image_id)
+        tracepoint.reach("commit.tagged")
     if target is not None:
-        tag_image(rooms, image_id.text, target)
+        announce(rooms, image_id, "tag", target.familiar())
     shown = target.familiar() if target is not None else ""
     rooms.supervisor.announce(box, "commit", comment=comment, imageID=image_id.text, imageRef=shown)
     return image_id

@@ -335,25 +335,5 @@ def _content(rooms: Rooms, record: ImageRecord) -> list[Node]:
     ]
 
 
-def forget_unnamed(rooms: Rooms, made: Collection[Digest]) -> None:
-    """Forget those images of a journey that ended early to which nobody has come; what they consist of is garbage then.
-
-    Call it when the journey's own lease is over.
-    """
-    members = rooms.documents.members() if made else set()
-    for image_id in made:
-        if (
-            rooms.images.has(image_id)
-            and image_id not in members
-            and not is_leased(rooms, image_id)
-            and not rooms.images.get(image_id).references
-            and not rooms.images.children(image_id)
-            and not rooms.supervisor.users_of_image(image_id.text)
-        ):
-            rooms.images.remove(image_id)
-    if made:
-        rooms.documents.release()  # an artifact's
-
-
 def is_leased(rooms: Rooms, image_id: Digest) -> bool:
     return ("image", image_id.text) in rooms.leases.held()

@@ -24,7 +24,7 @@ from ketchd.model.digest import Digest
 from ketchd.model.platform import Platform
 from ketchd.model.reference import Reference
 
-tracepoint.declare("import.layer-made", "import.registered")
+tracepoint.declare("import.layer-made", "import.registered", "import.tagged")
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 _PIECE = 1 << 20
@@ -69,10 +69,14 @@ async def import_image(
         )
         image_id = Digest.of(document)
         lease.add("blob", image_id)
-        await rooms.images.register(document, durable=True)
-        tracepoint.reach("import.registered")
+        ready = await rooms.images.prepare(document)
+        with rooms.catalogue.transaction(durable=True):
+            rooms.images.record(ready)
+            tracepoint.reach("import.registered")
+            if target is not None:
+                rooms.images.tag(target, image_id)
+        tracepoint.reach("import.tagged")
     if target is not None:
-        rooms.images.tag(target, image_id)
         announce(rooms, image_id, "tag", target.familiar())
     announce(rooms, image_id, "import")
     return image_id

@@ -2,7 +2,7 @@
 
 Received whole, looked through, then the layers that are not here are made, in parallel, straight from where they lie in it.
 Of an index every platform that the archive holds is taken, and the index is kept as it came; artifacts are kept unpacked.
-An image is registered after its layers and named last, so each is there as a whole or not at all.
+An image is recorded with its names, after its layers, so each is there as a whole or not at all.
 Source: Engine API 1.50, ImageLoad; moby's image/tarexport/load.go; image-spec image-layout.md.
 """
 
@@ -19,8 +19,9 @@ from ketchd import tracepoint
 from ketchd.content.archives import Contents, Piece, copy_piece, look_through
 from ketchd.content.documents import Document, Kind
 from ketchd.content.marking import Node
+from ketchd.engine.arrivals import Arrivals, ReadyArtifact
 from ketchd.engine.bodies import staged_plain
-from ketchd.engine.images import announce, forget_unnamed
+from ketchd.engine.images import announce
 from ketchd.engine.loadlayout import blob_name, blob_of, is_for_layouts, read_layout
 from ketchd.engine.platforms import host_platform
 from ketchd.engine.rooms import Rooms
@@ -34,7 +35,7 @@ from ketchd.model.manifest import Descriptor, Manifest
 from ketchd.model.platform import Platform, choose
 from ketchd.model.reference import Reference
 
-tracepoint.declare("load.received", "load.layers-made", "load.registered")
+tracepoint.declare("load.received", "load.layers-made", "load.registered", "load.tagged")
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -70,7 +71,6 @@ async def load(
                 else:
                     raise InvalidInput("invalid archive: it has neither manifest.json nor index.json")
         except BaseException:
-            forget_unnamed(rooms, loader.images)
             await asyncio.shield(asyncio.ensure_future(rooms.garbage.sweep(loader.made)))
             raise
 
@@ -87,7 +87,7 @@ class _Loader:
         self._is_whole = False
         self.keep: Callable[[Any, object], None] = lambda kind, key: None
         self.made: list[Node] = []
-        self.images: list[Digest] = []  # that were not here before
+        self._arrived = Arrivals()
 
     async def docker_archive(self) -> None:
         """Every entry of manifest.json."""
@@ -128,9 +128,7 @@ class _Loader:
                 entries = [*index.entries, *index.others]
                 documents.append(await self._document(index.content, index.media_type, "index", entries))
             assert image_id is not None
-            for document in documents:
-                self._rooms.documents.keep(document)
-            await self._name(image_id, whole.names, whole.top if whole.indexes else None)
+            await self._name(image_id, whole.names, documents, whole.top if whole.indexes else None)
 
     async def _take_artifact(self, manifest: Manifest, *, listed: bool) -> Document:
         parts = list({part.digest: part for part in (manifest.config, *manifest.layers)}.values())
@@ -139,12 +137,9 @@ class _Loader:
         document = await self._document(manifest.content, manifest.media_type, "artifact", parts)
         if listed:
             self.keep("image", document.digest)
-            self._rooms.documents.keep(document)
-            if not self._rooms.images.has(document.digest):
-                self.images.append(document.digest)
             kind = manifests.artifact_type(manifest) or manifest.config.media_type
             size = len(manifest.content) + sum(part.size for part in parts)
-            self._rooms.images.register_artifact(document.digest, kind, size)
+            self._arrived.artifacts.append(ReadyArtifact(document, kind, size))
         return document
 
     async def _document(
@@ -199,7 +194,7 @@ class _Loader:
         layers: Sequence[_Layer],
         manifest: Manifest | None = None,
     ) -> Digest:
-        """One image whole but for its names: layers, record."""
+        """One image whole but for its records and names."""
         rooms = self._rooms
         self.keep("blob", Digest.of(config))
         self.keep("image", Digest.of(config))  # nothing names it before everything is there
@@ -225,27 +220,33 @@ class _Loader:
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from failed
         tracepoint.reach("load.layers-made")
-        if not rooms.images.has(Digest.of(config)):
-            self.images.append(Digest.of(config))
-        image_id = await rooms.images.register(
+        ready = await rooms.images.prepare(
             config,
             manifest=None if manifest is None else manifest.content,
             manifest_media_type="" if manifest is None else manifest.media_type,
-            durable=True,
         )
-        tracepoint.reach("load.registered")
-        return image_id
+        self._arrived.images.append(ready)
+        return ready.id
 
     async def _name(
-        self, image_id: Digest, names: Sequence[Reference], document: Digest | None = None
+        self,
+        image_id: Digest,
+        names: Sequence[Reference],
+        documents: Sequence[Document] = (),
+        document: Digest | None = None,
     ) -> None:
-        """Names and announcements. document: the index that the names mean."""
+        """Records with names, and announcements. document: the index that the names mean."""
         rooms = self._rooms
-        if document is not None and not names:
-            # Nothing names the index: its images stay as single ones.
-            rooms.documents.release()
-        # Before anything is sent: a document without a name may be forgotten at every await.
-        moved = [(name, rooms.images.tag(name, image_id, document=document)) for name in names]
+        with rooms.catalogue.transaction(durable=True):
+            self._arrived.record(rooms)
+            for one in documents:
+                rooms.documents.keep(one)
+            tracepoint.reach("load.registered")
+            if document is not None and not names:
+                # Nothing names the index: its images stay as single ones.
+                rooms.documents.release()
+            moved = [(name, rooms.images.tag(name, image_id, document=document)) for name in names]
+        tracepoint.reach("load.tagged")
         for name, previous in moved:
             if previous is not None and previous != image_id:
                 note = f"The image {name.familiar()} already exists, renaming the old one with ID {previous} to empty string\n"

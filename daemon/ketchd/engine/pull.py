@@ -1,7 +1,7 @@
 """The pull journey: a name at a registry becomes an image here, or an artifact.
 
 endpoints → HEAD, then the manifest by digest → platform → lease → config, and every missing layer at once, unpacked while it
-arrives → registered → named last. What a pull that ended early has fetched is there for the next. An index on the way is kept
+arrives → recorded and named, in one transaction. What a pull that ended early has fetched is there for the next. An index on the way is kept
 as it came, whether all of its platforms are wanted or one (`pullcontent` has the fetching).
 """
 
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from ketch_wire.faults import Forbidden, InvalidInput, NotFound
 from ketchd import tracepoint
 from ketchd.content.documents import Document
+from ketchd.engine.arrivals import Arrivals
 from ketchd.engine.conversation import conversation
-from ketchd.engine.images import forget_unnamed
 from ketchd.engine.platforms import DEPTH, host_platform, offers, platform_of
 from ketchd.engine.progress import ProgressBoard, Send
 from ketchd.engine.pullcontent import Fetching, explained
@@ -28,7 +28,7 @@ from ketchd.registry.referrers import is_fallback_tag
 from ketchd.registry.repository import Repository
 from ketchd.registry.tokens import Credentials
 
-tracepoint.declare("pull.manifest-fetched", "pull.tagged")
+tracepoint.declare("pull.manifest-fetched", "pull.registered", "pull.tagged")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,18 +133,11 @@ async def _pull_one(
         if known is not None:
             _announce(board, reference)
             document = rooms.documents.get(digest)
-            return known, _name(
-                rooms, reference, known, digest, board, [] if document is None else [document]
-            )
-    made: list[Digest] = []
-    try:
-        async with rooms.leases.hold() as lease:
-            fetching = Fetching(rooms, repository, reference, board, lease)
-            made = fetching.made
-            return await _fetch(rooms, fetching, digest, platform, wanted, everything, referrers)
-    except BaseException:
-        forget_unnamed(rooms, made)
-        raise
+            documents = [] if document is None else [document]
+            return known, _name(rooms, reference, known, digest, board, documents, Arrivals())
+    async with rooms.leases.hold() as lease:
+        fetching = Fetching(rooms, repository, reference, board, lease)
+        return await _fetch(rooms, fetching, digest, platform, wanted, everything, referrers)
 
 
 async def _fetch(
@@ -156,7 +149,7 @@ async def _fetch(
     everything: bool,
     referrers: bool,
 ) -> tuple[Digest, bool]:
-    """All of it, and the name. Images without a name stay when it fails: `forget_unnamed`."""
+    """All of it, recorded together with the name; the referrers, each with its own, come after that."""
     reference, repository, board = fetching.reference, fetching.repository, fetching.board
     found = await _find(fetching, digest, wanted, board)
     if manifests.artifact_type(found.manifest) is not None:
@@ -169,7 +162,7 @@ async def _fetch(
         documents.append(await fetching.index(index))
     if everything and found.indexes:
         documents = [*await fetching.rest(found.indexes[0]), *documents]
-    is_new = _name(rooms, reference, image_id, found.digest, board, documents)
+    is_new = _name(rooms, reference, image_id, found.digest, board, documents, fetching.arrived)
     if referrers:
         subjects = [
             found.digest,
@@ -196,19 +189,27 @@ def _name(
     digest: Digest,
     board: ProgressBoard,
     documents: list[Document],
+    arrived: Arrivals,
 ) -> bool:
-    """Record the documents, the outermost last, and give the image its names; whether the name is new."""
+    """Record what has arrived and the documents, the outermost last, and give the image its names; whether the name is new.
+
+    Killed at any moment: all of it is there or nothing.
+    """
     by_digest = reference.with_digest(digest)
     before = rooms.images.find_name(reference)
-    for document in documents:
-        rooms.documents.keep(document)
     top = next((one for one in documents if one.digest == digest and one.kind == "index"), None)
     named = rooms.documents.named(reference)
     is_same = top is None or (named is not None and named.digest == top.digest)
-    if before != image_id or rooms.images.find_name(by_digest) != image_id or not is_same:
-        rooms.images.tag(
-            reference, image_id, repo_digest=digest, document=None if top is None else top.digest
-        )
+    is_named = before == image_id and rooms.images.find_name(by_digest) == image_id and is_same
+    with rooms.catalogue.transaction(durable=not is_named):
+        arrived.record(rooms)
+        for document in documents:
+            rooms.documents.keep(document)
+        tracepoint.reach("pull.registered")
+        if not is_named:
+            rooms.images.tag(
+                reference, image_id, repo_digest=digest, document=None if top is None else top.digest
+            )
     tracepoint.reach("pull.tagged")
     board.say(f"Digest: {digest}")
     return before != image_id

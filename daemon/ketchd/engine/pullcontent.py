@@ -9,6 +9,7 @@ from ketch_wire.faults import EngineFailure, Fault, InvalidInput, NotFound
 from ketchd import tracepoint
 from ketchd.content.documents import Document
 from ketchd.content.leases import Lease
+from ketchd.engine.arrivals import Arrivals, ReadyArtifact
 from ketchd.engine.platforms import DEPTH
 from ketchd.engine.progress import ProgressBoard
 from ketchd.engine.rooms import Rooms
@@ -23,7 +24,7 @@ from ketchd.registry.errors import Refused
 from ketchd.registry.repository import Fetched, Repository
 from ketchd.registry.together import together
 
-tracepoint.declare("pull.config-fetched", "pull.layers-published", "pull.registered")
+tracepoint.declare("pull.config-fetched", "pull.layers-published")
 
 _SMALL = 1024 * 1024
 _PARTS_LIMIT = 2000
@@ -31,7 +32,7 @@ _Result = TypeVar("_Result")
 
 
 class Fetching:
-    """The content of one name, under one lease. Everything is published before it is recorded; nothing here names anything.
+    """The content of one name, under one lease. Everything is published here; `arrived` is for the caller to record with the name.
 
     Failed or cancelled: what arrived is garbage for later, or used by the next pull.
     """
@@ -45,7 +46,7 @@ class Fetching:
         self.board = board
         self._lease = lease
         self._left = _PARTS_LIMIT
-        self.made: list[Digest] = []  # images that were not here before
+        self.arrived = Arrivals()
 
     # -- documents
 
@@ -122,14 +123,10 @@ class Fetching:
         for part in parts:
             self._rooms.blobs.add_source(part.digest, self.reference.repository)
         if listed:
-            # Recorded at once, or the artifact would be there without being known as one.
             self._lease.add("image", document.digest)
-            self._rooms.documents.keep(document)
-            if not self._rooms.images.has(document.digest):
-                self.made.append(document.digest)
             kind = manifests.artifact_type(manifest) or manifest.config.media_type
             size = len(manifest.content) + sum(part.size for part in parts)
-            self._rooms.images.register_artifact(document.digest, kind, size)
+            self.arrived.artifacts.append(ReadyArtifact(document, kind, size))
         return document
 
     async def _store(self, media_type: str, content: bytes, kind: str, parts: list[Descriptor]) -> Document:
@@ -158,7 +155,7 @@ class Fetching:
     # -- images
 
     async def image(self, manifest: Manifest, platform: Platform | None) -> Digest:
-        """The image, registered; returns its ID. platform: what was asked for, to warn of another.
+        """The image, ready to be recorded; returns its ID. platform: what was asked for, to warn of another.
 
         Raises NotFound, InvalidInput, EngineFailure.
         """
@@ -187,14 +184,12 @@ class Fetching:
         tracepoint.reach("pull.layers-published")
         for layer in (manifest.config, *manifest.layers):
             rooms.blobs.add_source(layer.digest, reference.repository)
-        if not rooms.images.has(manifest.config.digest):
-            self.made.append(manifest.config.digest)
-        image_id = await rooms.images.register(
+        ready = await rooms.images.prepare(
             content, manifest=manifest.content, manifest_media_type=manifest.media_type,
             config_media_type=manifest.config.media_type,
         )  # fmt: skip
-        tracepoint.reach("pull.registered")
-        return image_id
+        self.arrived.images.append(ready)
+        return ready.id
 
     async def _config(self, descriptor: Descriptor) -> bytes:
         if self._rooms.blobs.has(descriptor.digest):

@@ -43,7 +43,10 @@ async def fetch_referrers(
                 board.say(f"{entry.digest.short}: refers to {subject.short}, but is an index: left out")
                 continue
             document = await fetching.artifact(found)
-            rooms.images.tag(fetching.reference.without_tag().with_digest(document.digest), document.digest)
+            name = fetching.reference.without_tag().with_digest(document.digest)
+            with rooms.catalogue.transaction(durable=True):
+                fetching.arrived.record(rooms)
+                rooms.images.tag(name, document.digest)
             board.say(f"{document.digest}: refers to {subject.short}")
 
 
