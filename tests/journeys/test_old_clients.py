@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import socket
 import tarfile
@@ -80,6 +81,50 @@ def test_an_exec_that_was_never_started_ends_with_its_container(ask: Ask, ketch:
         assert (status, answer["message"]) == (404, f"No such exec instance: {made}")
         ketch("start", name)
     assert ask("POST", "/exec/nobody/resize?h=x&w=1")[0] == 400  # the size is looked at first
+
+
+def test_limits_beside_the_host_config(machine: Machine) -> None:
+    """Where clients had them before 1.18; and a HostConfig that is there twice is one."""
+    made = []
+    for sent in (
+        b'{"Image":"busybox","Cmd":["true"],"Memory":16777216,"CpuShares":7,"Cpuset":"0","Dns":["192.0.2.1"]}',
+        b'{"Image":"busybox","Cmd":["true"],"HostConfig":{"Memory":1,"Dns":["192.0.2.1"],"RestartPolicy":{"Name":"always"}},'
+        b'"CpuShares":7,"HostConfig":{"Memory":16777216,"RestartPolicy":{"MaximumRetryCount":0}},"Cpuset":"0"}',
+    ):
+        status, answer = machine.request(
+            "POST", "/containers/create", raw=sent, headers={"Content-Type": "application/json"}
+        )
+        assert status == 201, answer
+        made.append(json.loads(answer)["Id"])
+    for name, policy in zip(made, ("no", "always"), strict=True):
+        host = machine.json("GET", f"/containers/{name}/json")["HostConfig"]
+        assert (host["Memory"], host["CpuShares"], host["CpusetCpus"]) == (16777216, 7, "0")
+        assert (host["Dns"], host["RestartPolicy"]["Name"]) == (["192.0.2.1"], policy)
+
+
+def test_an_update_before_1_40_has_no_limit_of_processes(machine: Machine, ketch: Client) -> None:
+    name = ketch("create", "--pids-limit", "9", "busybox", "true").strip()
+    for version, expected in (("v1.39", 9), ("v1.40", 7)):
+        machine.json("POST", f"/{version}/containers/{name}/update", {"PidsLimit": 7})
+        assert machine.json("GET", f"/containers/{name}/json")["HostConfig"]["PidsLimit"] == expected
+
+
+def test_an_image_tells_its_container_before_1_45(machine: Machine, ketch: Client) -> None:
+    """The one that it was committed from."""
+    name = ketch("create", "--hostname", "there", "busybox", "echo", "x").strip()
+    ketch("commit", "-c", "CMD other", name, "committed:of")
+    try:
+        shown = machine.json("GET", "/v1.44/images/committed:of/json")
+        assert (shown["Container"], shown["ContainerConfig"]["Hostname"]) == (name, "there")
+        assert (shown["ContainerConfig"]["Cmd"], shown["ContainerConfig"]["Image"]) == (
+            ["echo", "x"],
+            "busybox",
+        )
+        assert not {"Container", "ContainerConfig"} & set(
+            machine.json("GET", "/v1.45/images/committed:of/json")
+        )
+    finally:
+        ketch("rmi", "committed:of")
 
 
 def test_an_upgrade_without_the_word_connection(machine: Machine, ketch: Client) -> None:

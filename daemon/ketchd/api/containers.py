@@ -59,8 +59,9 @@ class ContainerApi:
         """POST /containers/create"""
         body = versions.create_request(await call.json(), call.version, self._rooms.cgroups.version)
         box, warnings = await create(
-            self._rooms, body, name=call.query("name", ""), platform=call.query("platform", "")
-        )
+            self._rooms, body, name=call.query("name", ""),
+            platform=call.query("platform", "") if call.version >= (1, 41) else "",
+        )  # fmt: skip
         return json_reply({"Id": box.record.id, "Warnings": warnings}, 201)
 
     async def start(self, call: Call) -> web.StreamResponse:

@@ -112,7 +112,7 @@ class Call:
             raise InvalidInput(f"unsupported Content-Type header ({kind[:80]}): must be 'application/json'")
         text = content.decode("utf-8", "replace")
         try:
-            sent = json.loads(text, parse_constant=_no_number)
+            sent = json.loads(text, parse_constant=_no_number, object_pairs_hook=_object)
         except json.JSONDecodeError as error:
             raise InvalidInput(of_json(text, error)) from None
         except (ValueError, RecursionError) as error:
@@ -140,6 +140,25 @@ class Call:
     def registry_config(self) -> dict[str, Any]:
         """X-Registry-Config of a build: registry host -> credentials."""
         return _decoded(self.request.headers.get("X-Registry-Config", ""))
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        found = {}
+        for key, value in pairs:
+            _put(found, key, value)
+    return found
+
+
+def _put(found: dict[str, Any], key: str, value: Any) -> None:
+    """Of a key that is there twice the last wins, but two objects are one: Go's decoder fills the same struct again."""
+    before = found.get(key)
+    if isinstance(before, dict) and isinstance(value, dict):
+        for inner, one in value.items():
+            _put(before, inner, one)
+    else:
+        found[key] = value
 
 
 def _no_number(word: str) -> Any:

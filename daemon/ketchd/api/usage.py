@@ -65,7 +65,9 @@ class UsageApi:
         box = self._box(call)
         return json_reply(
             {
-                "Warnings": await update(self._rooms, box, versions.limits(await call.json(), call.version))
+                "Warnings": await update(
+                    self._rooms, box, versions.update_request(await call.json(), call.version)
+                )
                 or None
             }
         )

@@ -12,11 +12,12 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
+from ketch_wire.defaults import ENGINE_VERSION
 from ketch_wire.faults import Conflict, Fault
 from ketchd import tracepoint
 from ketchd.containers.lifecycle import State
 from ketchd.containers.record import ContainerRecord
-from ketchd.containers.shapes import CONFIG, fold
+from ketchd.containers.shapes import CONFIG, fold, shown
 from ketchd.containers.supervisor import Box
 from ketchd.engine import stop
 from ketchd.engine.imagechanges import apply_changes, history_entry, image_document
@@ -70,8 +71,8 @@ async def commit(
         tracepoint.reach("commit.tagged")
     if target is not None:
         announce(rooms, image_id, "tag", target.familiar())
-    shown = target.familiar() if target is not None else ""
-    rooms.supervisor.announce(box, "commit", comment=comment, imageID=image_id.text, imageRef=shown)
+    name = target.familiar() if target is not None else ""
+    rooms.supervisor.announce(box, "commit", comment=comment, imageID=image_id.text, imageRef=name)
     return image_id
 
 
@@ -158,4 +159,9 @@ def _document(
         variant=image.variant if image is not None else "",
         author=author,
         comment=comment,
+        further={
+            "container": record.id,
+            "container_config": shown(record.config),
+            "docker_version": ENGINE_VERSION,
+        },
     )

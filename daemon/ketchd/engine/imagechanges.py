@@ -65,8 +65,9 @@ def image_document(
     variant: str = "",
     author: str = "",
     comment: str = "",
+    further: Mapping[str, Any] | None = None,
 ) -> bytes:
-    """The config whose digest is the new image's ID. history: entries as they stand in it, oldest first."""
+    """The config whose digest is the new image's ID. history: entries as they stand in it, oldest first. further: keys beside them."""
     document: dict[str, Any] = {"architecture": architecture}
     if author:
         document["author"] = author
@@ -81,6 +82,7 @@ def image_document(
     }
     if variant:
         document["variant"] = variant
+    document |= further or {}
     return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogateescape")
 
 

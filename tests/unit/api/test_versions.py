@@ -34,6 +34,52 @@ def test_before_1_25_the_client_removes_its_container() -> None:
     assert host((1, 25), AutoRemove=True)["AutoRemove"] is True
 
 
+def test_limits_beside_the_host_config() -> None:
+    """In any version, as dockerd's ContainerConfigWrapper has them: all of it without a HostConfig, five behind its own."""
+    for version in ((1, 17), (1, 43), (1, 50)):
+        sent = {
+            "Image": "x",
+            "memory": 1,
+            "MemorySwap": 2,
+            "CpuShares": 3,
+            "Cpuset": "0",
+            "Binds": ["/a:/b"],
+            "VolumeDriver": "local",
+        }
+        alone = versions.create_request(sent, version, 2)["HostConfig"]
+        wanted = {"Memory": 1, "MemorySwap": 2, "CpuShares": 3, "CpusetCpus": "0", "VolumeDriver": "local"}
+        assert alone.items() >= {**wanted, "Binds": ["/a:/b"]}.items()
+        beside = versions.create_request({**sent, "HostConfig": {"Memory": 9, "MemorySwap": 0}}, version, 2)[
+            "HostConfig"
+        ]
+        assert beside.items() >= {**wanted, "Memory": 9}.items() and "Binds" not in beside
+        nothing = versions.create_request({"Image": "x", "Cpuset": "0"}, version, 2)
+        assert not nothing.get("HostConfig", {}).get("CpusetCpus")
+    with pytest.raises(InvalidInput, match="cannot unmarshal string into field Memory of type int64"):
+        versions.create_request({"Image": "x", "Memory": "1"}, (1, 50), 2)
+
+
+def test_what_older_clients_do_not_mean() -> None:
+    """The number of processes of an update, and what is mounted below a bind, before 1.40; shares beyond the kernel's before 1.19."""
+    assert versions.update_request({"pidsLimit": 5, "Memory": 1}, (1, 39)) == {"Memory": 1}
+    assert versions.update_request({"PidsLimit": 5}, (1, 40)) == {"PidsLimit": 5}
+    mount = {
+        "Type": "bind",
+        "Source": "/a",
+        "Target": "/b",
+        "BindOptions": {"NonRecursive": True, "Propagation": "private"},
+    }
+    assert host((1, 39), Mounts=[mount])["Mounts"][0]["BindOptions"] == {"Propagation": "private"}
+    assert host((1, 40), Mounts=[mount])["Mounts"] == [mount]
+    assert [host((1, 18), CpuShares=shares)["CpuShares"] for shares in (0, 1, 2, 1 << 20)] == [
+        0,
+        2,
+        2,
+        1 << 18,
+    ]
+    assert host((1, 19), CpuShares=1)["CpuShares"] == 1
+
+
 def test_several_networks_at_the_create_are_new() -> None:
     sent = {"Image": "x", "NetworkingConfig": {"EndpointsConfig": {"one": {}, "two": {}}}}
     assert versions.create_request(sent, (1, 44), 1) == sent
