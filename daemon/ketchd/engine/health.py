@@ -16,6 +16,7 @@ from ketch_wire.faults import Conflict, EngineFailure, Fault, InvalidInput
 from ketchd.containers import health
 from ketchd.containers.health import Health, HealthPlan, Output, Result
 from ketchd.containers.lifecycle import State
+from ketchd.containers.probes import Prober
 from ketchd.containers.shims import ClientStream
 from ketchd.containers.supervisor import Box, ExecRecord
 from ketchd.engine import background
@@ -63,7 +64,6 @@ async def close(rooms: Rooms) -> None:
             rooms.supervisor.save(box.record)
     if tasks:
         await asyncio.wait(tasks, timeout=2 * CANCELLED_WAIT_SECONDS)
-    rooms.prober.close()
 
 
 def _plan(rooms: Rooms, box: Box) -> HealthPlan | None:
@@ -76,13 +76,18 @@ def _plan(rooms: Rooms, box: Box) -> HealthPlan | None:
 
 async def _watch(rooms: Rooms, box: Box, plan: HealthPlan) -> None:
     record = box.record
-    while True:
-        known = Health.from_record(record.health) or Health()
-        await asyncio.sleep(health.next_wait_ns(plan, known, record.started_ns, time.time_ns()) / 1e9)
-        result = await _probe(rooms, box, plan)
-        if record.state is not State.RUNNING:
-            return  # it has just ended: that is no sign of its health
-        _note(rooms, box, plan, result)
+    prober = None if plan.kind == "exec" else Prober(plan, record.pid, record.start_time)
+    try:
+        while True:
+            known = Health.from_record(record.health) or Health()
+            await asyncio.sleep(health.next_wait_ns(plan, known, record.started_ns, time.time_ns()) / 1e9)
+            result = await _probe(rooms, box, plan, prober)
+            if record.state is not State.RUNNING:
+                return  # it has just ended: that is no sign of its health
+            _note(rooms, box, plan, result)
+    finally:
+        if prober is not None:
+            prober.close()
 
 
 def _note(rooms: Rooms, box: Box, plan: HealthPlan, result: Result) -> None:
@@ -122,11 +127,11 @@ async def _react(rooms: Rooms, box: Box, wanted: str) -> None:
         rooms.log.warning("unhealthy container", container=box.record.id, action=wanted, reason=fault.message)
 
 
-async def _probe(rooms: Rooms, box: Box, plan: HealthPlan) -> Result:
+async def _probe(rooms: Rooms, box: Box, plan: HealthPlan, prober: Prober | None) -> Result:
     """One probe, however it goes. Cancelled: its process is killed, its connection closed."""
     start = time.time_ns()
     try:
-        code, output = await (_command if plan.kind == "exec" else _connection)(rooms, box, plan)
+        code, output = await (_command(rooms, box, plan) if prober is None else _connection(prober, plan))
     except (Fault, OSError) as error:
         code, output = -1, error.message if isinstance(error, Fault) else str(error)
     except Exception as error:  # a defect of ours: told, and no end of the watching
@@ -135,10 +140,10 @@ async def _probe(rooms: Rooms, box: Box, plan: HealthPlan) -> Result:
     return Result(start, time.time_ns(), code, output)
 
 
-async def _connection(rooms: Rooms, box: Box, plan: HealthPlan) -> tuple[int, str]:
+async def _connection(prober: Prober, plan: HealthPlan) -> tuple[int, str]:
     try:
         async with asyncio.timeout(plan.timeout_ns / 1e9):
-            return await rooms.prober.probe(plan, box.record.pid, box.record.start_time)
+            return await prober.probe()
     except TimeoutError:
         return -1, health.timeout_words(plan.timeout_ns, "")
 

@@ -11,7 +11,6 @@ from ketchd.build.cache import BuildCache
 from ketchd.catalogue.database import Catalogue
 from ketchd.catalogue.events import EventJournal
 from ketchd.containers.daemondefaults import BUILT_IN, DaemonDefaults
-from ketchd.containers.probes import Prober
 from ketchd.containers.shims import Shims
 from ketchd.containers.subids import IdMap
 from ketchd.containers.supervisor import Supervisor
@@ -60,7 +59,6 @@ class Rooms:
     default_log_driver: str = "json-file"
     default_log_options: dict[str, str] = field(default_factory=dict)
     defaults: DaemonDefaults = BUILT_IN
-    prober: Prober = field(default_factory=Prober)
     registry: RegistryClient = field(default_factory=lambda: RegistryClient(Settings()))
     gc_policy: Policy = field(default_factory=Policy)
     compression: Compression = field(default_factory=Compression)  # of layers that a push makes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from datetime import UTC, datetime
@@ -24,9 +25,14 @@ _UNITS_NS = {
 def rfc3339(time_ns: int) -> str:
     """RFC3339Nano in UTC, trailing zeros of the fraction trimmed, as Go prints it."""
     seconds, fraction = divmod(time_ns, 1_000_000_000)
-    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
     trimmed = f"{fraction:09d}".rstrip("0")
-    return f"{text}.{trimmed}Z" if trimmed else f"{text}Z"
+    return f"{_second(seconds)}.{trimmed}Z" if trimmed else f"{_second(seconds)}Z"
+
+
+@functools.lru_cache(maxsize=16)
+def _second(seconds: int) -> str:
+    """Lines of a log and results of probes come many to a second."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def go_quote(text: str) -> str:
