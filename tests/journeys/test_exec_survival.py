@@ -143,6 +143,23 @@ def test_made_before_and_started_after(host: Host) -> None:
     assert host.told() == [(made, "3")]
 
 
+@pytest.mark.parametrize("ends_while_away", [False, True])
+def test_made_before_and_never_started(host: Host, ends_while_away: bool) -> None:
+    """It goes with the container's run, and the next ketchd does not know it either."""
+    made = host.api("POST", "/containers/host/exec", {"Cmd": ["true"]})["Id"]
+    if not ends_while_away:
+        host.api("POST", "/containers/host/kill")
+        until(lambda: not host.api("GET", "/containers/host/json")["State"]["Running"])
+    host.machine.kill()
+    if ends_while_away:
+        os.kill(host.pid, signal.SIGKILL)
+        until(lambda: not Path(f"/proc/{host.pid}").exists())
+    host.machine.start()
+
+    host.api("POST", "/containers/host/start")
+    assert host.machine.request("GET", f"/exec/{made}/json")[0] == 404
+
+
 def test_killed_amid_the_start(host: Host) -> None:
     """Its `exec_start` is told, and then, if it ran, its end."""
     host.machine.kill()

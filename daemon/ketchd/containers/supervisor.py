@@ -250,6 +250,15 @@ class Supervisor:
                 "DELETE FROM execs WHERE ended_ns > 0 AND ended_ns <= ?", (now - int(kept_seconds * 1e9),)
             )
 
+    def drop_execs(self, box: Box, records: Sequence[ExecRecord]) -> None:
+        """Forget execs that are never to run. Raises EngineFailure."""
+        if records:
+            with self._catalogue.transaction() as connection:
+                connection.executemany("DELETE FROM execs WHERE id = ?", [(record.id,) for record in records])
+        for record in records:
+            box.execs.pop(record.id, None)
+            self.execs.pop(record.id, None)
+
     def _linked(self, parent: str, alias: str = "") -> Box | None:
         if not alias or (owner := self._names.get(parent)) is None:
             return None

@@ -23,6 +23,7 @@ from ketchd.engine import links
 from ketchd.engine.rooms import Rooms
 
 KEPT_SECONDS = 300.0  # after its end: long enough for every client to ask
+WAITING_LIMIT = 1024  # execs of one container that nobody has started: dockerd keeps any number, until the container's end
 
 tracepoint.declare("exec.created", "exec.started")
 
@@ -48,8 +49,14 @@ def create_exec(rooms: Rooms, box: Box, body: Mapping[str, Any]) -> ExecRecord:
     with rooms.catalogue.transaction():
         rooms.supervisor.announce(box, f"exec_create: {_shown(settings)}", execID=record.id)
         rooms.supervisor.add_exec(box, record)
+        rooms.supervisor.drop_execs(box, _waiting(box)[:-WAITING_LIMIT])
     tracepoint.reach("exec.created")
     return record
+
+
+def _waiting(box: Box) -> list[ExecRecord]:
+    """Those that nobody has started, oldest first."""
+    return [one for one in box.execs.values() if not one.started]
 
 
 def _shown(settings: Mapping[str, Any]) -> str:
@@ -133,9 +140,7 @@ def container_ended(rooms: Rooms, box: Box, codes: Mapping[str, int] | None = No
     for exec_id, code in (codes or {}).items():
         if exec_id in box.execs and box.execs[exec_id].exit_code is None:
             box.execs[exec_id].exit_code = code
-    for record in list(box.execs.values()):
-        if not record.started:  # it was meant for this run, and for no later one
-            _forget(rooms, box, record.id)
+    rooms.supervisor.drop_execs(box, _waiting(box))  # they were meant for this run, and for no later one
     ended = [record for record in box.execs.values() if record.running]
     for record in ended:
         _is_over(rooms, box, record, 137 if record.exit_code is None else record.exit_code)
@@ -152,8 +157,10 @@ def never_ran(rooms: Rooms, box: Box, record: ExecRecord, code: int) -> None:
 
 
 def restored(rooms: Rooms) -> None:
-    """Those that the last ketchd saw end are not known for ever."""
+    """Those that the last ketchd saw end are not known for ever, and those of a container that had ended not at all."""
     for box in rooms.supervisor:
+        if not box.record.has_process:
+            rooms.supervisor.drop_execs(box, _waiting(box))
         for record in box.execs.values():
             if record.ended.is_set():
                 _forget_later(rooms, box, record)

@@ -69,6 +69,21 @@ async def test_an_exec_that_ends_with_its_container_is_forgotten(
     assert rooms.supervisor.execs == {} and box.execs == {}
 
 
+async def test_execs_that_nobody_starts_are_bounded(rooms: Rooms, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest stay; what has been started does not count. In the catalogue too."""
+    monkeypatch.setattr(execs, "WAITING_LIMIT", 2)
+    box, running = await made(rooms, begun)
+    await execs.start_exec(rooms, box, running, None)
+    waiting = [execs.create_exec(rooms, box, {"Cmd": ["x"]}).id for _ in range(4)]
+
+    assert list(box.execs) == list(rooms.supervisor.execs) == [running.id, *waiting[2:]]
+    rows = {row["id"] for row in rooms.catalogue.query("SELECT id FROM execs")}
+    assert rows == {running.id, *waiting[2:]}
+
+    execs.container_ended(rooms, box)
+    assert [row["id"] for row in rooms.catalogue.query("SELECT id FROM execs")] == [running.id]
+
+
 async def test_the_end_of_the_container_is_that_of_an_exec_that_starts(rooms: Rooms) -> None:
     """One exit code for the event and for inspect."""
 
