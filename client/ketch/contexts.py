@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
 from ketch.buildcontext import ContextTar
-from ketch.faults import CommandFailed
+from ketch.faults import CommandFailed, why
 from ketch.ignorefile import BadPattern, Ignore, compile_pattern, read_lines
 from ketch.tarwriting import BLOCK, header
 
@@ -88,7 +88,7 @@ def _dockerfile(root: str, given: str) -> tuple[str, bytes | None]:
         os.stat(real)
     except OSError as error:
         raise CommandFailed(
-            f"{PREPARE}unable to evaluate symlinks in Dockerfile path: lstat {path}: {(error.strerror or '').lower()}"
+            f"{PREPARE}unable to evaluate symlinks in Dockerfile path: lstat {path}: {why(error)}"
         ) from error
     inside = os.path.relpath(real, root)
     if inside.startswith("../"):
@@ -96,9 +96,7 @@ def _dockerfile(root: str, given: str) -> tuple[str, bytes | None]:
             with open(path, "rb") as file:
                 return "", file.read()
         except OSError as error:
-            raise CommandFailed(
-                f"unable to open Dockerfile: open {path}: {(error.strerror or '').lower()}"
-            ) from error
+            raise CommandFailed(f"unable to open Dockerfile: open {path}: {why(error)}") from error
     return inside, None
 
 
@@ -111,7 +109,7 @@ def _ignore_lines(root: str, dockerfile: str) -> list[str]:
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise CommandFailed(f"error reading .dockerignore: {(error.strerror or '').lower()}") from error
+            raise CommandFailed(f"error reading .dockerignore: {why(error)}") from error
         except BadPattern as error:
             raise CommandFailed(f"error checking context: {error}") from error
     return []

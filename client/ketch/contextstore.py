@@ -19,7 +19,8 @@ import zipfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ketch.faults import CommandFailed
+from ketch.faults import CommandFailed, why
+from ketch.replacing import replace_file
 
 DOCKER = "docker"
 NAME_PATTERN = "^[a-zA-Z0-9][a-zA-Z0-9_.+-]+$"
@@ -95,7 +96,7 @@ class ContextStore:
                 f'context "{name}": context not found: open {path}: no such file or directory'
             ) from None
         except OSError as error:
-            raise CommandFailed(f'context "{name}": open {path}: {_why(error)}') from error
+            raise CommandFailed(f'context "{name}": open {path}: {why(error)}') from error
         except ValueError as error:
             raise CommandFailed(f'context "{name}": parsing {path}: {error}') from error
         return Stored(meta, self._read_tls(name))
@@ -115,7 +116,7 @@ class ContextStore:
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as error:
-                raise CommandFailed(f"open {path}: {_why(error)}") from error
+                raise CommandFailed(f"open {path}: {why(error)}") from error
             except ValueError as error:
                 raise CommandFailed(f"parsing {path}: {error}") from error
         return sorted(found, key=natural)
@@ -126,7 +127,7 @@ class ContextStore:
         directory = self.meta_directory(stored.name)
         os.makedirs(directory, 0o755, exist_ok=True)
         content = json.dumps(stored.meta, separators=(",", ":"), ensure_ascii=False).encode()
-        _replace(os.path.join(directory, "meta.json"), content, 0o644)
+        replace_file(os.path.join(directory, "meta.json"), content, 0o644)
 
     def remove(self, name: str) -> None:
         """With its certificates; one that is not there is removed already."""
@@ -154,15 +155,11 @@ class ContextStore:
             for made in (os.path.dirname(root), root, directory):
                 os.makedirs(made, 0o700, exist_ok=True)
             for name, content in files.items():
-                _replace(os.path.join(directory, name), content, 0o600)
+                replace_file(os.path.join(directory, name), content, 0o600)
 
 
 def _number(name: str) -> str:
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _why(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
 
 
 def _read_meta(path: str) -> dict[str, Any]:
@@ -179,20 +176,6 @@ def _files_of(directory: str) -> Iterator[tuple[str, bytes]]:
         if os.path.isfile(path):
             with open(path, "rb") as file:
                 yield name, file.read()
-
-
-def _replace(path: str, content: bytes, mode: int) -> None:
-    temporary = f"{path}.{os.getpid()}.tmp"
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    try:
-        with open(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(handle)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def natural(name: str) -> list[tuple[int, str]]:

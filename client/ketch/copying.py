@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from ketch.faults import CommandFailed
+from ketch.faults import CommandFailed, why
 from ketch.tarwriting import EntryWriter, in_large_parts
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def local_source(path: str, follow: bool) -> Place:
     try:
         info = os.lstat(clean)
     except OSError as error:
-        raise CommandFailed(f"lstat {clean}: {(error.strerror or '').lower()}") from error
+        raise CommandFailed(f"lstat {clean}: {why(error)}") from error
     is_directory = stat.S_ISDIR(info.st_mode)
     if path.endswith("/") and not is_directory:
         raise CommandFailed("not a directory")
@@ -203,7 +203,7 @@ def extract(parts: Iterator[bytes], target: Target, *, keep_owner: bool) -> int:
     except tarfile.TarError as error:
         raise CommandFailed(f"the archive cannot be read: {error}") from error
     except OSError as error:
-        raise CommandFailed(f"{error.filename}: {(error.strerror or str(error)).lower()}") from error
+        raise CommandFailed(f"{error.filename}: {why(error)}") from error
     # Last: what is written into a directory changes its time.
     for place, moment in reversed(times):
         with contextlib.suppress(OSError):

@@ -12,7 +12,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ketch.faults import CommandFailed
+from ketch.faults import CommandFailed, why
+from ketch.replacing import replace_file
 
 # Docker Hub is `docker.io` in names and this in files and requests.
 HUB_KEY = "https://index.docker.io/v1/"
@@ -66,8 +67,7 @@ class ConfigFile:
         except FileNotFoundError:
             return cls(path, {})
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            return cls(path, {}, f"Error loading config file: open {path}: {reason}")
+            return cls(path, {}, f"Error loading config file: open {path}: {why(error)}")
         try:
             values = json.loads(content) if content.strip() else {}
         except json.JSONDecodeError as error:
@@ -184,18 +184,7 @@ class ConfigFile:
         directory = os.path.dirname(path)
         os.makedirs(directory, mode=0o700, exist_ok=True)
         content = json.dumps(self.values, indent="\t", ensure_ascii=False)
-        temporary = f"{path}.{os.getpid()}.tmp"
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            with open(handle, "w", encoding="utf-8") as file:
-                os.fchmod(handle, 0o600)
-                file.write(content)
-                file.flush()
-                os.fsync(handle)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        replace_file(path, content.encode(), 0o600)
 
     def _auths(self) -> dict[str, Any]:
         kept = self.values.get("auths")

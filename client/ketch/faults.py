@@ -28,3 +28,8 @@ class EngineAnswer(CommandFailed):
 
 class EngineAway(CommandFailed):
     """No engine listens, or it went away in the middle of an answer."""
+
+
+def why(error: OSError) -> str:
+    """The kernel's reason in small letters, as docker's lines have it. Pure."""
+    return (error.strerror or str(error)).lower()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ketch.faults import CommandFailed
+from ketch.faults import CommandFailed, why
 from ketch.limits import parse_byte_rate, parse_operation_rate, parse_restart, parse_ulimit, parse_weight
 from ketch.mounts import is_cdi_name, parse_device, parse_mount, split_volumes
 from ketch.networkflags import endpoints, is_mac, network_mode
@@ -297,6 +297,6 @@ def _profile(path: str) -> str:
             content = file.read()
         return json.dumps(json.loads(content), separators=(",", ":"))
     except OSError as error:
-        raise ValueError(failed + (error.strerror or "").lower()) from error
+        raise ValueError(failed + why(error)) from error
     except ValueError as error:
         raise ValueError(f"compacting json for seccomp profile ({path}) failed: {error}") from error

@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from ketch.faults import CommandFailed
+from ketch.faults import CommandFailed, why
 
 BLOCK = 512
 CHUNK = 256 * 1024
@@ -161,7 +161,7 @@ class EntryWriter:
         shown = os.fsdecode(path)
         if isinstance(error, PermissionError):
             return CommandFailed(f"{self._failed}no permission to read from '{shown}'")
-        return CommandFailed(f"{self._failed}{shown}: {(error.strerror or str(error)).lower()}")
+        return CommandFailed(f"{self._failed}{shown}: {why(error)}")
 
 
 def in_large_parts(parts: Iterator[bytes]) -> Iterator[bytes]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
+from ketch.faults import why
+
 _SPACES = " \t"
 
 
@@ -65,7 +67,7 @@ def _lines(path: str) -> list[str]:
     except IsADirectoryError as error:
         raise ValueError(f"invalid env file ({path}): read {path}: is a directory") from error
     except OSError as error:
-        raise ValueError(f"open {path}: {(error.strerror or '').lower()}") from error
+        raise ValueError(f"open {path}: {why(error)}") from error
     found = []
     for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         raw = raw.removesuffix(b"\r")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from ketch.commands.registry import platform_object
-from ketch.faults import CommandFailed
+from ketch.faults import CommandFailed, why
 from ketch.http import Answer
 from ketch.options import Command, Given
 from ketch.progressview import show
@@ -74,7 +74,7 @@ def deliver(answer: Answer, path: str) -> None:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except OSError as error:
-            raise CommandFailed(f"{error.filename or path}: {(error.strerror or '').lower()}") from error
+            raise CommandFailed(f"{error.filename or path}: {why(error)}") from error
         finally:
             if os.path.exists(temporary):
                 os.unlink(temporary)
@@ -135,7 +135,7 @@ def _opened(path: str) -> BinaryIO:
     try:
         return open(path, "rb")
     except OSError as error:
-        raise CommandFailed(f"open {path}: {(error.strerror or '').lower()}") from error
+        raise CommandFailed(f"open {path}: {why(error)}") from error
 
 
 def read_parts(file: BinaryIO) -> Iterator[bytes]:

@@ -10,7 +10,7 @@ from typing import Any
 from ketch import dockercontexts
 from ketch.commands.inspect import FORMAT, inspect_each
 from ketch.contextstore import DOCKER, ContextStore, Stored, TlsFiles, check_name, natural, pack, unpack
-from ketch.faults import CommandFailed
+from ketch.faults import CommandFailed, why
 from ketch.options import Command, Given, convert
 from ketch.session import Session
 from ketch.terminal import is_terminal
@@ -128,7 +128,7 @@ def _endpoint(config: dict[str, str]) -> tuple[str, bool, dict[str, bytes]]:
                 with open(os.path.expanduser(config[key]), "rb") as file:
                     files[f"{key}.pem"] = file.read()
             except OSError as error:
-                raise CommandFailed(f"open {config[key]}: {(error.strerror or '').lower()}") from error
+                raise CommandFailed(f"open {config[key]}: {why(error)}") from error
     if host.startswith("ssh://"):
         from ketch import sshlink
 
@@ -292,7 +292,7 @@ def export(session: Session, given: Given) -> int:
         with open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(packed)
     except OSError as error:
-        raise CommandFailed(f"open {target}: {(error.strerror or '').lower()}") from error
+        raise CommandFailed(f"open {target}: {why(error)}") from error
     session.warn(f"Written file {json.dumps(target, ensure_ascii=False)}")
     return 0
 
@@ -308,7 +308,7 @@ def import_(session: Session, given: Given) -> int:
             with open(source, "rb") as file:
                 archive = file.read()
     except OSError as error:
-        raise CommandFailed(f"open {source}: {(error.strerror or '').lower()}") from error
+        raise CommandFailed(f"open {source}: {why(error)}") from error
     session.contexts.write(unpack(name, archive))
     return _made(session, name, "imported")
 

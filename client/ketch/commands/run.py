@@ -9,7 +9,7 @@ from typing import Any
 
 from ketch.attach import Detached, Relay, WaitAnswer, forwarder, resizer, watching
 from ketch.engine import Engine
-from ketch.faults import CommandFailed, EngineAnswer
+from ketch.faults import CommandFailed, EngineAnswer, why
 from ketch.options import Command, Given
 from ketch.pulling import pull_image
 from ketch.references import is_id, parse_name
@@ -147,7 +147,7 @@ def _write_id(path: str, container: str) -> None:
             file.write(container)
     except OSError as error:
         raise CommandFailed(
-            f"failed to create the container ID file: open {path}: {(error.strerror or '').lower()}", 125
+            f"failed to create the container ID file: open {path}: {why(error)}", 125
         ) from error
 
 
