@@ -144,7 +144,9 @@ def tls_of(options: Given, directory: str) -> Tls | None:
     """What `--tls…` and the environment say; None for plain TCP. directory: where docker's clients keep certificates."""
     found = tls_of_environment(directory)
     verify = options.on("tlsverify") if options.has("tlsverify") else found is not None and found.verify
-    if not (verify or (options.on("tls") if options.has("tls") else found is not None)):
+    # `--tlsverify=false` is TLS too. Source: docker/cli cli/flags/options.go SetDefaultOptions.
+    is_on = options.on("tls") if options.has("tls") else found is not None
+    if not (is_on or verify or options.has("tlsverify")):
         return None
     names = (("ca.pem", "tlscacert"), ("cert.pem", "tlscert"), ("key.pem", "tlskey"))
     named = tuple((name, options.text(flag)) for name, flag in names if options.has(flag))

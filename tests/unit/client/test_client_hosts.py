@@ -78,3 +78,12 @@ def test_tls_by_options_and_environment(
 def test_a_named_certificate_must_be_there() -> None:
     with pytest.raises(CommandFailed, match="open /nosuch: no such file or directory"):
         tls_of(parse(GLOBAL, "ketch", ["--tlsverify", "--tlskey", "/nosuch", "ps"]), "/config")
+
+
+def test_a_certificate_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """It is no word about the engine, which was not asked."""
+    (tmp_path / "ca.pem").mkdir()
+    with pytest.raises(
+        CommandFailed, match=f"resolve docker endpoint: open {tmp_path}/ca.pem: is a directory"
+    ):
+        connect("tcp://127.0.0.1:1", Tls(str(tmp_path), True))
