@@ -11,7 +11,7 @@ from typing import cast
 from ketch import __version__
 from ketch.commandtable import COMMON, GROUPS, MANAGEMENT, PLAIN, TABLE, Entry, find, members
 from ketch.engine import Tls, tls_of_environment
-from ketch.faults import CommandFailed, UsageError
+from ketch.faults import CommandFailed, UsageError, why
 from ketch.options import Command, Given, HelpAsked, parse, render_options
 from ketch.session import Session
 
@@ -113,7 +113,14 @@ def _run(words: list[str]) -> int:
     except HelpAsked:
         print(command_page(entry, own, command, terminal_columns()))
         return 0
-    return function(session, given)
+    try:
+        return function(session, given)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if session.is_debugging:
+            raise
+        raise CommandFailed(f"{error.filename}: {why(error)}" if error.filename else why(error)) from error
 
 
 def open_session(typed: list[str]) -> Session:

@@ -6,13 +6,16 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ketch import __version__
-from ketch.faults import CommandFailed, EngineAnswer, EngineAway
+from ketch.faults import CommandFailed, EngineAnswer, EngineAway, why
 from ketch.hosts import split_tcp
 from ketch.http import Answer, Body, Connection, Link
 from ketch_wire.defaults import API_VERSION, DEFAULT_SOCKET
+
+if TYPE_CHECKING:
+    import ssl
 
 Query = Mapping[str, Any]
 
@@ -40,7 +43,7 @@ class Tls(NamedTuple):
         return dict(self.named).get(name) or os.path.join(self.directory, name)
 
     def files(self) -> dict[str, bytes]:
-        """Those that are there, by name."""
+        """Those that are there, by name. Raises OSError for one that cannot be read."""
         found = {}
         for name in ("ca.pem", "cert.pem", "key.pem"):
             path = self.path(name)
@@ -248,21 +251,11 @@ def tls_fault(host: str, error: OSError) -> EngineAway:
 def _connect_tcp(scheme: str, place: str, tls: Tls | None) -> Link:
     secure = scheme == "https" or tls is not None
     address, port, _ = split_tcp(f"{scheme}://{place}", place, 2376 if secure else 2375)
+    context = _tls_context(tls or Tls(os.path.expanduser("~/.docker"), True)) if secure else None
     link = socket.create_connection((address, port))
     link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if not secure:
+    if context is None:
         return link
-    import ssl
-
-    files = tls or Tls(os.path.expanduser("~/.docker"), True)
-    authority, certificate, key = (files.path(name) for name in ("ca.pem", "cert.pem", "key.pem"))
-    # An authority that is given is the only one.
-    context = ssl.create_default_context(cafile=authority if os.path.exists(authority) else None)
-    if os.path.exists(certificate) and os.path.exists(key):
-        context.load_cert_chain(certificate, key)
-    if not files.verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
     from ketch.tlslink import TlsLink
 
     try:
@@ -270,6 +263,25 @@ def _connect_tcp(scheme: str, place: str, tls: Tls | None) -> Link:
     except BaseException:
         link.close()
         raise
+
+
+def _tls_context(tls: Tls) -> ssl.SSLContext:
+    import ssl
+
+    try:
+        found = tls.files()
+    except OSError as error:
+        raise CommandFailed(
+            f"Failed to initialize: unable to resolve docker endpoint: open {error.filename}: {why(error)}"
+        ) from error
+    # An authority that is given is the only one.
+    context = ssl.create_default_context(cafile=tls.path("ca.pem") if "ca.pem" in found else None)
+    if "cert.pem" in found and "key.pem" in found:
+        context.load_cert_chain(tls.path("cert.pem"), tls.path("key.pem"))
+    if not tls.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def encode_query(query: Query | None) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ketch.cli import GLOBAL, tls_of
-from ketch.engine import Engine, Tls
+from ketch.engine import Engine, Tls, connect
 from ketch.faults import CommandFailed
 from ketch.hosts import parse_host, split_tcp
 from ketch.options import parse
@@ -62,7 +64,10 @@ def test_a_context_s_host_may_be_wrong_as_well() -> None:
         ("", {"DOCKER_TLS": "1", "DOCKER_CERT_PATH": "/certs"}, Tls("/certs", False)),
         ("--tls", {"DOCKER_CERT_PATH": "/certs"}, Tls("/certs", False)),
         ("--tlsverify=false", {"DOCKER_TLS_VERIFY": "1"}, Tls("/config", False)),
-        ("--tls=false --tlsverify=false", {"DOCKER_TLS_VERIFY": "1"}, None),
+        ("--tlsverify=false", {}, Tls("/config", False)),
+        ("--tls=false --tlsverify=false", {"DOCKER_TLS_VERIFY": "1"}, Tls("/config", False)),
+        ("--tls=false", {"DOCKER_TLS_VERIFY": "1"}, Tls("/config", True)),
+        ("--tls=false", {"DOCKER_TLS": "1"}, None),
     ],
 )
 def test_tls_by_options_and_environment(
