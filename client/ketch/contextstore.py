@@ -122,18 +122,27 @@ class ContextStore:
         return sorted(found, key=natural)
 
     def write(self, stored: Stored) -> None:
-        """Make or replace one; its certificates first, so that nobody ever reaches the engine without them."""
-        self._write_tls(stored)
+        """Make or replace one; never is it without its certificates, so that nobody reaches the engine without them.
+
+        Raises OSError; the one that was there is there still.
+        """
+        root = self.tls_directory(stored.name)
+        for endpoint, files in stored.tls.items():
+            os.makedirs(self._root, 0o755, exist_ok=True)
+            directory = os.path.join(root, endpoint)
+            for made in (os.path.dirname(root), root, directory):
+                os.makedirs(made, 0o700, exist_ok=True)
+            for name, content in files.items():
+                replace_file(os.path.join(directory, name), content, 0o600)
         directory = self.meta_directory(stored.name)
         os.makedirs(directory, 0o755, exist_ok=True)
-        content = json.dumps(stored.meta, separators=(",", ":"), ensure_ascii=False).encode()
-        replace_file(os.path.join(directory, "meta.json"), content, 0o644)
+        replace_file(os.path.join(directory, "meta.json"), _written_meta(stored), 0o644)
+        _remove_others(root, stored.tls)
 
     def remove(self, name: str) -> None:
         """With its certificates; one that is not there is removed already."""
-        for directory in (self.meta_directory(name), self.tls_directory(name)):
-            with contextlib.suppress(FileNotFoundError):
-                shutil.rmtree(directory)
+        _remove(self.meta_directory(name))
+        _remove(self.tls_directory(name))
 
     def _read_tls(self, name: str) -> TlsFiles:
         root = self.tls_directory(name)
@@ -145,17 +154,25 @@ class ContextStore:
                     found[endpoint] = dict(_files_of(directory))
         return found
 
-    def _write_tls(self, stored: Stored) -> None:
-        root = self.tls_directory(stored.name)
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(root)
-        for endpoint, files in stored.tls.items():
-            os.makedirs(self._root, 0o755, exist_ok=True)
-            directory = os.path.join(root, endpoint)
-            for made in (os.path.dirname(root), root, directory):
-                os.makedirs(made, 0o700, exist_ok=True)
-            for name, content in files.items():
-                replace_file(os.path.join(directory, name), content, 0o600)
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+
+
+def _remove_others(root: str, kept: TlsFiles) -> None:
+    """What lies below `root` and is not among `kept`."""
+    if not kept:
+        _remove(root)
+        return
+    for endpoint in os.listdir(root):
+        directory = os.path.join(root, endpoint)
+        if endpoint not in kept:
+            _remove(directory)
+            continue
+        for name in os.listdir(directory):
+            if name not in kept[endpoint]:
+                _remove(os.path.join(directory, name))
 
 
 def _number(name: str) -> str:
@@ -168,6 +185,13 @@ def _read_meta(path: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError("not a JSON object")
     return found
+
+
+def _written_meta(stored: Stored) -> bytes:
+    # What was typed and is no UTF-8 becomes an escape of JSON.
+    return json.dumps(stored.meta, separators=(",", ":"), ensure_ascii=False).encode(
+        "utf-8", "backslashreplace"
+    )
 
 
 def _files_of(directory: str) -> Iterator[tuple[str, bytes]]:
@@ -197,7 +221,7 @@ def pack(stored: Stored) -> bytes:
                 entry.size = len(content)
             tar.addfile(entry, None if content is None else io.BytesIO(content))
 
-        add("meta.json", 0o644, json.dumps(stored.meta, separators=(",", ":"), ensure_ascii=False).encode())
+        add("meta.json", 0o644, _written_meta(stored))
         add("tls", 0o700, None)
         for endpoint, files in stored.tls.items():
             add(f"tls/{endpoint}", 0o700, None)

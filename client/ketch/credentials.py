@@ -184,7 +184,7 @@ class ConfigFile:
         directory = os.path.dirname(path)
         os.makedirs(directory, mode=0o700, exist_ok=True)
         content = json.dumps(self.values, indent="\t", ensure_ascii=False)
-        replace_file(path, content.encode(), 0o600)
+        replace_file(path, content.encode("utf-8", "backslashreplace"), 0o600)
 
     def _auths(self) -> dict[str, Any]:
         kept = self.values.get("auths")

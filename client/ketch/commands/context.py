@@ -152,8 +152,8 @@ def _check_certificates(config: dict[str, str], files: dict[str, bytes]) -> None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         if "ca.pem" in files:
-            context.load_verify_locations(cadata=files["ca.pem"].decode("ascii", "replace"))
-    except ssl.SSLError as error:
+            context.load_verify_locations(cadata=files["ca.pem"].decode("ascii", "ignore"))
+    except (ssl.SSLError, ValueError) as error:  # ValueError: of nothing at all
         raise CommandFailed(f"{failed}ca.pem seems invalid") from error
     try:
         if "cert.pem" in files and "key.pem" in files:

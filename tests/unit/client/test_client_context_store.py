@@ -44,6 +44,10 @@ context create bad --docker foo
 context create bad --from nosuch
 context create bad --docker host=tcp://h:1,ca=none.pem
 context create bad --docker host=tcp://h:1,ca=junk
+context create bad --docker host=tcp://h:1,ca=empty
+context create bad --docker host=tcp://h:1,ca=bytes
+context create latin --docker host=unix:///x --description 'caf\udce9'
+context inspect latin
 context create bad --docker skip-tls-verify=maybe
 context create bad --from two --docker host=x
 context create four --from two
@@ -112,6 +116,8 @@ def place(tmp_path: Path) -> Path:
     subprocess.run(["openssl", *words], cwd=tmp_path, capture_output=True, check=True)
     shutil.copy(tmp_path / "cert.pem", tmp_path / "ca.pem")
     (tmp_path / "junk").write_text("x")
+    (tmp_path / "empty").touch()
+    (tmp_path / "bytes").write_bytes(b"\x30\x82\xff")
     for name, member in (("evil.tar", "../x"), ("empty.tar", "tls/docker/ca.pem")):
         with tarfile.open(tmp_path / name, "w") as tar:
             tar.addfile(tarfile.TarInfo(member))
@@ -200,7 +206,7 @@ def test_each_reads_what_the_other_wrote(place: Path, first: str) -> None:
         '{"docker":["ca.pem","cert.pem","key.pem"]}\n'
     )
     assert reader("context", "update", "two", "--description", "other")[0] == 0
-    assert writer("context", "ls", "--format", "{{.Description}}").__getitem__(1).endswith("d <ä>\nother\n")
+    assert writer("context", "ls", "--format", "{{.Description}}")[1].endswith("d <ä>\nother\n")
     assert reader("context", "rm", "-f", "one", "two")[:2] == (0, "one\ntwo\n")
     assert writer("context", "ls", "-q")[1] == "default\n"
     assert [path for path in (config / "contexts").rglob("*") if path.is_file()] == []
@@ -220,6 +226,38 @@ def test_what_is_stored_is_the_owner_s(place: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in found if path.is_file()} == {0o600}
     assert {path.stat().st_mode & 0o777 for path in found if path.is_dir()} == {0o700}
     assert len(found) == 5
+
+
+@needs_openssl
+def test_an_update_that_fails_leaves_what_was_there(place: Path) -> None:
+    """Not one certificate is missing, and the reason is one line."""
+    typed = typing(KETCH, place / "config", place)
+    assert (
+        typed("context", "create", "one", "--docker", "host=tcp://h:1,ca=ca.pem,cert=cert.pem,key=key.pem")[0]
+        == 0
+    )
+    before = typed("context", "inspect", "one")
+    no_room = ("-c", 'ulimit -f 0; exec "$@"', "-", KETCH)
+    code, _, said = typing("sh", place / "config", place)(
+        *no_room, "context", "update", "one", "--docker", "host=tcp://z:1,ca=ca.pem"
+    )
+    assert (code, said.splitlines()) == (1, ["file too large"])
+    assert typed("context", "inspect", "one") == before
+    assert typed("context", "update", "one", "--docker", "host=tcp://z:1,ca=ca.pem")[0] == 0
+    assert typed("context", "inspect", "-f", "{{.TLSMaterial.docker}}", "one")[1] == "[ca.pem]\n"
+
+
+@pytest.mark.parametrize(
+    "words", [("ls",), ("create", "one", "--docker", "host=unix:///x"), ("rm", "-f", "one")]
+)
+def test_a_store_that_is_none(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """One line, and the fault's place only for who wants it."""
+    (tmp_path / "contexts").touch()
+    typed = typing(KETCH, tmp_path, tmp_path)
+    code, _, said = typed("context", *words)
+    assert (code, said.count("\n")) == (1, 1)
+    assert said.startswith(f"{tmp_path}/contexts") and said.endswith(": not a directory\n")
+    assert "Traceback" in typed("-D", "context", *words)[2]
 
 
 @needs_openssl
