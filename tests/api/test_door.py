@@ -28,6 +28,7 @@ class Handlers:
         self.finish = asyncio.Event()
         self.ended = asyncio.Event()
         self.outcomes: list[str] = []
+        self.server: ApiServer | None = None
 
     def routes(self) -> list[Route]:
         return [
@@ -39,6 +40,7 @@ class Handlers:
             Route("POST", "/progress", self.progress),
             Route("POST", "/late", self.late),
             Route("POST", "/upgrade", self.upgrade),
+            Route("POST", "/upgrade-late", self.upgrade_late),
             Route("POST", "/long", self.long),
             Route("GET", "/watch", self.long),
         ]
@@ -78,6 +80,15 @@ class Handlers:
         self.outcomes.append("upgraded and ended")
         return taken.response
 
+    async def upgrade_late(self, call: Call) -> web.StreamResponse:
+        self.begun.set()
+        await self.finish.wait()
+        try:
+            return (await hijack(call, multiplexed=True)).response
+        except ConnectionError:
+            self.ended.set()
+            raise
+
     async def long(self, call: Call) -> web.StreamResponse:
         self.begun.set()
         try:
@@ -100,7 +111,7 @@ async def handlers() -> Handlers:
 async def path(tmp_path: Path, handlers: Handlers) -> AsyncIterator[Path]:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(tmp_path / "s"))
-    server = ApiServer(handlers.routes(), structlog.get_logger())
+    server = handlers.server = ApiServer(handlers.routes(), structlog.get_logger())
     await server.listen([listener])
     yield tmp_path / "s"
     handlers.finish.set()
@@ -210,6 +221,24 @@ async def test_without_an_upgrade_the_answer_is_200(path: Path) -> None:
     assert await reader.read() == b"{}||"
     writer.close()
     await writer.wait_closed()
+
+
+async def test_a_client_that_left_before_its_upgrade_leaves_nothing(
+    path: Path, handlers: Handlers, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is known of its connection any more, and it is no failure of the request."""
+    _, writer = await asyncio.open_unix_connection(str(path))
+    writer.write(b"POST /upgrade-late HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
+    await handlers.begun.wait()
+    writer.close()
+    await writer.wait_closed()
+    handlers.finish.set()
+    async with asyncio.timeout(10):
+        await handlers.ended.wait()
+        assert handlers.server is not None and handlers.server._server is not None
+        while handlers.server._server.connections:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize(("target", "outcome"), [("POST /long", "finished"), ("GET /watch", "cancelled")])

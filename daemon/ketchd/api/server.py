@@ -131,16 +131,17 @@ class ApiServer:
             self._log.debug("refused", path=call.request.path, status=fault.status, reason=fault.message)
             reply = fault_reply(fault, plain=call.version < PLAIN_ERRORS_BEFORE)
         except ConnectionError:
-            raise
+            if call.taken is None:
+                raise
         except Exception as error:
             self._log.exception("request failed", method=call.request.method, path=call.request.path)
             reply = error_reply(500, f"internal error: {type(error).__name__}: {error}")
-        if call.taken is None:
-            if getattr(call.request.protocol, "early", None) is not None:
-                reply.force_close()  # an upgrade that was refused: what follows on this connection is no request
-            return reply
-        call.taken.close()
-        return call.taken.response
+        if call.taken is not None:  # whose client may be gone by now: nobody but us ends the connection
+            call.taken.close()
+            return call.taken.response
+        if getattr(call.request.protocol, "early", None) is not None:
+            reply.force_close()  # an upgrade that was refused: what follows on this connection is no request
+        return reply
 
 
 def _peer(request: web.BaseRequest) -> str:
