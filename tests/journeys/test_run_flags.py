@@ -7,7 +7,9 @@ import os
 import pty
 import select
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import needs_root
@@ -16,6 +18,7 @@ from ketch_testing.clients import Client
 from ketch_testing.machine import Machine
 
 pytestmark = [needs_root, pytest.mark.root]
+Ask = Callable[..., tuple[int, Any]]
 
 
 def test_interactive(client: Client) -> None:
@@ -179,6 +182,18 @@ def test_init(client: Client) -> None:
     client("run", "-d", "--name", "obeys", "--init", "busybox", "sleep", "3600")
     client("stop", "obeys")
     assert client.inspect("obeys")["State"]["ExitCode"] == 143
+
+
+def test_what_is_said_and_what_is_left_out_is_told_apart(ask: Ask) -> None:
+    """Inspect shows `--init=false` and `--stop-timeout 0`, which say something, and nothing that is as if it was not said."""
+    empty = {"StopSignal": "", "MacAddress": "", "NetworkDisabled": False, "Shell": [], "ExposedPorts": {}}
+    host = {"Tmpfs": {}, "Sysctls": {}, "KernelMemoryTCP": 0}
+    for made in ({"StopTimeout": 0, "HostConfig": {**host, "Init": False}}, {"HostConfig": host}):
+        answer = ask("POST", "/containers/create", {"Image": "busybox", **empty, **made})[1]
+        shown = ask("GET", f"/containers/{answer['Id']}/json")[1]
+        assert shown["Config"].get("StopTimeout") == made.get("StopTimeout")
+        assert shown["HostConfig"].get("Init") == made["HostConfig"].get("Init")
+        assert not empty.keys() & shown["Config"].keys() and not host.keys() & shown["HostConfig"].keys()
 
 
 def test_stop_signal_and_timeout(client: Client) -> None:

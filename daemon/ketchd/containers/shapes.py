@@ -40,6 +40,7 @@ OMITTED_WHEN_EMPTY = frozenset(
     {"Annotations", "StorageOpt", "Tmpfs", "Sysctls", "Mounts", "Init", "ArgsEscaped", "NetworkDisabled", "MacAddress",
      "StopSignal", "StopTimeout", "Shell", "Healthcheck", "ExposedPorts", "KernelMemory", "KernelMemoryTCP"}
 )  # fmt: skip
+_POINTERS = frozenset({"Init", "StopTimeout"})  # false and 0 are no empty ones: somebody said them
 
 
 def fold(sent: Mapping[str, Any] | None, shape: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,5 +65,5 @@ def shown(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in values.items()
-        if key not in OMITTED_WHEN_EMPTY or value not in (None, {}, [], 0)
+        if value or key not in OMITTED_WHEN_EMPTY or (key in _POINTERS and value is not None)
     }
