@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import quote
 from urllib.request import Request, urlopen
@@ -12,7 +15,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from ketch_testing.consistency import differences
-from ketch_testing.machine import Machine, running
+from ketch_testing.machine import Machine, UnixConnection, running
 from ketch_testing.tars import Member, make_tar
 from ketchd.model.digest import Digest
 from ketchd.model.manifest import ACCEPTED, OCI_INDEX, OCI_MANIFEST
@@ -260,3 +263,34 @@ def test_an_image_with_its_sbom(machine: Machine, open_registry: str) -> None:
         assert str(Digest.of(response.read())) == sbom
     assert " 0 bad, " in machine.run("ketch", "system", "fsck").stdout and differences(machine) == []
     machine.run("ketch", "rmi", f"{open_registry}/door/signed@{sbom}")
+
+
+def test_the_registry_hears_which_client_asks(machine: Machine) -> None:
+    """In the User-Agent of its requests, each client's own, also on one connection; escaped, as dockerd does it."""
+    heard: list[str] = []
+
+    class Listener(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            heard.append(self.headers["User-Agent"])
+            self.send_error(404)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), Listener) as server,
+        contextlib.closing(UnixConnection(str(machine.socket))) as door,
+    ):
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            path = f"/images/create?fromImage=127.0.0.1:{server.server_address[1]}/a&tag=1"
+            for client in ("One/1 (linux; x)", "Two/2"):
+                door.request("POST", path, headers={"User-Agent": client})
+                assert door.getresponse().read()
+        finally:
+            server.shutdown()
+            thread.join()
+    assert {text.partition(" UpstreamClient")[2] for text in heard} == {r"(One/1 \(linux\; x\))", "(Two/2)"}

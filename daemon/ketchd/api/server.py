@@ -24,6 +24,7 @@ from ketchd.api.faultmap import error_reply, fault_reply
 from ketchd.api.routing import Call, Route, Router, TooOld, split_version
 from ketchd.api.tls import encrypted
 from ketchd.api.versions import PLAIN_ERRORS_BEFORE
+from ketchd.registry import caller
 
 # The word in parentheses is what clients take the engine's system from.
 STANDARD_HEADERS = {
@@ -103,6 +104,7 @@ class ApiServer:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         request_id = os.urandom(4).hex()
         structlog.contextvars.bind_contextvars(request=request_id)
+        caller.ask_for(request.headers.get("User-Agent", ""))
         self._log.debug("request", method=request.method, path=str(request.rel_url), peer=_peer(request))
         if request.method == "OPTIONS":
             return web.Response(status=200)

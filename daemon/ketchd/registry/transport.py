@@ -14,10 +14,10 @@ from yarl import URL
 
 from ketch_wire.faults import EngineFailure
 from ketchd.dialling import UNDIALLED, reason
+from ketchd.registry.caller import user_agent
 from ketchd.registry.endpoints import Endpoint, Settings, proxy_for
 from ketchd.registry.trust import Trust
 
-USER_AGENT = "docker/28.2.2 ketch"
 CONNECT_SECONDS = 30.0
 HEADER_SECONDS = 60.0
 IDLE_SECONDS = 60.0
@@ -59,7 +59,7 @@ class Transport:
         answer_seconds: the longest wait for the headers. Raises Unreachable. Cancelled: the connection is dropped.
         """
         context = await self.trust.context(endpoint) if url.startswith("https:") else None
-        sent = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity", **headers}
+        sent = {"User-Agent": user_agent(), "Accept-Encoding": "identity", **headers}
         try:
             request = self._open_session().request(
                 method,
