@@ -16,7 +16,9 @@ from registry.conftest import Engine
 
 from ketch_testing.hostile import DOCKER_MANIFEST, HostileRegistry, digest_of, hostile_registry, on
 from ketch_testing.rooms import image_of, layer_of, tar_of
+from ketch_wire.faults import Fault
 from ketchd.model.digest import Digest
+from ketchd.registry import caller
 from ketchd.registry.tokens import Credentials
 
 BASE = tar_of({"a": b"base"})
@@ -91,6 +93,63 @@ async def test_every_registrys_way_to_ask(engine: Engine, hostile: HostileRegist
     assert set(given) == (set() if dialect.answer is None else {basic})
     shown = {seen.headers.get("Authorization", "") for seen in hostile.seen if "/me/app/" in seen.path}
     assert shown == {wanted}
+
+
+PAGE = b"<html>\r\n<head><title>403 Forbidden</title></head>\r\n<body>" + b"x" * 200_000
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "pulled"),
+    [
+        (401, b"", 'unauthorized: authentication required (the token server {host} answered 401 Unauthorized)'),
+        (401, b"go\naway", 'unauthorized: authentication required (the token server {host} answered 401 Unauthorized: "go away")'),
+        (403, b"", "the token server {host} answered 403 Forbidden"),
+        (403, PAGE, 'the token server {host} answered 403 Forbidden: "403 Forbidden"'),
+        (403, b'{"details":"not you"}', "denied: not you"),
+        (404, PAGE, 'the token server {host} answered 404 Not Found: "403 Forbidden"'),
+        (200, PAGE, 'the token server {host} gave what is not JSON instead of a token: "403 Forbidden"'),
+        (200, b"", 'the token server {host} gave what is not JSON instead of a token: ""'),
+    ],
+)  # fmt: skip
+async def test_a_token_server_that_speaks_no_json(
+    engine: Engine, hostile: HostileRegistry, status: int, body: bytes, pulled: str
+) -> None:
+    """One line that names it, with its status and what it said; for a login too."""
+
+    async def guarded(request: web.BaseRequest) -> web.StreamResponse | None:
+        if request.path == "/token":
+            return web.Response(status=status, body=body, content_type="text/html")
+        challenge = f'Bearer realm="http://{hostile.host}/token",service="s"'
+        return web.Response(status=401, headers={"WWW-Authenticate": challenge})
+
+    hostile.tricks.append(guarded)
+    line = pulled.format(host=hostile.host)
+    with pytest.raises(Fault) as refused:
+        await engine.pull(f"{hostile.host}/a:1")
+    assert refused.value.message.removeprefix(f'Head "http://{hostile.host}/v2/a/manifests/1": ') == line
+    with pytest.raises(Fault) as refused:
+        await engine.rooms.registry.login(Credentials("me", "sesame", server=hostile.host))
+    own = line.replace("authentication required", "incorrect username or password")
+    assert refused.value.message.removeprefix(f'Get "http://{hostile.host}/v2/": ') == own
+
+
+async def test_a_registry_hears_for_whom_it_is_asked(engine: Engine, hostile: HostileRegistry) -> None:
+    """The registry and its token server, in the User-Agent, as from dockerd."""
+
+    async def guarded(request: web.BaseRequest) -> web.StreamResponse | None:
+        if request.path == "/token":
+            return web.json_response({"token": "T"})
+        challenge = f'Bearer realm="http://{hostile.host}/token",service="s"'
+        ok = request.headers.get("Authorization") == "Bearer T"
+        return None if ok else web.Response(status=401, headers={"WWW-Authenticate": challenge})
+
+    hostile.tricks.append(guarded)
+    hostile.put_image("a", "1", [BASE])
+    caller.ask_for("Docker-Client/28.2.2 (linux)")
+    await engine.pull(f"{hostile.host}/a:1")
+    assert {seen.path.split("/")[1] for seen in hostile.seen} == {"v2", "token"}
+    wanted = rf"{caller.USER_AGENT} UpstreamClient(Docker-Client/28.2.2 \(linux\))"
+    assert {seen.headers["User-Agent"] for seen in hostile.seen} == {wanted}
 
 
 # -- odd, and legal

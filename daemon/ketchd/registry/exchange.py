@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -211,11 +212,12 @@ class Exchange:
         offline: bool = False,
     ) -> Token:
         """Ask the token server of `challenge`. Raises Unauthorized, Unreachable, EngineFailure."""
-        status, detail = 0, ""
+        status, detail, name, content = 0, "", "", b""
         for wanted in tokens.requests(
             challenge, scopes, credentials, secure=endpoint.is_secure, offline=offline
         ):
             server = _stranger(endpoint, wanted.url)
+            name = urlsplit(wanted.url).netloc.rpartition("@")[2]
             body = aiohttp.FormData(dict(wanted.form)) if wanted.form is not None else None
             try:
                 response = await self._transport.open(
@@ -227,17 +229,17 @@ class Exchange:
                 ) from fault
             if response.status < 300:
                 content = await read_bounded(response, tokens.ANSWER_LIMIT, "the token server's answer")
-                return tokens.read_token(content, time.monotonic(), time.time_ns())
+                return tokens.read_token(content, time.monotonic(), time.time_ns(), name)
             status = response.status
             content, _ = await _drain(response)
             after = retries.retry_after(response.headers.get("Retry-After"), time.time())
             refused = errors.refusal(status, content, retry_after=after)
             if status in retries.TRANSIENT:
                 raise refused
-            detail = refused.message if refused.code_name else ""
+            detail = refused.message if refused.code_name and refused.is_told else ""
             if status not in (404, 405):
                 break
-        raise tokens.denied(status, credentials, detail)
+        raise tokens.denied(status, credentials, detail, name, content)
 
     # -- again
 
@@ -303,30 +305,36 @@ async def read_bounded(response: aiohttp.ClientResponse, limit: int, what: str) 
 
     Raises EngineFailure when it is larger than `limit` bytes, Unreachable when it breaks off.
     """
-    pieces: list[bytes] = []
-    size = 0
+    content = await _read(response, limit + 1)
+    if len(content) > limit:
+        raise EngineFailure(f"{what} is larger than {limit} bytes")
+    return content
+
+
+async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """The first `limit` bytes of a body at most; the rest is not waited for. Raises Unreachable when it breaks off."""
+    content = bytearray()
     try:
         async with asyncio.timeout(HEADER_SECONDS):
             async for piece in response.content.iter_any():
-                size += len(piece)
-                if size > limit:
-                    raise EngineFailure(f"{what} is larger than {limit} bytes")
-                pieces.append(piece)
+                content += piece
+                if len(content) >= limit:
+                    break
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise Unreachable(
             f'{response.method.title()} "{endpoints.shown(str(response.url))}": {reason(error)}', dialled=True
         ) from error
     finally:
         response.close() if not response.content.at_eof() else response.release()
-    return b"".join(pieces)
+    return bytes(content[:limit])
 
 
 async def _drain(response: aiohttp.ClientResponse) -> tuple[bytes, list[Challenge]]:
     """The body of an error, as far as it is of interest, and the challenges of its headers."""
     offered = challenges.parse(response.headers.getall("WWW-Authenticate", []))
     try:
-        body = await read_bounded(response, errors.BODY_LIMIT, "the registry's error")
-    except EngineFailure:
+        body = await _read(response, errors.BODY_LIMIT)
+    except Unreachable:
         body = b""
     return body, offered
 

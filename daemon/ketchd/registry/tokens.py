@@ -17,6 +17,7 @@ from urllib.parse import quote, urlsplit
 from ketch_wire.faults import EngineFailure, InvalidInput, Unauthorized
 from ketchd.model.times import parse_timestamp
 from ketchd.registry.challenge import Challenge
+from ketchd.registry.sayings import answered, said
 
 CLIENT_ID = "docker"
 ANSWER_LIMIT = 1024 * 1024
@@ -168,20 +169,24 @@ class Token:
         return f"Bearer {self.text}"
 
 
-def read_token(content: bytes, now: float, wall_ns: int) -> Token:
-    """A token server's answer. now: monotonic seconds; wall_ns: the same moment since the epoch.
+def read_token(content: bytes, now: float, wall_ns: int, server: str = "") -> Token:
+    """A token server's answer. now: monotonic seconds; wall_ns: the same moment since the epoch. server: host and port.
 
     Raises EngineFailure when it holds no token that can be sent.
     """
     try:
         answer = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise EngineFailure("the token server's answer is not JSON") from error
+        raise EngineFailure(
+            f'the token server {server} gave what is not JSON instead of a token: "{said(content)}"'
+        ) from error
     text = _string(answer, "token") or _string(answer, "access_token")
     if not text:
-        raise EngineFailure("authorization server did not include a token in the response")
+        raise EngineFailure(
+            f"the token server {server}: authorization server did not include a token in the response"
+        )
     if not text.isascii() or not text.isprintable() or " " in text:
-        raise EngineFailure("the token server's answer holds no usable token")
+        raise EngineFailure(f"the answer of the token server {server} holds no usable token")
     life = answer.get("expires_in") or _SHORTEST_SECONDS
     if not isinstance(life, (int, float)) or isinstance(life, bool) or life < _SHORTEST_SECONDS:
         life = _SHORTEST_SECONDS
@@ -201,14 +206,22 @@ def _string(answer: Any, key: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-def denied(status: int, credentials: Credentials, detail: str) -> Unauthorized | EngineFailure:
-    """The fault of a token server that answered `status`. detail: what it said, as `code: message`, or empty."""
-    if status in (401, 403):
-        if detail and detail != "unauthorized: authentication required":
-            return Unauthorized(detail)
+def denied(
+    status: int, credentials: Credentials, detail: str, server: str, body: bytes
+) -> Unauthorized | EngineFailure:
+    """The fault of a token server that answered `status`. detail: what it said in the protocol's words, as `code: message`, or empty;
+    else the line names the `server` (host and port) and shows what it said."""
+    asked = f"the token server {server} answered "
+    if status in (401, 403) and detail and detail != "unauthorized: authentication required":
+        return Unauthorized(detail)
+    if status == 401:
         why = "incorrect username or password" if not credentials.is_anonymous else "authentication required"
-        return Unauthorized(f"unauthorized: {why}")
-    return EngineFailure(detail or f"the token server answered with status {status}")
+        return Unauthorized(
+            f"unauthorized: {why}" if detail else f"unauthorized: {why} ({asked}{answered(status, body)})"
+        )
+    return EngineFailure(
+        f"{asked}{answered(status, b'')}: {detail}" if detail else asked + answered(status, body)
+    )
 
 
 class TokenCache:

@@ -29,7 +29,13 @@ def body(code: str, message: str = "") -> bytes:
         (429, b"", "toomanyrequests: too many requests"),
         (500, b"", "received unexpected HTTP status: 500 Internal Server Error"),
         (502, b"<html>", "received unexpected HTTP status: 502 Bad Gateway"),
-        (404, b"nope", "error parsing HTTP 404 response body: not found: 'nope'"),
+        (404, b"nope", 'error parsing HTTP 404 response body: not found: "nope"'),
+        (403, b'{"details": "not you"}', "denied: not you"),
+        (
+            403,
+            b"<html>\n<head><title>403\n Forbidden</title></head>",
+            'error parsing HTTP 403 response body: forbidden: "403 Forbidden"',
+        ),
         (
             401,
             b'{"details": "incorrect username or password"}',

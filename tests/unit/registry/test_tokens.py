@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
 
 import pytest
@@ -121,12 +122,21 @@ def test_an_answer_without_a_usable_token_is_a_fault(content: bytes) -> None:
 
 
 def test_a_refusal_says_why() -> None:
-    """In the server's words, else in dockerd's."""
-    assert isinstance(tokens.denied(401, ME, ""), Unauthorized)
-    assert tokens.denied(401, ME, "").message == "unauthorized: incorrect username or password"
-    assert tokens.denied(403, NOBODY, "").message == "unauthorized: authentication required"
-    assert tokens.denied(401, ME, "unauthorized: no").message == "unauthorized: no"
-    assert isinstance(tokens.denied(400, ME, ""), EngineFailure)
+    """In the server's words, else in dockerd's with the server's name, its status and what it said."""
+    denied = functools.partial(tokens.denied, server="auth.example:5001")
+    told = denied(401, ME, "unauthorized: no", body=b"{}")
+    assert isinstance(told, Unauthorized) and told.message == "unauthorized: no"
+    own = denied(401, ME, "unauthorized: authentication required", body=b"{}")
+    assert own.message == "unauthorized: incorrect username or password"
+    empty = denied(401, NOBODY, "", body=b"")
+    assert isinstance(empty, Unauthorized) and empty.message == (
+        "unauthorized: authentication required (the token server auth.example:5001 answered 401 Unauthorized)"
+    )
+    page = denied(403, ME, "", body=b"<html><title>Blocked: by policy</title>")
+    assert isinstance(page, EngineFailure)
+    assert page.message == 'the token server auth.example:5001 answered 403 Forbidden: "Blocked: by policy"'
+    odd = denied(400, ME, "denied: not you", body=b"<p>: x")
+    assert odd.message == "the token server auth.example:5001 answered 400 Bad Request: denied: not you"
 
 
 def test_scopes_are_stable() -> None:
