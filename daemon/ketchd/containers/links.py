@@ -1,7 +1,7 @@
 """Links on the default bridge: what a container that has one sees of the other in its environment and its hosts file. Pure.
 
 A record keeps its links as `{"id": …, "name": …, "alias": …}`: the other's id, what it was called last, and what it is called here.
-Source: moby daemon/links/links.go, daemon/container_operations.go.
+Source: moby 28 daemon/links/links.go, daemon/container_operations.go.
 """
 
 from __future__ import annotations
@@ -25,23 +25,19 @@ def shown(parent: str, links: Sequence[Mapping[str, str]]) -> list[str] | None:
 def variables(parent: str, alias: str, address: str, config: Mapping[str, Any]) -> list[str]:
     """The environment that tells of one link: the other's address, exposed ports and variables. config: the other's."""
     word = alias.upper().replace("-", "_")
-    ports = sorted(_port(key) for key in config["ExposedPorts"] or {})
-    told = []
-    if ports:
-        number, proto = ports[0]
-        told.append(f"{word}_PORT={proto}://{address}:{number}")
-    for first, last in _runs(ports):
-        start = f"{word}_PORT_{first[0]}_{first[1].upper()}"
-        told += [
-            f"{start}_START={first[1]}://{address}:{first[0]}", f"{start}_ADDR={address}", f"{start}_PROTO={first[1]}",
-            f"{start}_PORT_START={first[0]}", f"{start}_END={last[1]}://{address}:{last[0]}",
-            f"{start}_PORT_END={last[0]}",
-        ]  # fmt: skip
+    ports = sorted((_port(key) for key in config["ExposedPorts"] or {}), key=_tcp_first)
+    told = [f"{word}_PORT={proto}://{address}:{number}" for number, proto in ports[:1]]
     for number, proto in ports:
         start = f"{word}_PORT_{number}_{proto.upper()}"
         told += [
             f"{start}={proto}://{address}:{number}", f"{start}_ADDR={address}", f"{start}_PORT={number}",
             f"{start}_PROTO={proto}",
+        ]  # fmt: skip
+    for first, last, proto in _ranges(ports):
+        start = f"{word}_PORT_{first}_{proto.upper()}"
+        told += [
+            f"{start}_START={proto}://{address}:{first}", f"{start}_PORT_START={first}",
+            f"{start}_END={proto}://{address}:{last}", f"{start}_PORT_END={last}",
         ]  # fmt: skip
     told.append(f"{word}_NAME=/{parent}/{alias}")
     for entry in config["Env"] or ():
@@ -56,15 +52,20 @@ def _port(key: str) -> tuple[int, str]:
     return int(number), proto
 
 
-def _runs(ports: Sequence[tuple[int, str]]) -> Iterator[tuple[tuple[int, str], tuple[int, str]]]:
-    """First and last of every range of successive ports."""
+def _tcp_first(port: tuple[int, str]) -> tuple[bool, str, int]:
+    number, proto = port
+    return proto != "tcp", proto, number
+
+
+def _ranges(ports: Sequence[tuple[int, str]]) -> Iterator[tuple[int, int, str]]:
+    """First, last and protocol of every range of successive ports, as `_tcp_first` sorts them."""
     at = 0
     while at < len(ports):
-        end = at
-        while end + 1 < len(ports) and ports[end + 1][0] <= ports[end][0] + 1:
+        (first, proto), end = ports[at], at
+        while end + 1 < len(ports) and ports[end + 1] == (ports[end][0] + 1, proto):
             end += 1
         if end > at:
-            yield ports[at], ports[end]
+            yield first, ports[end][0], proto
         at = end + 1
 
 
