@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Mapping
 
 from aiohttp import web
 
@@ -49,9 +50,9 @@ class ContainerListApi:
         limit = call.query_int("limit", 0)
         everything = call.query_bool("all") or limit > 0 or "status" in filters
         boxes = sorted(self._rooms.supervisor, key=lambda box: box.record.created_ns, reverse=True)
-        matches = Selection(self._rooms, filters)
         rows = []
-        now, ids = time.time_ns(), self._rooms.networks.ids()
+        now, ids, linked = time.time_ns(), self._rooms.networks.ids(), links.names(self._rooms)
+        matches = Selection(self._rooms, filters, linked)
         for box in boxes:
             record = box.record
             if not everything and not record.is_running:
@@ -59,7 +60,7 @@ class ContainerListApi:
             if not matches(box):
                 continue
             row = show.summary(record, now_ns=now, network_ids=ids, image_shown=self._image_shown(box))
-            row["Names"] += links.names_of(self._rooms, record)
+            row["Names"] += linked.get(record.id, ())
             if call.query_bool("size"):
                 row["SizeRw"], row["SizeRootFs"] = await sizes(self._rooms, box)
             rows.append(row)
@@ -110,10 +111,11 @@ def has_label(labels: dict[str, str], wanted: str) -> bool:
 
 
 class Selection:
-    """The list's filters: labels AND, other keys' values OR. Raises InvalidInput for a value that cannot be."""
+    """The list's filters: labels AND, other keys' values OR. linked: see `links.names`. Raises InvalidInput for a value that cannot be."""
 
-    def __init__(self, rooms: Rooms, filters: dict[str, list[str]]) -> None:
+    def __init__(self, rooms: Rooms, filters: dict[str, list[str]], linked: Mapping[str, list[str]]) -> None:
         self._rooms = rooms
+        self._linked = linked
         self._filters = filters
         self._names = name_patterns(filters)
         self._ports = [
@@ -159,7 +161,7 @@ class Selection:
         if self._names and not any(
             one.search(shown)
             for one in self._names
-            for shown in (record.name, f"/{record.name}", *links.names_of(self._rooms, record))
+            for shown in (record.name, f"/{record.name}", *self._linked.get(record.id, ()))
         ):
             return False
         if self._ports and not self._has_port(record):

@@ -54,14 +54,13 @@ def _name(rooms: Rooms, link: dict[str, str]) -> str:
     return link["name"] if child is None else child.record.name
 
 
-def names_of(rooms: Rooms, record: ContainerRecord) -> list[str]:
-    """What others call the container by their links: `/web/data`."""
-    return [
-        f"/{box.record.name}/{link['alias']}"
-        for box in rooms.supervisor
-        for link in box.record.links
-        if link["id"] == record.id
-    ]
+def names(rooms: Rooms) -> dict[str, list[str]]:
+    """What containers are called by others' links (`/web/data`), by id; those that nobody links to are left out."""
+    found: dict[str, list[str]] = {}
+    for box in rooms.supervisor:
+        for link in box.record.links:
+            found.setdefault(link["id"], []).append(f"/{box.record.name}/{link['alias']}")
+    return found
 
 
 def environment(rooms: Rooms, record: ContainerRecord, *, strict: bool) -> list[str]:
