@@ -319,7 +319,10 @@ def notify(state: str) -> None:
 
 
 async def _give_memory_back() -> None:
-    """After the start, and whenever the daemon rests after work: the C library keeps megabytes of what was freed."""
+    """After the start, and whenever the daemon rests after work: the C library keeps megabytes of what was freed.
+
+    So do the instructions of libraries that were run once: they come back from the page cache as they are needed.
+    """
     worked_at_last, given_back_at = 0.0, -1.0
     while True:
         worked = time.process_time()
@@ -327,6 +330,8 @@ async def _give_memory_back() -> None:
         if given_back_at < 0 or (rests and worked - given_back_at > _WORTH_IT):
             gc.collect()
             memory.give_back()
+            memory.note_instructions()
+            memory.let_go_of_instructions()
             given_back_at = worked
         worked_at_last = worked
         await asyncio.sleep(_PAUSE)

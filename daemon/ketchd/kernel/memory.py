@@ -20,7 +20,8 @@ def give_back() -> None:
 
 
 def note_instructions() -> None:
-    """Remember where the program's and its libraries' instructions are mapped. Source: proc(5), maps."""
+    """Remember where the program's and its libraries' instructions are mapped now. Source: proc(5), maps."""
+    _instructions.clear()
     with open("/proc/self/maps") as maps:
         for line in maps:
             area, rights, _, _, inode, *_ = line.split()

@@ -20,6 +20,7 @@ from typing import Any
 
 from ketch_wire import faults
 from ketch_wire.frames import FrameReader, pack
+from ketchd.kernel import memory
 from ketchd.kernel.mounts import MNT_DETACH, MS_NODEV, MS_NOSUID, MS_SLAVE, mount, umount
 from ketchd.kernel.namespaces import CLONE_NEWNS, unshare
 from ketchd.kernel.ownroot import take_root
@@ -200,6 +201,9 @@ def main(fd: int) -> int:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()
+    memory.give_back()
+    memory.note_instructions()
+    memory.let_go_of_instructions()  # it forks; its children run them
     with contextlib.suppress(ConnectionError):
         while True:
             wanted, fds, _, _ = socket.recv_fds(control, 1, 1, socket.MSG_CMSG_CLOEXEC)
