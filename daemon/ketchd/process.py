@@ -86,7 +86,7 @@ class Process:
 
     def _take_roots(self) -> None:
         """Make the directories and hold both against a second daemon: the exec root has the launcher's and the shims' sockets."""
-        _refuse_anothers(self._data_root)
+        _refuse_anothers(self._data_root, (self._exec_root, Path(os.path.abspath(self._config.pidfile))))
         roots = {self._data_root: 0o710}
         roots.setdefault(self._exec_root, 0o711)
         for directory, mode in roots.items():
@@ -244,16 +244,22 @@ class Process:
         return context
 
 
-def _refuse_anothers(data_root: Path) -> None:
+def _refuse_anothers(data_root: Path, ours: Iterable[Path]) -> None:
     """Raises EngineFailure for a data root that another engine uses: a start removes what our catalogue does not own in `containers`,
-    and dockerd has a directory of that name too. Directories that we never make, and no catalogue, tell."""
+    and dockerd has a directory of that name too. Directories that we never make, and no catalogue, tell.
+
+    ours: what may lie in it because the settings say so.
+    """
+    expected = _DIRECTORIES.union(
+        *(path.relative_to(data_root).parts[:1] for path in ours if path.is_relative_to(data_root))
+    )
     try:
         found = sorted(path.name for path in data_root.iterdir() if path.is_dir())
     except FileNotFoundError:
         return
     except OSError as error:
         raise EngineFailure(f"cannot use {data_root}: {_reason(error)}") from error
-    others = [name for name in found if name not in _DIRECTORIES]
+    others = [name for name in found if name not in expected]
     if others and not (data_root / "catalogue.sqlite").exists():
         raise EngineFailure(
             f"{data_root} is not ketch's: it has {', '.join(others[:4])} and no catalogue; give ketchd a data root of its own"

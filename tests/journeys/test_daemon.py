@@ -90,6 +90,23 @@ def test_a_data_root_of_another_engine_is_left_as_it_is(base: Path) -> None:
     assert stat.S_IMODE(root.stat().st_mode) == 0o711
 
 
+def test_what_a_start_that_failed_has_made_is_no_other_engine(base: Path) -> None:
+    """The exec root and the pidfile may lie in the data root; a start that goes no further leaves them without a catalogue."""
+    machine = Machine(base / "m")
+    machine.exec_root = machine.data_root / "run"
+    machine.flags = ("--pidfile", str(machine.data_root / "pids" / "ketchd.pid"))
+    machine.start(wait=False, extra=("--log-opt", "nonsense=1"))
+    try:
+        assert machine.process is not None
+        assert machine.process.wait(60) == 1
+        assert "failed to set log opts" in machine.log.read_text()
+        assert not (machine.data_root / "catalogue.sqlite").exists()
+        machine.start()
+    finally:
+        machine.stop()
+        machine.close()
+
+
 def test_a_file_among_the_volumes_is_left_alone(base: Path) -> None:
     machine = Machine(base / "m")
     stray = machine.data_root / "volumes" / "notes.txt"
