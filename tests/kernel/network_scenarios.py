@@ -725,6 +725,30 @@ async def heals_at_its_start() -> None:
     assert left() == [], left()
 
 
+async def uses_a_bridge_of_others() -> None:
+    """A network on a bridge that was there before serves whenever the bridge has an address, whoever takes and gives it."""
+    output("ip", "link", "add", BRIDGE, "type", "bridge")
+    async with networks() as rooms:
+        for name in ("first", "again"):
+            try:
+                rooms.reserve("too early", "bridge")
+                raise AssertionError("there is no address")
+            except EngineFailure as fault:
+                assert "has no IPv4 address to use" in fault.message
+            output("ip", "addr", "add", "10.77.0.1/24", "dev", BRIDGE)
+            await until(lambda: not rooms._bridges.broken)
+            web = await contain(rooms, name, ("", "8080", 80))
+            await web.guest.ask("serve", port=80, name=name)
+            assert get("127.0.0.1", 8080) == f"{name} 10.77.0.1"
+            for one in web.sockets:
+                one.close()
+            await rooms.release(name)
+            output("ip", "addr", "del", "10.77.0.1/24", "dev", BRIDGE)
+            await until(lambda: bool(rooms._bridges.broken))
+    output("ip", "link", "del", BRIDGE)
+    assert left() == [], left()
+
+
 async def names_after_a_restart() -> None:
     """A client that asks from the same port for ever is answered by the next ketchd as well."""
     with tempfile.TemporaryDirectory() as directory:
@@ -765,7 +789,9 @@ async def many_of_one_name() -> None:
 
 
 async def subnets_out_of_pools() -> None:
-    """Every network that asks for no subnet gets one of the pools, until there is none; the default one follows new pools."""
+    """Every network that asks for no subnet gets one of the pools, until there is none; the default one follows new pools,
+    and where they have nothing for it, it alone is broken.
+    """
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "catalogue.sqlite"
         async with networks(path) as rooms:
@@ -778,6 +804,14 @@ async def subnets_out_of_pools() -> None:
                 raise AssertionError("a subnet came from nowhere")
             except Unavailable:
                 assert rooms.ids().keys() == {"bridge", "host", "none", "shop"}
+        async with networks(path, pools=[parse_pool(made.subnet, 26)]) as rooms:
+            await contain(rooms, "web", network="shop", names=["web"])
+            await rooms.release("web")
+            try:
+                rooms.reserve("other", "bridge")
+                raise AssertionError("the default network has a subnet from nowhere")
+            except EngineFailure as fault:
+                assert "could not find an available, non-overlapping IPv4 address pool" in fault.message
         async with networks(path) as rooms:
             assert (rooms.find("bridge").subnet, rooms.find("shop").subnet) == ("172.17.0.0/16", made.subnet)
     assert left() == [], left()

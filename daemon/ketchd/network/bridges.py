@@ -44,7 +44,7 @@ def ensure(
     """The network's bridge, up and with its address; the network as it is then.
 
     others: subnets of our other networks. in_use: containers have addresses of its subnet, which must not change then.
-    pools: where a network without a subnet gets one. Raises EngineFailure.
+    pools: where a network without a subnet gets one. Raises EngineFailure; Unavailable when they have none.
     """
     try:
         found = next((one for one in links.links() if one.name == network.link), None)

@@ -1,4 +1,4 @@
-"""The bridge of every network brought up, and put back as it was when somebody has deleted it under running containers."""
+"""The bridge of every network brought up, and again whenever somebody has taken something from it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Network
 from typing import Any
 
-from ketch_wire.faults import EngineFailure
+from ketch_wire.faults import EngineFailure, Unavailable
 from ketchd.network import bridges, links
 from ketchd.network.addresses import Pool
 from ketchd.network.definition import Network
@@ -16,7 +16,10 @@ from ketchd.network.upkeep import Run
 
 
 class StandingBridges:
-    """leases: every endpoint as it is now. pools: where subnets come from. A network whose bridge cannot be made is `broken`, until it can."""
+    """leases: every endpoint as it is now. pools: where subnets come from.
+
+    A network whose bridge cannot be made is `broken` (id -> why); each `mend` tries it again.
+    """
 
     def __init__(
         self, instance: str, run: Run, log: Any, known: KnownNetworks, book: LeaseBook,
@@ -59,7 +62,7 @@ class StandingBridges:
         """
         try:
             ready = await self.ensure(network, in_use=in_use or bool(self._book.users(network.id)))
-        except EngineFailure as fault:
+        except (EngineFailure, Unavailable) as fault:
             if self.broken.get(network.id) != fault.message:
                 self._log.error("a network is broken", network=network.name, reason=fault.message)
             self.broken[network.id] = fault.message
@@ -70,21 +73,29 @@ class StandingBridges:
         return ready
 
     async def mend(self) -> list[Network]:
-        """Put back bridges that somebody deleted, with their addresses and the links of containers that run: their networks."""
-        networks = [one for one in self._known if one.driver == "bridge" and one.subnet]
+        """Put back bridges that somebody deleted, with their addresses and the links of containers that run, and try again what is
+        broken: the networks that stand again."""
+        networks = [one for one in self._known if one.driver == "bridge"]
         leases = list(self._leases())
         try:
-            harmed = await self._run(bridges.harmed, networks, leases)
+            harmed = await self._run(bridges.harmed, [one for one in networks if one.subnet], leases)
         except OSError as error:
             self._log.error("bridges cannot be looked at", reason=error.strerror)
             return []
         mended = []
-        for network in harmed:
+        for network in networks:
+            was_broken = network.id in self.broken
+            if not was_broken and network not in harmed:
+                continue
             again = await self.bring_up(network, in_use=True)
+            if network.id in self.broken:
+                continue
             endpoints = [one for one in leases if one.network_id == network.id]
-            if network.id not in self.broken:
-                await self._run(bridges.reattach, again, endpoints)
-                mended.append(again)
+            await self._run(bridges.reattach, again, endpoints)
+            mended.append(again)
+            if was_broken:
+                self._log.info("a network is no longer broken", network=network.name, bridge=network.link)
+            else:
                 self._log.warning(
                     "somebody deleted or changed a bridge: it is put back with its endpoints",
                     bridge=network.link, network=network.name, endpoints=len(endpoints),

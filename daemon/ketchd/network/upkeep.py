@@ -42,7 +42,7 @@ class Upkeep:
         tables = {rules.table_name(instance), foreign.TABLE}
         self._watches = [
             Watch(watch.RULES, lambda datagram: bool(tables & watch.changed_tables(datagram)), self._check),
-            Watch(watch.LINKS, lambda datagram: leans_on(watch.harmed_links(datagram)), mend),
+            Watch(watch.LINKS, lambda datagram: leans_on(watch.changed_links(datagram)), mend),
         ]
 
     def start(self) -> None:

@@ -44,13 +44,13 @@ def changed_tables(datagram: bytes) -> set[str]:
     }
 
 
-def harmed_links(datagram: bytes) -> set[str]:
-    """Links that are gone, have left their bridge or lost an address, as the notifications in `datagram` tell."""
+def changed_links(datagram: bytes) -> set[str]:
+    """Links that are gone, have left their bridge, or lost or got an address, as the notifications in `datagram` tell."""
     found = set()
     for one in rtnetlink.answers(datagram):
         if one.kind == rtnetlink.RTM_DELLINK:
             found.add(rtnetlink.link_name(one))
-        elif one.kind == rtnetlink.RTM_DELADDR:
+        elif one.kind in (rtnetlink.RTM_NEWADDR, rtnetlink.RTM_DELADDR):
             found.add(rtnetlink.address_label(one))
     return found
 

@@ -50,13 +50,13 @@ def test_inside_messages() -> None:
     assert len(routes([LEASE])) == 2 and EndpointLease.from_record(LEASE.to_record()) == LEASE
 
 
-def test_harmed_links_are_seen() -> None:
-    """Gone, out of their bridge or without an address: by name. What comes is no harm."""
+def test_changed_links_are_seen() -> None:
+    """Gone, out of their bridge, without an address or with another: by name. A link that comes is none."""
     name = struct.pack("=HH", 4 + 8, 3) + b"ketch00\0"  # IFLA_IFNAME, and IFA_LABEL
-    for kind, head, seen in ((17, 16, True), (16, 16, False), (21, 8, True), (20, 8, False)):
+    for kind, head, seen in ((17, 16, True), (16, 16, False), (21, 8, True), (20, 8, True)):
         body = bytes(head) + name
         data = struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body
-        assert watch.harmed_links(data) == ({"ketch00"} if seen else set())
+        assert watch.changed_links(data) == ({"ketch00"} if seen else set())
 
 
 @given(st.binary(max_size=300))
@@ -65,7 +65,7 @@ def test_any_datagram_can_be_read(data: bytes) -> None:
     for answer in rtnetlink.answers(data):
         rtnetlink.attributes(answer.payload)
     watch.changed_tables(data)
-    watch.harmed_links(data)
+    watch.changed_links(data)
 
 
 def test_an_error_is_read() -> None:
