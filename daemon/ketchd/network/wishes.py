@@ -117,7 +117,7 @@ def _mtu(options: Mapping[str, str], default: int) -> int:
         raise InvalidInput(
             f'failed to parse {_MTU} value: {shown} (strconv.Atoi: parsing "{shown}": invalid syntax)'
         )
-    if not 68 <= int(text[:20]) <= 65535:
+    if len(text) > len(shown) or not 68 <= int(text) <= 65535:
         raise InvalidInput(f"invalid MTU number: {shown}")
     return int(text)
 

@@ -101,6 +101,12 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.parametrize("mtu", ["67", "65536", "-1500", f"{1500:020}9", "1" * 5000])
+def test_an_mtu_that_no_link_has(mtu: str) -> None:
+    with pytest.raises(InvalidInput, match=f"^invalid MTU number: {mtu[:20]}$"):
+        wish(Options={"com.docker.network.driver.mtu": mtu})
+
+
 @given(json_values, json_values)
 def test_any_addresses_are_taken_or_refused(config: Any, options: Any) -> None:
     """A network or a fault, whatever a client sends."""
