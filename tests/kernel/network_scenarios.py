@@ -818,7 +818,9 @@ async def subnets_out_of_pools() -> None:
 
 
 async def one_change_at_a_time() -> None:
-    """A network that gets the bridge name of one that is just being removed has a bridge of its own; one removal of two is done."""
+    """A network that gets the bridge name of one that is just being removed has a bridge of its own; one removal of two is done,
+    and one that cannot be recorded is not done at all.
+    """
     async with networks() as rooms:
         body = {"Name": "first", "Options": {"com.docker.network.bridge.name": "ktt-shared"}}
         first, _ = await rooms.create(body)
@@ -829,6 +831,15 @@ async def one_change_at_a_time() -> None:
         assert done[0] is None and isinstance(done[1], NotFound) and isinstance(done[3], Forbidden), done
         second = rooms.find("second")
         assert f"ketch:{BRIDGE}:{second.id[:12]}" in output("ip", "link", "show", "ktt-shared")
+
+        def full() -> None:
+            raise EngineFailure("no space left on device")
+
+        try:
+            await rooms.remove(second, full)
+            raise AssertionError("it is recorded, and so must its removal be")
+        except EngineFailure:
+            assert rooms.find("second") == second
         await contain(rooms, "web", network="second", names=["web"])
         await rooms.release("web")
     assert left() == [], left()

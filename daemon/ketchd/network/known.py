@@ -66,11 +66,10 @@ class KnownNetworks:
         self._by_id[network.id] = network
 
     def hide(self, network_id: str) -> None:
-        """Leave a recorded network out, as long as this ketchd runs."""
+        """Leave a network out from now on, whatever is recorded."""
         self._by_id.pop(network_id, None)
 
     def forget(self, network_id: str) -> None:
-        """Take the network out of the catalogue."""
+        """Take the network out of the catalogue; `hide` it when that is committed."""
         with self._catalogue.transaction() as connection:
             connection.execute("DELETE FROM networks WHERE id = ?", (network_id,))
-        self._by_id.pop(network_id, None)

@@ -254,6 +254,7 @@ class Networks:
                 self._known.forget(network.id)
                 self._book.forget(network.id)
                 tell()
+            self._known.hide(network.id)
             tracepoint.reach("network.forgotten")
             await self._naming.close(network.id)
             try:
