@@ -45,9 +45,14 @@ def choose_subnet(taken: Iterable[IPv4Network], pools: Iterable[Pool] = DEFAULT_
     """
     used = [one for one in taken if one.prefixlen > 0]
     for pool in pools:
-        for subnet in pool.base.subnets(new_prefix=pool.size):
-            if not any(subnet.overlaps(one) for one in used):
+        start = int(pool.base.network_address)
+        while start <= int(pool.base.broadcast_address):
+            subnet = IPv4Network((start, pool.size))
+            in_the_way = next((one for one in used if one.overlaps(subnet)), None)
+            if in_the_way is None:
                 return subnet
+            # Behind all of it: a route may cover more subnets than can be looked at one by one.
+            start = max(int(subnet.broadcast_address), int(in_the_way.broadcast_address)) + 1
     raise Unavailable(
         "could not find an available, non-overlapping IPv4 address pool among the defaults to assign to the network"
     )

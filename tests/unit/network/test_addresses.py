@@ -53,6 +53,34 @@ def test_a_chosen_subnet_touches_nothing(taken: list[IPv4Network]) -> None:
     assert overlapping(chosen, taken) is None and chosen in EVERY
 
 
+@given(
+    st.lists(
+        st.builds(
+            lambda low, prefix: IPv4Network((0x0A000000 + low, prefix), strict=False),
+            st.integers(0, 4095),
+            st.integers(18, 32),
+        )
+    )
+)
+def test_the_first_free_subnet_is_chosen(taken: list[IPv4Network]) -> None:
+    """As if each were looked at in turn."""
+    pool = Pool(IPv4Network("10.0.0.0/20"), 26)
+    free = (one for one in pool.base.subnets(new_prefix=26) if overlapping(one, taken) is None)
+    expected = next(free, None)
+    try:
+        assert choose_subnet(taken, [pool]) == expected
+    except Unavailable:
+        assert expected is None
+
+
+def test_a_wide_route_is_passed_at_once() -> None:
+    """Four million subnets lie behind it: looked at one by one they would keep the network thread from its work for seconds."""
+    pool = Pool(IPv4Network("10.0.0.0/8"), 30)
+    assert str(choose_subnet([IPv4Network("10.0.0.0/9")], [pool])) == "10.128.0.0/30"
+    with pytest.raises(Unavailable):
+        choose_subnet([IPv4Network("10.0.0.0/8")], [pool])
+
+
 def test_a_default_route_is_not_in_the_way() -> None:
     assert str(choose_subnet([IPv4Network("0.0.0.0/0"), IPv4Network("172.17.5.0/24")])) == "172.18.0.0/16"
 
