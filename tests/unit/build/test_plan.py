@@ -274,6 +274,8 @@ def test_a_trigger_that_is_no_instruction_is_kept() -> None:
     standing = Base("sha256:" + "c" * 64, (), {"OnBuild": ["/usr/local/bin/make all"]})
     with pytest.raises(InvalidInput, match="unknown instruction: /USR/LOCAL/BIN/MAKE"):
         graph("FROM parent\n", parent=standing)
+    with pytest.raises(InvalidInput, match=r"unknown instruction: MAKE \(ONBUILD of a:1: make all\)"):
+        graph("FROM busybox AS a\nONBUILD make all\nFROM a\n")
 
 
 def test_words_that_mean_the_same_make_the_same_step() -> None:
