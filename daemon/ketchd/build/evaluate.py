@@ -21,7 +21,6 @@ from ketchd.build.quote import go_quote
 from ketchd.build.stages import PROXIES, Options, located
 
 DEFAULT_SHELL = ("/bin/sh", "-c")
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _GIT = re.compile(r"(?:git://|ssh://|git@)|https?://[^?#]*\.git(?:[#?].*)?$", re.IGNORECASE)
 _SIGNAL = re.compile(r"(?:SIG)?(?:HUP|INT|QUIT|ILL|TRAP|ABRT|IOT|BUS|FPE|KILL|USR1|SEGV|USR2|PIPE|ALRM|TERM|STKFLT|CHLD|CLD|CONT|"
@@ -220,12 +219,9 @@ class Scope:
             f"{name}={value}" for name in PROXIES
             if (value := self._options.build_args.get(name)) is not None and name not in self.args and name not in env
         ]  # fmt: skip
-        entries = list(self.config.get("Env") or ())
-        if "PATH" not in env:
-            entries.insert(0, f"PATH={DEFAULT_PATH}")
         return RunOp(
             argv=argv,
-            env=tuple(entries),
+            env=tuple(self.config.get("Env") or ()),
             args=tuple(sorted(f"{name}={self.args[name]}" for name in names)),
             proxies=tuple(proxies),
             cwd=self.config.get("WorkingDir") or "/",

@@ -10,12 +10,13 @@ from dataclasses import replace
 
 from ketch_wire.faults import InvalidInput
 from ketchd.build import stages
-from ketchd.build.evaluate import DEFAULT_PATH, Scope
+from ketchd.build.evaluate import Scope
 from ketchd.build.instructions import Instruction
 from ketchd.build.lexer import Place
 from ketchd.build.ops import BaseOp, CopyOp, Graph, MetaOp, Node, NoteOp, Op, RunOp, StageOp
 from ketchd.build.stages import CONTROL, PROXIES, SCRATCH, Base, Dockerfile, Options, Stage
 
+_DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Of a container's config, not of an image's: dockerd's classic images carry them, ours do not pass them on.
 _NOT_INHERITED = frozenset(
     ["Hostname", "Domainname", "AttachStdin", "AttachStdout", "AttachStderr", "Tty", "OpenStdin", "StdinOnce", "Image",
@@ -94,7 +95,7 @@ class _Planner:
             )
             env = list(inherited.get("Env") or ())
             if not any(entry.startswith("PATH=") for entry in env):
-                inherited["Env"] = [*env, f"PATH={DEFAULT_PATH}"]
+                inherited["Env"] = [*env, f"PATH={_DEFAULT_PATH}"]
             scope = self._scope(inherited, base.author if base else "", {})
         at = self._add(opening.place, opening.text, stage.index, op, scope, (), parent=parent)
         for instruction in triggers:
