@@ -221,7 +221,9 @@ def triggers(
         texts = base.triggers
     found: list[Instruction] = []
     for trigger in texts:
-        for instruction in instructions.parse(lexer.read(trigger, f"ONBUILD of {stage.base.image or stage.opening.base}")):
+        for instruction in instructions.parse(
+            lexer.read(trigger, f"ONBUILD of {stage.base.image or stage.opening.base}")
+        ):
             if isinstance(instruction, From) or instruction.text.upper().startswith(
                 ("ONBUILD", "MAINTAINER")
             ):
