@@ -243,7 +243,7 @@ def _explanation(payload: bytes, flags: int) -> str:
     if not flags & 0x200 or len(payload) < 20:
         return ""
     quoted = struct.unpack_from("=I", payload, 4)[0] if not flags & 0x100 else 16
-    return attributes(payload, 4 + ((quoted + 3) & ~3)).get(1, b"").rstrip(b"\0").decode(errors="replace")
+    return text(attributes(payload, 4 + ((quoted + 3) & ~3)).get(1, b""))
 
 
 def attributes(payload: bytes, offset: int = 0) -> dict[int, bytes]:
@@ -275,24 +275,25 @@ def read_link(answer: Answer) -> Link:
     info = attributes(found.get(_IFLA_LINKINFO, b""))
     return Link(
         index=_LINK.unpack_from(answer.payload)[2],
-        name=_text(found.get(_IFLA_IFNAME, b"")),
-        kind=_text(info.get(_INFO_KIND, b"")),
+        name=text(found.get(_IFLA_IFNAME, b"")),
+        kind=text(info.get(_INFO_KIND, b"")),
         master=struct.unpack("=I", found[_IFLA_MASTER])[0] if _IFLA_MASTER in found else 0,
-        alias=_text(found.get(_IFLA_IFALIAS, b"")),
+        alias=text(found.get(_IFLA_IFALIAS, b"")),
     )
 
 
 def link_name(answer: Answer) -> str:
     """The name in an RTM_NEWLINK or RTM_DELLINK."""
-    return _text(attributes(answer.payload, _LINK.size).get(_IFLA_IFNAME, b""))
+    return text(attributes(answer.payload, _LINK.size).get(_IFLA_IFNAME, b""))
 
 
 def address_label(answer: Answer) -> str:
     """The label in an RTM_NEWADDR or RTM_DELADDR: its link's name, unless somebody chose another."""
-    return _text(attributes(answer.payload, _ADDRESS.size).get(_IFA_LABEL, b""))
+    return text(attributes(answer.payload, _ADDRESS.size).get(_IFA_LABEL, b""))
 
 
-def _text(name: bytes) -> str:
+def text(name: bytes) -> str:
+    """An attribute that is a name."""
     return name.rstrip(b"\0").decode(errors="replace")
 
 

@@ -38,7 +38,7 @@ LINKS = Source(socket.NETLINK_ROUTE, (1, 5), "links")  # RTNLGRP_LINK, RTNLGRP_I
 def changed_tables(datagram: bytes) -> set[str]:
     """Tables that the notifications in `datagram` take something from, or change a chain's policy in."""
     return {
-        _text(rtnetlink.attributes(one.payload, 4).get(_TABLE_ATTRIBUTE, b""))
+        rtnetlink.text(rtnetlink.attributes(one.payload, 4).get(_TABLE_ATTRIBUTE, b""))
         for one in rtnetlink.answers(datagram)
         if one.kind in _CHANGES
     }
@@ -53,10 +53,6 @@ def changed_links(datagram: bytes) -> set[str]:
         elif one.kind in (rtnetlink.RTM_NEWADDR, rtnetlink.RTM_DELADDR):
             found.add(rtnetlink.address_label(one))
     return found
-
-
-def _text(name: bytes) -> str:
-    return name.rstrip(b"\0").decode(errors="replace")
 
 
 class Watch:
