@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,9 @@ from typing import Any
 import pytest
 from conftest import import_busybox, needs_root
 
-from ketch_testing.machine import Machine, running
+from ketch_testing.consistency import differences
+from ketch_testing.machine import BIN, Machine, running
+from ketch_testing.oldindex import index_as_before
 
 pytestmark = [pytest.mark.root, needs_root]
 
@@ -104,6 +108,48 @@ def test_a_repair_that_was_killed(pulled: tuple[Machine, str], point: str) -> No
 
     fsck(machine, repair=True)
     assert fsck(machine)[0] == [] and runs(machine, name)
+
+
+@pytest.mark.parametrize("point", ["", "fsck.layer-replaced"])
+def test_a_layer_that_an_older_ketchd_indexed(monkeypatch: pytest.MonkeyPatch, point: str) -> None:
+    """Nothing is fetched for it: the tar is there. What runs on the old file runs on; killed amid it, the next check mends it."""
+    with running() as machine:
+        if machine.json("GET", "/info")["Driver"] == "directory":
+            pytest.skip("the kernel mounts no EROFS files here")
+        import_busybox(machine)
+        image = machine.json("GET", "/images/busybox/json")
+        (layer,) = image["RootFS"]["Layers"]
+        path = machine.data_root / "layers/sha256" / layer[7:]
+        with contextlib.closing(sqlite3.connect(machine.data_root / "catalogue.sqlite")) as catalogue:
+            tar_size = catalogue.execute("SELECT tar_size FROM layers").fetchone()[0]
+        index_as_before(path, tar_size, monkeypatch)
+        old = machine.json("POST", "/containers/create", {"Image": "busybox", "Cmd": ["sleep", "600"]})["Id"]
+        machine.json("POST", f"/containers/{old}/start")
+        assert ".." not in listed(machine)
+
+        (finding,), _ = fsck(machine)
+        assert (finding["Key"], finding["Repaired"]) == (layer, "")
+        assert finding["Problem"].startswith("was indexed by an older ketchd")
+        if point:
+            machine.stop()
+            machine.start(tracepoints=f"{point}=kill")
+            with pytest.raises(Exception):  # noqa: B017 (however the connection ends)
+                fsck(machine, repair=True)
+            assert machine.process is not None and machine.process.wait(30) != 0
+            machine.kill()
+            machine.start()
+        else:
+            (finding,), _ = fsck(machine, repair=True)
+            assert finding["Repaired"] == "indexed again from its own tar"
+        assert fsck(machine)[0] == [] and differences(machine) == []
+        assert ".." in listed(machine)
+        assert machine.json("GET", f"/containers/{old}/json")["State"]["Running"]
+        assert machine.json("GET", "/images/busybox/json")["Size"] == path.stat().st_blocks * 512
+
+
+def listed(machine: Machine) -> list[str]:
+    """What a new container sees in /bin."""
+    return machine.run(str(BIN / "ketch"), "run", "--rm", "busybox", "ls", "-a", "/bin").stdout.split()
 
 
 def test_what_cannot_be_opened_is_refused_before_it_is_sent(pulled: tuple[Machine, str]) -> None:

@@ -18,6 +18,7 @@ import pytest
 import zstandard
 
 from ketch_testing.mounted import Looker, Seen
+from ketch_testing.oldindex import index_as_before
 from ketch_testing.tars import Member, make_tar
 from ketch_wire.faults import EngineFailure, InvalidInput, NotFound
 from ketch_wire.launch import LayerMount
@@ -155,6 +156,37 @@ class LayerStoreSuite:
         script = "for d in bin bin/deep bin/deep/er; do ls -f $d > listed || exit 1; cat listed; done > all && rm listed"
         seen = await bench.container([layer], script, tmp_path / "upper")
         assert seen["all"].size == len(".\n..\ntool\ndeep\n" + ".\n..\ner\n" + ".\n..\n")
+
+    async def test_an_index_of_an_older_ketchd(
+        self, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Told from today's, and made again from the tar in the file; so is a damaged one."""
+        layer = await bench.add(*TREE)
+        path = bench.store.path(layer)
+        if path.is_dir():
+            assert await bench.store.state(layer) == "sound"
+            return
+        new = path.read_bytes()
+        index_as_before(path, bench.store.record(layer).tar_size, monkeypatch)
+        (tmp_path / "upper").mkdir()
+        script = "ls -f bin > listed"
+        assert (await bench.container([layer], script, tmp_path / "upper"))["listed"].size == len(
+            ".\ntool\nagain\nsh\n"
+        )
+        assert await bench.store.state(layer) == "old index" and await bench.store.verify(layer)
+        await bench.store.reindex(layer)
+        assert await bench.store.state(layer) == "sound" and path.read_bytes() == new
+        seen = await bench.container([layer], script, tmp_path / "upper")
+        assert seen["listed"].size == len(".\n..\ntool\nagain\nsh\n")
+        _flip(path, path.stat().st_size - 600)
+        assert await bench.store.state(layer) == "bad index" and not await bench.store.verify(layer)
+        await bench.store.reindex(layer)
+        assert path.read_bytes() == new
+        _flip(path, path.read_bytes().index(b"#!/bin/sh"))
+        assert await bench.store.state(layer) == "damaged"
+        with pytest.raises(LayerMismatch):
+            await bench.store.reindex(layer)
+        assert bench.staged() == []
 
     async def test_sparse_files_are_expanded(self, bench: Bench) -> None:
         """Holes read as zeros; the pieces are where they were."""

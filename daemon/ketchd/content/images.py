@@ -172,6 +172,15 @@ class ImageStore:
                 (str(manifest), size, time.time_ns(), artifact_type),
             )
 
+    def resize(self, layer: Digest) -> None:
+        """The layer takes another room on the disk than before: so do the images that have it."""
+        with self._catalogue.transaction() as connection:
+            connection.execute(
+                "UPDATE images SET size = (SELECT coalesce(sum(disk_size), 0) FROM image_layers JOIN layers USING (diff_id) "
+                "WHERE image_id = images.id) WHERE id IN (SELECT image_id FROM image_layers WHERE diff_id = ?)",
+                (str(layer),),
+            )
+
     def tag(
         self,
         reference: Reference,

@@ -1,8 +1,8 @@
 """Checking the store against its digests, and repairing only what is bad: `ketch system fsck [--repair]`.
 
-Blobs and layers are read and hashed anew. A bad layer is made again from its blob if that is sound, else fetched; a bad config or
-manifest is fetched; a layer's bad blob is fetched where a registry is known for it, else forgotten, since the layer itself can be
-compressed again. What nobody owns is removed. Containers and volumes hold users' data: they are reported, never touched.
+Blobs and layers are read and hashed anew. A layer whose index alone is bad, or an older ketchd's, is indexed again from the tar in
+it; another bad layer is made again from its blob if that is sound, else fetched; a bad config or manifest is fetched; a layer's bad
+blob is fetched where a registry is known for it, else forgotten, since the layer itself can be compressed again. What nobody owns is removed. Containers and volumes hold users' data: they are reported, never touched.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ketchd.content.recovery import entries_of
 from ketchd.engine.findings import Finding, blob_problem, users_of_blob, users_of_layer
 from ketchd.engine.information import INDEX_SERVER
 from ketchd.engine.rooms import Rooms
+from ketchd.layers.verify import BAD_INDEX, DAMAGED, OLD_INDEX, SOUND, State
 from ketchd.model.digest import Digest
 from ketchd.model.imageconfig import SIZE_LIMIT
 from ketchd.model.manifest import Descriptor
@@ -29,6 +30,11 @@ from ketchd.registry.tokens import Credentials
 tracepoint.declare("fsck.layer-removed", "fsck.blob-removed")
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+_PROBLEMS: dict[State, str] = {
+    OLD_INDEX: "was indexed by an older ketchd: directories just below its root do not name their ..",
+    BAD_INDEX: "has a damaged index",
+    DAMAGED: "is damaged",
+}
 UNOWNED_SECONDS = 600.0  # a file is placed a moment before it is recorded
 
 
@@ -118,23 +124,22 @@ class _Check:
             if not self._rooms.layers.has(layer):
                 if not users_of_layer(self._rooms, text):
                     continue  # removed meanwhile
-                problem = "is missing"
-            elif await self._is_sound(layer):
-                continue
+                state, problem = DAMAGED, "is missing"
             else:
-                problem = "is damaged"
-            await self._report(
-                Finding("layer", text, problem, users_of_layer(self._rooms, text)), self._mend_layer
-            )
+                state = await self._state(layer)
+                if state == SOUND:
+                    continue
+                problem = _PROBLEMS[state]
+            mend = self._mend_layer if state == DAMAGED else self._mend_index
+            await self._report(Finding("layer", text, problem, users_of_layer(self._rooms, text)), mend)
 
-    async def _is_sound(self, layer: Digest) -> bool:
+    async def _state(self, layer: Digest) -> State:
         """Looked at again when another one or none is recorded by then: it was removed meanwhile, and maybe came again."""
         while before := self._recorded(layer):
-            if await self._rooms.layers.verify(layer):
-                return True
-            if self._recorded(layer) == before:
-                return False
-        return not users_of_layer(self._rooms, layer.text)
+            state = await self._rooms.layers.state(layer)
+            if state == SOUND or self._recorded(layer) == before:
+                return state
+        return DAMAGED if users_of_layer(self._rooms, layer.text) else SOUND
 
     def _recorded(self, layer: Digest) -> list[int]:
         """When, if it is."""
@@ -197,6 +202,14 @@ class _Check:
 
     # -- mending
 
+    async def _mend_index(self, finding: Finding) -> str:
+        layer = Digest(finding.key)
+        async with self._rooms.leases.hold() as lease:
+            lease.add("layer", layer)
+            await self._rooms.layers.reindex(layer)
+        self._rooms.images.resize(layer)
+        return "indexed again from its own tar"
+
     async def _mend_layer(self, finding: Finding) -> str:
         rooms, layer = self._rooms, Digest(finding.key)
         is_directory = rooms.layers.has(layer) and rooms.layers.record(layer).kind == "directory"
@@ -234,6 +247,7 @@ class _Check:
             await self._rooms.layers.remove(layer)
             tracepoint.reach("fsck.layer-removed")
             await making
+            self._rooms.images.resize(layer)
         finally:
             making.close()
 

@@ -18,6 +18,8 @@ BLOCK, HEAD, SLOT = 512, 4096, 32
 _INODE = struct.Struct("<HHHHQIIIIqII16x")  # struct erofs_inode_extended
 _SUPERBLOCK = struct.Struct("<IIIBBHQQIIII16s16sIHHHBBIQB23x")
 _DIRENT = struct.Struct("<QHBB")
+# No inode has the number 0: readdir(3) skips its names, which are the ".." of every directory in the root.
+_FIRST_SLOT = _INODE.size // SLOT
 _XATTR_HEADER, _PLAIN, _INLINE = 12, 0, 2
 _NO_BLOCK = 0xFFFFFFFF
 _FILE_TYPES = (0, 5, 3, 0, 2, 0, 4, 0, 1, 0, 7, 0, 6)  # by the format bits of the mode, shifted down
@@ -165,8 +167,7 @@ def index(root: Node, tar_length: int) -> Index:
 def _place_inodes(order: list[Node]) -> tuple[int, dict[int, tuple[bytes, bytes]]]:
     """Number the inodes; (how many slots they take, by offset in the table: what lies behind an inode: attributes, a link)."""
     bodies: dict[int, tuple[bytes, bytes]] = {}
-    # No inode has the number 0: readdir(3) skips its names, which are the ".." of every directory in the root.
-    slot = _INODE.size // SLOT
+    slot = _FIRST_SLOT
     for node in order:
         is_link = node.mode & 0o170000 == S_IFLNK
         if not node.xattrs and not is_link:
@@ -217,3 +218,8 @@ def read_head(head: bytes) -> tuple[int, bytes]:
     """(offset of the index, the hash's first 16 bytes) of what `_head` made."""
     fields = _SUPERBLOCK.unpack_from(head, 1024)
     return fields[10] * BLOCK, fields[12]
+
+
+def read_root(head: bytes) -> int:
+    """The number of the root's inode, in what `_head` made."""
+    return int(_SUPERBLOCK.unpack_from(head, 1024)[5])

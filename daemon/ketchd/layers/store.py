@@ -28,12 +28,20 @@ from ketchd.layers.ingestion import Ingestion, IngestResult, LayerMismatch
 from ketchd.layers.placing import place, remove_staged
 from ketchd.layers.remade import RemadeTars
 from ketchd.layers.trash import Trash
+from ketchd.layers.verify import OLD_INDEX, SOUND, State
 from ketchd.layers.workers import WorkerPool
 from ketchd.model.compression import Compression
 from ketchd.model.digest import Digest
 from ketchd.sandbox import heldlayers
 
-tracepoint.declare("layer.staged", "layer.placed", "layer.recorded", "layer.forgotten", "layer.removed")
+tracepoint.declare(
+    "layer.staged",
+    "layer.placed",
+    "layer.recorded",
+    "layer.forgotten",
+    "layer.removed",
+    "fsck.layer-replaced",
+)
 __all__ = [
     "IngestResult",
     "Ingestion",
@@ -349,13 +357,46 @@ class LayerStore:
         return Digest(result["digest"]), result["size"]
 
     async def verify(self, diff_id: Digest) -> bool:
-        """Whether the layer on the disk still is what its name says. Raises NotFound."""
+        """Whether the layer on the disk still is what its name says, whoever indexed it. Raises NotFound."""
+        return await self.state(diff_id) in (SOUND, OLD_INDEX)
+
+    async def state(self, diff_id: Digest) -> State:
+        """What the layer on the disk is, read whole. Raises NotFound."""
         record = self.record(diff_id)
         arguments = {
             "path": str(self.path(diff_id)), "kind": record.kind, "tar_size": record.tar_size, "diff_id": str(diff_id)
         }  # fmt: skip
-        result = await self._workers.run("ketchd.layers.verify:verify", arguments)
-        return bool(result["sound"])
+        state: State = (await self._workers.run("ketchd.layers.verify:verify", arguments))["state"]
+        return state
+
+    async def reindex(self, diff_id: Digest) -> None:
+        """Make the layer file's index again from the tar in it, at once and whole: the new file takes the old one's place.
+
+        Containers keep the old one until they end. Raises NotFound, EngineFailure, LayerMismatch (the tar is damaged too).
+        """
+        path, offset, size = await self.tar_range(diff_id)
+        arguments = {"place": self.new_place(), "path": str(path), "offset": offset, "size": size}
+        facts = await self._run("ketchd.layers.reindex:reindex", arguments)
+        try:
+            if facts["diff_id"] != diff_id.text:
+                raise LayerMismatch("diff ID", diff_id, Digest(facts["diff_id"]))
+            await to_the_end(self._replace(diff_id, facts))
+        finally:
+            await asyncio.to_thread(remove_staged, facts["path"])
+
+    async def _replace(self, diff_id: Digest, facts: dict[str, Any]) -> None:
+        async with self._lock(diff_id):
+            if not self.has(diff_id):
+                return  # removed meanwhile
+            held = heldlayers.names([str(self.path(diff_id))])
+            await asyncio.to_thread(place, facts["path"], self.path(diff_id), f"layer {diff_id}")
+            tracepoint.reach("fsck.layer-replaced")
+            with self._catalogue.transaction(durable=True) as connection:
+                connection.execute(
+                    "UPDATE layers SET kind = ?, disk_size = ? WHERE diff_id = ?",
+                    (facts["kind"], facts["disk_size"], str(diff_id)),
+                )
+            self._let_go_of(held)
 
     @contextlib.asynccontextmanager
     async def holding(self, diff_ids: Iterable[Digest]) -> AsyncIterator[None]:
@@ -385,12 +426,15 @@ class LayerStore:
                 self._trash.take(self.path(diff_id))
         finally:
             # not before they are gone: a container that starts this moment would find them, and hold them again
-            if held and self._let_go is not None:
-                with contextlib.suppress(
-                    OSError
-                ):  # no descriptor is left: it is held until it is one of too many
-                    self._trash.await_end(self._let_go(held))
+            self._let_go_of(held)
         tracepoint.reach("layer.removed")
+
+    def _let_go_of(self, held: Sequence[str]) -> None:
+        if held and self._let_go is not None:
+            with contextlib.suppress(
+                OSError
+            ):  # no descriptor is left: it is held until it is one of too many
+                self._trash.await_end(self._let_go(held))
 
     async def remove(self, diff_id: Digest) -> None:
         """Forget the layer, then remove it and what was composed of it; its compressed forms stay known. May be called twice; who
