@@ -132,6 +132,11 @@ class ShimLink:
         """Wait for the end of the run; None when the shim died and nobody saw it. Any number may wait; cancelling is free."""
         return await asyncio.shield(self._ended)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the end of the run was told, or is known to be known to nobody."""
+        return self._ended.done()
+
     async def signal(self, number: int) -> None:
         """Send a signal to the first process. A container that has just ended is no error."""
         if not self._ended.done():

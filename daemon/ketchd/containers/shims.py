@@ -102,7 +102,7 @@ class Shims:
         except BaseException:
             await asyncio.shield(asyncio.ensure_future(link.abort()))
             raise
-        self._links.add(link)
+        self._keep(link)
         return link
 
     async def adopt(self, container_id: str) -> ShimLink | None:
@@ -120,7 +120,7 @@ class Shims:
             if error.errno in _OUR_OWN:
                 raise
             return None
-        self._links.add(link)
+        self._keep(link)
         return link
 
     async def end_stray(self, container_id: str, pid: int, start_time: int) -> None:
@@ -165,6 +165,10 @@ class Shims:
             ended = hello["exit"]
             link._has_ended(ExitRecord(ended["code"], ooms_of(ended), ended["finished_ns"]))
         return True
+
+    def _keep(self, link: ShimLink) -> None:
+        if not link.has_ended:  # in the same breath as its start was told
+            self._links.add(link)
 
     def forget(self, link: ShimLink) -> None:
         """Its container has ended; the connection ends with the shim."""

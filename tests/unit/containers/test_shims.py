@@ -1,0 +1,44 @@
+"""Links to shims whose last words come at once."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from ketch_wire.frames import pack
+from ketch_wire.launch import LaunchPlan, ProcessPlan, RootPlan
+from ketchd.containers.shims import ExitRecord, Shims
+
+STARTED = {"event": "started", "pid": 1, "start_time": 1}
+EXIT = {"event": "exit", "code": 3, "oom": False, "ooms": 0, "finished_ns": 5}
+
+
+class Log:
+    """A log that nobody reads."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+def shims_below(root: Path, connection: socket.socket | None = None) -> Shims:
+    launcher: Any = SimpleNamespace(launch=lambda: connection)
+    return Shims(launcher, root, Log(), lambda *_: None)
+
+
+async def test_a_link_of_a_run_that_is_over_is_not_kept(tmp_path: Path) -> None:
+    """Start and end may be told in one breath, and ketchd starts millions of containers."""
+    ours, theirs = socket.socketpair()
+    shims = shims_below(tmp_path, ours)
+    theirs.sendall(pack(STARTED) + pack(EXIT))
+    plan = LaunchPlan("it", RootPlan((), "", ""), ProcessPlan(("true",)), "/run", "/state")
+
+    async def on_pid(*_: int) -> None:
+        return None
+
+    link = await shims.start(plan, attachments=[], port_fds=[], on_pid=on_pid)
+    assert await link.wait() == ExitRecord(3, 0, 5)
+    assert shims._links == set()
+    link.close()
+    theirs.close()
