@@ -262,13 +262,13 @@ class ShimLink:
         for waiting in (self._child, self._outcome):
             if not waiting.done():
                 waiting.cancel()
-        if not self._ended.done() and self.pid:
+        if not self._ended.done() and self.pid and (self._reviving is None or self._reviving.done()):
             self._reviving = self._loop.create_task(self._find_again())
 
     async def _find_again(self) -> None:
-        with contextlib.suppress(OSError, TimeoutError):
+        with contextlib.suppress(OSError):
             again = await self._shims.connect(self.container_id, self)
-            if again:
+            if again and not self._gone.is_set():
                 return
         await self._see_process_end()
         record = read_exit(Path(self._state_dir)) if self._state_dir else None
@@ -341,8 +341,18 @@ class ShimLink:
         self.close()
 
     async def greeted(self) -> dict[str, Any]:
-        """The shim's hello. Raises TimeoutError."""
-        return await asyncio.wait_for(asyncio.shield(self._hello), HELLO_SECONDS)
+        """The shim's hello. Raises TimeoutError; ConnectionResetError when it ended before."""
+        lost = self._loop.create_task(self._gone.wait())
+        either: set[asyncio.Future[Any]] = {self._hello, lost}
+        try:
+            await asyncio.wait(either, timeout=HELLO_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            lost.cancel()
+        if self._hello.done():
+            return self._hello.result()
+        if self._gone.is_set():
+            raise ConnectionResetError(f"the shim of container {self.container_id} has ended")
+        raise TimeoutError
 
     def forget_hello(self) -> None:
         """Expect another."""

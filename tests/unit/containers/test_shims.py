@@ -1,14 +1,18 @@
-"""Links to shims whose last words come at once."""
+"""Links to shims whose last words and ends come at once."""
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from ketch_wire.frames import pack
 from ketch_wire.launch import LaunchPlan, ProcessPlan, RootPlan
+from ketch_wire.shim import SOCKET_NAME
 from ketchd.containers.shims import ExitRecord, Shims
 
 STARTED = {"event": "started", "pid": 1, "start_time": 1}
@@ -25,6 +29,22 @@ class Log:
 def shims_below(root: Path, connection: socket.socket | None = None) -> Shims:
     launcher: Any = SimpleNamespace(launch=lambda: connection)
     return Shims(launcher, root, Log(), lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    "said", [b"", pack({"event": "warning", "message": "the end is near"})], ids=["nothing", "a word"]
+)
+async def test_a_shim_that_ends_before_its_hello_is_not_waited_for(tmp_path: Path, said: bytes) -> None:
+    """It was ending when somebody asked for it: ketchd's start does not wait as for one that sleeps."""
+    (tmp_path / "it").mkdir()
+
+    def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(said)
+        writer.close()
+
+    server = await asyncio.start_unix_server(answer, str(tmp_path / "it" / SOCKET_NAME))
+    async with server, asyncio.timeout(10):
+        assert await shims_below(tmp_path).adopt("it") is None
 
 
 async def test_a_link_of_a_run_that_is_over_is_not_kept(tmp_path: Path) -> None:
