@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from conftest import needs_root
@@ -14,6 +15,7 @@ from ketch_testing.machine import Machine
 from ketch_wire.stdcopy import StreamReader
 
 pytestmark = [needs_root, pytest.mark.root]
+NO_SIZE = b"stty: standard input"  # busybox's words for it
 BOTH = ["sh", "-c", "echo out; echo err >&2"]
 
 
@@ -25,7 +27,7 @@ def api(machine: Machine) -> Iterator[Api]:
     made.remove("streams")
 
 
-def start(api: Api, command: list[str], *, terminal: bool, **begin: bool) -> bytes:
+def start(api: Api, command: list[str], *, terminal: bool, **begin: Any) -> bytes:
     """Every byte of the answer's stream."""
     wanted = {"Cmd": command, "AttachStdout": True, "AttachStderr": True, "Tty": terminal}
     made = api("POST", "/containers/streams/exec", wanted)["Id"]
@@ -53,6 +55,33 @@ def test_no_terminal_in_frames(api: Api) -> None:
 def test_no_terminal_without_frames(api: Api) -> None:
     """There is no place for stderr then, as in dockerd."""
     assert start(api, BOTH, terminal=False, Tty=True) == b"out\n"
+
+
+@pytest.mark.parametrize(
+    ("version", "made", "begin", "size"),
+    [
+        ("v1.42", [20, 70], {"Tty": True}, b"20 70"), ("v1.42", None, {"Tty": True, "ConsoleSize": [30, 80]}, b"30 80"),
+        ("v1.42", [20, 70], {"Tty": True, "ConsoleSize": [30, 80]}, b"30 80"),
+        ("v1.42", [20, 70], {"ConsoleSize": [30, 80]}, b"20 70"),
+        ("v1.41", [20, 70], {"Tty": True, "ConsoleSize": [30, 80]}, NO_SIZE),
+    ],
+)  # fmt: skip
+def test_the_size_of_a_terminal(
+    api: Api, version: str, made: list[int] | None, begin: dict[str, Any], size: bytes
+) -> None:
+    """The start's, if it asks for a terminal, before the creation's; older clients have none."""
+    wanted = {"Cmd": ["stty", "size"], "AttachStdout": True, "Tty": True, "ConsoleSize": made}
+    exec_id = api("POST", f"/{version}/containers/streams/exec", wanted)["Id"]
+    with api.hijacked(f"/{version}/exec/{exec_id}/start", begin) as client:
+        assert size + b"\r\n" in drain(client)
+
+
+def test_a_size_without_a_terminal(api: Api) -> None:
+    """It means nothing, and is no reason to refuse."""
+    assert sorted(StreamReader().feed(start(api, BOTH, terminal=False, ConsoleSize=[30, 80]))) == [
+        (1, b"out\n"),
+        (2, b"err\n"),
+    ]
 
 
 @pytest.mark.parametrize("terminal", [False, True])

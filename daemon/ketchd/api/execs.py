@@ -15,6 +15,8 @@ from ketchd.containers.shims import ClientStream
 from ketchd.engine.execs import create_exec, render_exec, start_exec
 from ketchd.engine.rooms import Rooms
 
+_SIZES_SINCE = (1, 42)  # an exec's ConsoleSize
+
 
 class ExecApi:
     """Handlers over the exec journey."""
@@ -34,6 +36,8 @@ class ExecApi:
     async def create(self, call: Call) -> web.StreamResponse:
         """POST /containers/{id}/exec"""
         body = await call.json()
+        if call.version < _SIZES_SINCE:
+            body = {key: value for key, value in body.items() if key.lower() != "consolesize"}
         record = create_exec(self._rooms, self._rooms.supervisor.find(call.vars["name"]), body)
         return json_reply({"Id": record.id}, 201)
 
@@ -42,9 +46,9 @@ class ExecApi:
         body = fields.decode(await call.json(any_type=call.version < (1, 22)), fields.EXEC_START)
         box, record = self._rooms.supervisor.find_exec(call.vars["id"])
         settings = record.settings
-        size = body.get("ConsoleSize") or settings["ConsoleSize"] or [0, 0]
-        if body.get("ConsoleSize") and not settings["Tty"]:
-            raise InvalidInput("console size is only supported when tty is enabled")
+        # Without Tty in this request its size means nothing: moby postContainerExecStart.
+        asked = body.get("ConsoleSize") if body.get("Tty") and call.version >= _SIZES_SINCE else None
+        size = asked or settings["ConsoleSize"] or [0, 0]
         console = (min(size[0], 65535), min(size[1], 65535))
         if body.get("Detach"):
             await start_exec(self._rooms, box, record, None, console_size=console)
