@@ -25,7 +25,8 @@ def begin(rooms: Rooms, box: Box, what: str, job: Coroutine[Any, Any, None]) -> 
         if error is not None:
             rooms.log.error(f"{what} failed", container=box.record.id, exc_info=error)
 
-    task = asyncio.get_running_loop().create_task(job, context=Context())
+    own = Context()
+    task = asyncio.get_running_loop().create_task(job, context=own)
     _under_way.add(task)
-    task.add_done_callback(ended)
+    task.add_done_callback(ended, context=own)
     return task

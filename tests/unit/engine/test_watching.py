@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import structlog
 
 from ketch_testing.rooms import container_of, image_of, rooms_below
 from ketch_wire.faults import EngineFailure
@@ -25,7 +26,7 @@ class Log:
         self.errors: list[tuple[str, dict[str, Any]]] = []
 
     def error(self, event: str, **values: Any) -> None:
-        self.errors.append((event, values))
+        self.errors.append((event, {**structlog.contextvars.get_contextvars(), **values}))
 
     def __getattr__(self, level: str) -> Any:
         return lambda *_, **__: None
@@ -105,11 +106,13 @@ async def test_what_fails_in_the_background_is_told(rooms: Rooms) -> None:
     async def defect() -> None:
         raise LookupError("nobody thought of this")
 
-    await asyncio.wait([background.begin(rooms, box, "restart", defect())])
-    await asyncio.sleep(0)
+    with structlog.contextvars.bound_contextvars(request="that of the start"):
+        await asyncio.wait([background.begin(rooms, box, "restart", defect())])
+        await asyncio.sleep(0)
 
     ((event, values),) = rooms.log.errors
     assert (event, values["container"]) == ("restart failed", box.record.id)
+    assert "request" not in values  # which is over long since
     assert isinstance(values["exc_info"], LookupError)
 
 
