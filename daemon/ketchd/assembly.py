@@ -66,7 +66,7 @@ from ketchd.layers.trash import Trash
 from ketchd.layers.workers import WorkerPool
 from ketchd.model.compression import read_compression
 from ketchd.network.addresses import parse_pool
-from ketchd.network.networks import Networks
+from ketchd.network.networks import DefaultBridge, Networks
 from ketchd.registry.client import RegistryClient
 from ketchd.registry.endpoints import Settings
 from ketchd.registry.hosts import check_mirror
@@ -136,8 +136,7 @@ class Engine:
         self._closing.append(cgroups.close)
         supervisor = Supervisor(catalogue, events)
         networks = Networks(
-            catalogue, bridge=config.bridge, bip=config.bip or None, mtu=config.mtu, default_ip=config.ip,
-            ip_forward=config.ip_forward, masquerade=config.ip_masq, icc=config.icc,
+            catalogue, _default_bridge(config), ip_forward=config.ip_forward,
             pools=[parse_pool(base, size) for base, size in config.default_address_pools], log=log,
         )  # fmt: skip
         self._closing.append(networks.close)
@@ -298,7 +297,14 @@ def _container_defaults(config: Config) -> DaemonDefaults:
     return DaemonDefaults(
         init=config.init, dns=config.dns, dns_options=config.dns_opts, dns_search=config.dns_search,
         ulimits=config.default_ulimits, no_new_privileges=config.no_new_privileges,
-        seccomp="" if choice in ("default", "builtin") else choice, **_reloadable_defaults(config),
+        seccomp="" if choice in ("default", "builtin") else choice, host_gateways=config.host_gateway_ips, **_reloadable_defaults(config),
+    )  # fmt: skip
+
+
+def _default_bridge(config: Config) -> DefaultBridge:
+    return DefaultBridge(
+        link=config.bridge, bip=config.bip, fixed_cidr=config.fixed_cidr, default_gateway=config.default_gateway,
+        host_ip=config.ip, icc=config.icc, masquerade=config.ip_masq, mtu=config.mtu,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ketch_wire.faults import InvalidInput
 from ketchd import listening
 from ketchd.journal import LEVELS
+from ketchd.model.address import is_address
 from ketchd.network.addresses import parse_pool
 
 if TYPE_CHECKING:
@@ -27,13 +28,7 @@ def check(config: Config) -> None:
         config.log_format = "console"  # dockerd's word
     if config.log_format not in ("json", "console"):
         raise InvalidInput(f"invalid log format: {config.log_format}")
-    if config.bip:
-        try:
-            interface = ipaddress.ip_interface(config.bip)
-        except ValueError as error:
-            raise InvalidInput(f"invalid bip {config.bip!r}: {error}") from None
-        if "/" not in config.bip or interface.ip == interface.network.network_address:
-            raise InvalidInput(f"invalid bip {config.bip!r}: an address with its prefix length is expected")
+    _check_default_bridge(config)
     for base, size in config.default_address_pools:
         parse_pool(base, size)
     if config.storage_driver not in ("", "erofs", "erofs-loop", "directory", "overlay2"):
@@ -47,8 +42,40 @@ def check(config: Config) -> None:
             raise InvalidInput(f"invalid {key.replace('_', '-')}: {getattr(config, key)}")
     _check_registries(config)
     _check_containers(config)
+
+
+def _check_default_bridge(config: Config) -> None:
+    """dockerd starts with a `fixed-cidr` outside of the subnet, and hands out other addresses then: refused here."""
+    config.mtu = config.mtu or 1500
     if not 68 <= config.mtu <= 65535:
         raise InvalidInput(f"invalid mtu: {config.mtu}")
+    if config.bip:
+        try:
+            interface = ipaddress.IPv4Interface(config.bip)
+        except ValueError as error:
+            raise InvalidInput(f"invalid bip {config.bip!r}: {error}") from None
+        if "/" not in config.bip or interface.ip == interface.network.network_address:
+            raise InvalidInput(f"invalid bip {config.bip!r}: an address with its prefix length is expected")
+    if config.fixed_cidr:
+        try:
+            span = ipaddress.IPv4Network(config.fixed_cidr if "/" in config.fixed_cidr else "", strict=False)
+        except ValueError:
+            raise InvalidInput(f"invalid CIDR address: {config.fixed_cidr}") from None
+        if not config.bip and span.prefixlen > 30:
+            raise InvalidInput(f"invalid fixed-cidr {span}: it has no room for a gateway and a container")
+    for address in [*config.host_gateway_ips, *([config.default_gateway] if config.default_gateway else [])]:
+        if not is_address(address):
+            raise InvalidInput(f"{address} is not an ip address")
+    if ":" in config.default_gateway:
+        raise InvalidInput(f"invalid default-gateway {config.default_gateway}: it is no IPv4 address")
+    kinds = [":" in address for address in config.host_gateway_ips]
+    if len(kinds) != len(set(kinds)):
+        raise InvalidInput("host-gateway-ip may be one IPv4 and one IPv6 address")
+    if config.fixed_cidr or config.default_gateway:
+        from ketchd.network.definition import DefaultBridge, misfit  # of the few that need it
+
+        if reason := misfit(DefaultBridge("", config.bip, config.fixed_cidr, config.default_gateway)):
+            raise InvalidInput(reason)
 
 
 def _check_registries(config: Config) -> None:
@@ -77,10 +104,8 @@ def _unlike(labels: list[str]) -> list[str]:
 def _check_containers(config: Config) -> None:
     """What is handed on to containers, with dockerd's words."""
     for server in [*config.dns, *([config.ip] if config.ip else [])]:
-        try:
-            ipaddress.ip_address(server)
-        except ValueError:
-            raise InvalidInput(f"{server} is not an ip address") from None
+        if not is_address(server):
+            raise InvalidInput(f"{server} is not an ip address")
     for domain in config.dns_search:
         if not _DOMAIN.fullmatch(domain.strip()):
             raise InvalidInput(f"{domain} is not a valid domain")

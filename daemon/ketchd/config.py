@@ -44,6 +44,9 @@ class Config:
     registry_mirrors: list[str] = field(default_factory=list)
     bridge: str = "ketch0"
     bip: str = ""
+    fixed_cidr: str = ""
+    default_gateway: str = ""
+    host_gateway_ips: list[str] = field(default_factory=list)
     mtu: int = 1500
     ip: str = ""
     ip_forward: bool = True
@@ -93,7 +96,7 @@ class Config:
 # Flag (as dockerd spells it) -> key of daemon.json, where they differ by the plural.
 _REPEATED = {
     "host": "hosts", "insecure-registry": "insecure-registries", "registry-mirror": "registry-mirrors", "label": "labels",
-    "dns": "dns", "dns-opt": "dns-opts", "dns-search": "dns-search",
+    "dns": "dns", "dns-opt": "dns-opts", "dns-search": "dns-search", "host-gateway-ip": "host-gateway-ips",
 }  # fmt: skip
 _MAPS = {"log-opt": "log-opts", "default-ulimit": "default-ulimits"}
 _POOLS = {"default-address-pool": "default-address-pools"}
@@ -112,7 +115,10 @@ _HELP = {
     "group": "group of the unix socket", "log-level": "debug, info, warn, error or fatal", "log-format": "console or json",
     "debug": "the same as --log-level debug", "insecure-registry": "registry reached without verified TLS (repeatable)",
     "registry-mirror": "mirror of Docker Hub (repeatable)", "bridge": "bridge of the default network; none for no network",
-    "bip": "address of the default bridge, CIDR", "mtu": "MTU of the networks", "ip": "default address of published ports",
+    "bip": "address of the default bridge, CIDR", "fixed-cidr": "IPv4 subnet that containers on the default bridge have their addresses of",
+    "default-gateway": "IPv4 gateway of containers on the default bridge, in place of the bridge",
+    "host-gateway-ip": "address that host-gateway in --add-host is, in place of the default bridge's (repeatable)",
+    "mtu": "MTU of the networks", "ip": "default address of published ports",
     "ip-forward": "enable net.ipv4.ip_forward", "ip-masq": "masquerade what leaves the bridge", "icc": "containers reach each other",
     "default-address-pool": "base=SUBNET,size=PREFIX-LENGTH that networks get their subnets of (repeatable)",
     "dns": "DNS server of containers (repeatable)", "dns-opt": "DNS option (repeatable)",
@@ -203,6 +209,8 @@ def read(argv: Sequence[str]) -> CommandLine:
     keys = read_file(path, must_exist=named is not None and not version)
     keys = {key: value for key, value in keys.items() if value is not None}  # null is not set, as in Go
     keys |= _proxies(keys.pop("proxies", {}))
+    if "host-gateway-ip" in keys:  # as dockerd had it before it took several
+        keys.setdefault("host-gateway-ips", [keys.pop("host-gateway-ip")])
     for key in sorted(keys):
         if key in IGNORED or key in REFUSED:
             if key in IGNORED or keys[key]:
@@ -254,7 +262,10 @@ def read_file(path: Path, *, must_exist: bool) -> dict[str, Any]:
         raise InvalidInput(f"unable to configure the ketch daemon with file {path}: {error}") from error
     if not isinstance(keys, dict):
         raise InvalidInput(f"unable to configure the ketch daemon with file {path}: it is no JSON object")
-    known = {entry.name.replace("_", "-") for entry in fields(Config)} - {"ignored"} | {"proxies"}
+    known = {entry.name.replace("_", "-") for entry in fields(Config)} - {"ignored"} | {
+        "proxies",
+        "host-gateway-ip",
+    }
     if unknown := sorted(set(keys) - known - set(IGNORED) - set(REFUSED)):
         raise InvalidInput(
             f"unable to configure the ketch daemon with file {path}: the following directives don't match any "

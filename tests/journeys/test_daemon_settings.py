@@ -10,7 +10,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ def daemon(base: Path) -> Iterator[Machine]:
                 "dns-search": ["example.com"], "default-ulimits": {"nofile": {"Name": "nofile", "Soft": 100, "Hard": 200}},
                 "no-new-privileges": True, "default-ipc-mode": "shareable", "default-cgroupns-mode": "host",
                 "seccomp-profile": str(base / "profile.json"), "labels": ["site=lab"], "shutdown-timeout": 20,
-                "default-address-pools": [{"base": "10.231.0.0/16", "size": 24}],
+                "default-address-pools": [{"base": "10.231.0.0/16", "size": 24}], "host-gateway-ip": "192.0.2.8",
+                "fixed-cidr": "10.231.9.64/26", "bip": "10.231.9.1/24", "default-gateway": "10.231.9.65",
             }
         )
     )  # fmt: skip
@@ -101,6 +102,28 @@ def test_shm_and_ulimits(daemon: Machine) -> None:
     assert "32768" in inside(daemon, script="df -k /dev/shm")
     assert inside(daemon, script="ulimit -Sn; ulimit -Hn").split() == ["100", "200"]
     assert inside(daemon, "--ulimit", "nofile=50:60", script="ulimit -Sn; ulimit -Hn").split() == ["50", "60"]
+
+
+def test_the_default_network(daemon: Machine) -> None:
+    """A part of the subnet, another gateway, and another address of the host: shown and seen from inside, in a build too."""
+    name = daemon.run(
+        KETCH, "run", "-d", "--add-host", "host:host-gateway", "busybox", "sleep", "100"
+    ).stdout.strip()
+    try:
+        network = daemon.json("GET", f"/containers/{name}/json")["NetworkSettings"]
+        assert network["Gateway"] == network["Networks"]["bridge"]["Gateway"] == "10.231.9.65"
+        assert IPv4Address(network["IPAddress"]) in IPv4Network("10.231.9.64/26")
+        assert network["IPPrefixLen"] == 24
+        seen = daemon.run(KETCH, "exec", name, "sh", "-c", "ip route; cat /etc/hosts").stdout
+        assert "default via 10.231.9.65" in seen and "192.0.2.8\thost\n" in seen
+    finally:
+        daemon.request("DELETE", f"/containers/{name}?force=1")
+    dockerfile = b"FROM busybox\nRUN cat /etc/hosts\n"
+    built = daemon.run(
+        "docker", "build", "-q=false", "--no-cache", "--add-host", "host:host-gateway", "-", stdin=dockerfile
+    )  # fmt: skip
+    assert "192.0.2.8\thost" in built.stdout
+    daemon.run(KETCH, "image", "prune", "-f")
 
 
 def test_resolv_conf(daemon: Machine) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,27 +17,31 @@ import dns.flags
 import dns.message
 import dns.rcode
 import dns.rrset
+import pytest
 import structlog
 
 from ketch_testing.netns import Guest, ask_udp, get
 from ketch_wire.faults import EngineFailure, Forbidden, NotFound, Unavailable
 from ketchd.catalogue.database import Catalogue
 from ketchd.kernel.process import start_time
-from ketchd.network.addresses import parse_pool
+from ketchd.network.addresses import Pool, parse_pool
+from ketchd.network.definition import show
 from ketchd.network.inside import configure
 from ketchd.network.leases import EndpointLease, inside, routes
-from ketchd.network.networks import Networks
+from ketchd.network.networks import DefaultBridge, Networks
 
 BRIDGE = "ktt-weird.0"
 LOG = structlog.get_logger()
 
 
 @asynccontextmanager
-async def networks(path: Path | None = None, **given: Any) -> AsyncIterator[Networks]:
-    """Started networks over a catalogue, ended afterwards."""
+async def networks(
+    path: Path | None = None, *, bridge: str = BRIDGE, pools: Sequence[Pool] = (), **settings: Any
+) -> AsyncIterator[Networks]:
+    """Started networks over a catalogue, ended afterwards. settings: of the default bridge."""
     with tempfile.TemporaryDirectory() as directory:
         catalogue = Catalogue(path or Path(directory) / "catalogue.sqlite")
-        made = Networks(catalogue, **{"bridge": BRIDGE, "log": LOG, **given})
+        made = Networks(catalogue, DefaultBridge(bridge, **settings), pools=pools, log=LOG)
         try:
             await made.start()
             await made.restore([])
@@ -213,7 +218,7 @@ async def restores() -> None:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "catalogue.sqlite"
         catalogue = Catalogue(path)
-        killed = Networks(catalogue, bridge=BRIDGE, log=LOG)
+        killed = Networks(catalogue, DefaultBridge(BRIDGE), log=LOG)
         await killed.start()
         await killed.restore([])
         web = await contain(killed, "web", ("127.0.0.1", "8080", 80))
@@ -226,7 +231,7 @@ async def restores() -> None:
         killed._instance.close()
         catalogue.close()
         catalogue = Catalogue(path)
-        again = Networks(catalogue, bridge=BRIDGE, log=LOG)
+        again = Networks(catalogue, DefaultBridge(BRIDGE), log=LOG)
         await again.start()
         assert get("127.0.0.1", 8080).startswith("web")  # before restore as well
         await again.restore(
@@ -242,7 +247,7 @@ async def restores() -> None:
         assert any(BRIDGE in one for one in left())  # a container runs: all of it stays
         catalogue.close()
         catalogue = Catalogue(path)
-        last = Networks(catalogue, bridge=BRIDGE, log=LOG)
+        last = Networks(catalogue, DefaultBridge(BRIDGE), log=LOG)
         await last.start()
         await last.restore([])
         await last.close()
@@ -256,14 +261,14 @@ async def one_a_bridge() -> None:
     with tempfile.TemporaryDirectory() as directory:
         async with networks() as first:
             catalogue = Catalogue(Path(directory) / "second.sqlite")
-            second = Networks(catalogue, bridge=BRIDGE, log=LOG)
+            second = Networks(catalogue, DefaultBridge(BRIDGE), log=LOG)
             try:
                 await second.start()
                 raise AssertionError("a second ketchd took the bridge")
             except EngineFailure as fault:
                 assert BRIDGE in fault.message
             await second.close()
-            beside = Networks(catalogue, bridge="ktt-other", log=LOG)
+            beside = Networks(catalogue, DefaultBridge("ktt-other"), log=LOG)
             await beside.start()
             await beside.restore([])
             assert beside.gateway() and beside.gateway() != first.gateway()
@@ -713,7 +718,7 @@ async def heals_at_its_start() -> None:
             await web.guest.ask("serve", port=80, name="web")
         output("ip", "link", "del", BRIDGE)
         catalogue = Catalogue(path)
-        again = Networks(catalogue, bridge=BRIDGE, log=LOG)
+        again = Networks(catalogue, DefaultBridge(BRIDGE), log=LOG)
         await again.start()
         await again.restore(
             [{"container_id": "web", "endpoint": web.lease.to_record(), "published": web.records}]
@@ -758,7 +763,7 @@ async def names_after_a_restart() -> None:
             web = await contain(rooms, "web", network="shop", names=["web"])
             assert await asked(web, "web", by="ask_on") == ("NOERROR", [web.lease.address])
         catalogue = Catalogue(path)
-        again = Networks(catalogue, bridge=BRIDGE, log=LOG)
+        again = Networks(catalogue, DefaultBridge(BRIDGE), log=LOG)
         await again.start()
         await again.restore([{"container_id": "web", "endpoint": web.lease.to_record(), "published": []}])
         again._forgetting.submit(lambda: None).result()
@@ -861,6 +866,68 @@ async def keeps_its_address_while_in_use() -> None:
             assert "10.66.0.1/24" in addresses and "10.55" not in addresses
         async with networks(path) as rooms:
             assert rooms.gateway().startswith("172.")
+    assert left() == [], left()
+
+
+async def addresses_of_a_part() -> None:
+    """--fixed-cidr and --default-gateway: with --bip, alone, and on a bridge that was there; dockerd's answers."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "catalogue.sqlite"
+        part: dict[str, Any] = {"fixed_cidr": "10.55.0.65/29", "default_gateway": "10.55.0.66"}
+        async with networks(path, bip="10.55.0.1/24", **part) as rooms:
+            found = [await contain(rooms, f"c{number}") for number in range(7)]
+            assert [int(one.lease.address.rpartition(".")[2]) for one in found] == [
+                64,
+                65,
+                67,
+                68,
+                69,
+                70,
+                71,
+            ]
+            with pytest.raises(Unavailable, match="no available IPv4 addresses"):
+                rooms.reserve("one more")
+            table = await found[0].guest.ask("run", command=["ip", "route"])
+            assert "default via 10.55.0.66" in table and "10.55.0.0/24 dev eth0" in table
+            config = show(rooms.find("bridge"), "")["IPAM"]["Config"]
+            assert config == [{
+                "Subnet": "10.55.0.0/24", "IPRange": "10.55.0.64/29", "Gateway": "10.55.0.1",
+                "AuxiliaryAddresses": {"DefaultGatewayIPv4": "10.55.0.66"},
+            }]  # fmt: skip
+            for number in range(7):
+                await rooms.release(f"c{number}")
+        async with networks(path, fixed_cidr="10.66.0.0/28") as rooms:
+            assert (rooms.find("bridge").subnet, rooms.gateway()) == ("10.66.0.0/28", "10.66.0.1")
+            assert (await contain(rooms, "web")).lease.address == "10.66.0.2"
+        async with networks(
+            path, bip="10.77.0.1/24", fixed_cidr="10.77.0.64/29", default_gateway="10.77.0.2"
+        ) as rooms:
+            kept = rooms.find("bridge")  # a container has an address there
+            assert (kept.subnet, kept.ip_range, kept.auxiliary) == ("10.66.0.0/28", "", {})
+        async with networks(path) as rooms:
+            assert rooms.gateway().startswith("172.") and not rooms.find("bridge").ip_range
+        for command in (
+            "link add {} type bridge",
+            "addr add 10.44.0.1/24 dev {}",
+            "addr add 10.55.0.1/24 dev {}",
+        ):
+            output("ip", *command.format(BRIDGE).split())
+        for _ in range(2):
+            async with networks(path, **part) as rooms:
+                assert (rooms.find("bridge").subnet, rooms.gateway()) == ("10.55.0.0/24", "10.55.0.1")
+                assert (await contain(rooms, "web")).lease.address in ("10.55.0.64", "10.55.0.65")
+                await rooms.release("web")
+        for wrong, reason in (
+            ({"fixed_cidr": "10.99.0.0/29"}, "fixed-cidr 10.99.0.0/29 is not in the subnet 10.44.0.0/24"),
+            (
+                {"default_gateway": "10.99.0.1"},
+                "(DefaultGatewayIPv4:10.99.0.1) must belong to the master pool: 10.44.0.0/24",
+            ),
+        ):
+            async with networks(path, **wrong) as rooms:
+                with pytest.raises(EngineFailure, match=re.escape(reason)):
+                    rooms.reserve("web")
+        output("ip", "link", "delete", BRIDGE)
     assert left() == [], left()
 
 

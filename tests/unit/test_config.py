@@ -102,6 +102,13 @@ def test_what_dockerd_knows_and_ketch_ignores_is_named(tmp_path: Path) -> None:
         ({"labels": ["a=1", "a=2"]}, "conflict labels for a=2 and a=1"), ({"features": {"buildkit": "yes"}}, "a map of true and false"),
         ({"default-address-pools": "x"}, "a list of base and size"), ({"default-address-pools": [{"base": "10.0.0.0/8"}]}, "a list of base and size"),
         ({"default-address-pools": [{"base": "10.0.0.0/8", "size": 7}]}, "has no subnets of size 7"),
+        ({"bip": "fd00::1/64"}, "invalid bip"), ({"fixed-cidr": "10.0.0.0"}, "invalid CIDR address: 10.0.0.0"),
+        ({"fixed-cidr": "fd00::/64"}, "invalid CIDR address: fd00::/64"), ({"fixed-cidr": "10.0.0.0/31"}, "no room for a gateway"),
+        ({"bip": "10.0.0.1/24", "fixed-cidr": "10.0.1.0/24"}, "fixed-cidr 10.0.1.0/24 is not in the subnet 10.0.0.0/24"),
+        ({"default-gateway": "x"}, "x is not an ip address"), ({"default-gateway": "fd00::1"}, "it is no IPv4 address"),
+        ({"bip": "10.0.0.1/24", "default-gateway": "10.0.1.1"}, "must belong to the master pool: 10.0.0.0/24"),
+        ({"fixed-cidr": "10.0.0.0/24", "default-gateway": "10.0.0.1"}, "DefaultGatewayIPv4:10.0.0.1.: Address already in use"),
+        ({"host-gateway-ip": "x"}, "x is not an ip address"), ({"host-gateway-ips": ["10.0.0.1", "10.0.0.2"]}, "one IPv4 and one IPv6"),
         ('{"mtu": Infinity}', "no whole number"), ('{"labels": ["a=\\ud800"]}', "surrogates not allowed"),
     ],
 )  # fmt: skip
@@ -136,6 +143,31 @@ def test_address_pools_are_read_from_both_places(tmp_path: Path) -> None:
     assert read(given(tmp_path, {"default-address-pools": pools})).config.default_address_pools == expected
     flags = [f"--default-address-pool=base={base},size={size}" for base, size in expected]
     assert read(flags).config.default_address_pools == expected
+
+
+def test_the_default_bridge_is_read_from_both_places(tmp_path: Path) -> None:
+    """`host-gateway-ip` is one in the file of 20.10, and a list with another name in 28's; an MTU of 0 is the usual one."""
+    keys = {
+        "bip": "10.0.0.1/24",
+        "fixed-cidr": "10.0.0.65/26",
+        "default-gateway": "10.0.0.2",
+        "host-gateway-ip": "192.0.2.1",
+        "mtu": 0,
+    }
+    config = read(given(tmp_path, keys)).config
+    assert (config.fixed_cidr, config.default_gateway, config.mtu) == ("10.0.0.65/26", "10.0.0.2", 1500)
+    assert (config.host_gateway_ips, config.ignored) == (["192.0.2.1"], [])
+    flags = [
+        "--fixed-cidr=10.0.0.0/24",
+        "--default-gateway=10.0.0.9",
+        "--host-gateway-ip=192.0.2.1",
+        "--host-gateway-ip=2001:db8::1",
+    ]
+    config = read(given(tmp_path, {}, *flags)).config
+    assert (config.fixed_cidr, config.default_gateway) == ("10.0.0.0/24", "10.0.0.9")
+    assert config.host_gateway_ips == ["192.0.2.1", "2001:db8::1"]
+    with pytest.raises(InvalidInput, match="both as a flag and in the configuration file: host-gateway-ips"):
+        read(given(tmp_path, {"host-gateway-ip": "192.0.2.1"}, "--host-gateway-ip=192.0.2.1"))
 
 
 def test_a_label_is_there_once(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from ketchd.build.performing import Limits
 from ketchd.build.stages import Options
 from ketchd.engine.build import Builder, BuildRequest
 from ketchd.engine.buildcache import PruneLimits, prune_cache
+from ketchd.engine.networks import HOST_GATEWAY, host_gateways
 from ketchd.engine.rooms import Rooms
 from ketchd.model.platform import Platform
 from ketchd.model.reference import Reference
@@ -78,17 +79,16 @@ class BuildApi:
             platform=str(Platform.parse(platform, host)) if platform else "",
             host_platform=str(host),
             network=call.query("networkmode") or "default",
-            extra_hosts=tuple(self._host(text) for text in call.query_list("extrahosts")),
+            extra_hosts=tuple(host for text in call.query_list("extrahosts") for host in self._hosts(text)),
         )
 
-    def _host(self, text: str) -> str:
-        """`name:address`; `host-gateway` is the bridge's address."""
+    def _hosts(self, text: str) -> list[str]:
+        """`name:address`; for `host-gateway` one for each of its addresses."""
         name, sign, address = text.partition(":")
         if not name or not sign or not address:
             raise InvalidInput(f'bad format for add-host: "{text}"')
-        if address == "host-gateway":
-            address = self._rooms.networks.gateway()
-        return f"{name}:{address}"
+        found = host_gateways(self._rooms) if address == HOST_GATEWAY else [address]
+        return [f"{name}:{one}" for one in found]
 
     async def prune(self, call: Call) -> web.StreamResponse:
         """POST /build/prune"""

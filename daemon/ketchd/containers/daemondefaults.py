@@ -19,7 +19,7 @@ class DaemonDefaults:
     """shm_size: bytes. ulimits: (soft, hard) by name. ipc_mode, cgroupns_mode: "" for what the host offers.
 
     seccomp: "" for the built-in policy, `unconfined`, or a profile's text. init: whether containers get one; not beside
-    processes of another pid namespace. runtime: a name for ketch itself.
+    processes of another pid namespace. runtime: a name for ketch itself. host_gateways: addresses that `host-gateway` is.
     """
 
     init: bool = False
@@ -33,6 +33,7 @@ class DaemonDefaults:
     no_new_privileges: bool = False
     seccomp: str = ""
     runtime: str = "runc"
+    host_gateways: Sequence[str] = ()
 
     def complete(self, host: dict[str, Any], *, cgroup_version: int) -> None:
         """Fill the gaps of a HostConfig that are settled at create."""

@@ -163,7 +163,7 @@ def show(
         "GwPriority": shown["GwPriority"],
         "NetworkID": network_id,
         "EndpointID": given.get("endpoint_id", ""),
-        "Gateway": given.get("gateway", ""),
+        "Gateway": given.get("default_gateway") or given.get("gateway", ""),
         "IPAddress": given.get("address", ""),
         "IPPrefixLen": given.get("prefix", 0),
         "IPv6Gateway": "",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ketch_wire.faults import Conflict, Fault, Forbidden, NotFound
+from ketch_wire.faults import Conflict, Fault, Forbidden, InvalidInput, NotFound
 from ketchd.containers import endpoints
 from ketchd.containers.record import ContainerRecord
 from ketchd.engine import links
@@ -21,6 +21,7 @@ from ketchd.network.files import (
 )
 from ketchd.network.leases import EndpointLease
 
+HOST_GATEWAY = "host-gateway"  # in place of an address
 NETWORK_FILES = ("hosts", "hostname", "resolv.conf")
 
 
@@ -102,13 +103,29 @@ def announce(rooms: Rooms, action: str, record: ContainerRecord, stored: Mapping
     )  # fmt: skip
 
 
+def host_gateways(rooms: Rooms, leases: Sequence[EndpointLease] = ()) -> list[str]:
+    """What `host-gateway` is: what the settings say, or the host as the default network sees it; without one, as the container's own does.
+
+    Raises InvalidInput.
+    """
+    found = [*rooms.defaults.host_gateways] or [
+        rooms.networks.gateway() or next((one.gateway for one in leases), "")
+    ]
+    if not found[0]:
+        raise InvalidInput("unable to derive the IP value for host-gateway")
+    return found
+
+
 def network_files(rooms: Rooms, record: ContainerRecord, leases: Sequence[EndpointLease]) -> dict[str, str]:
     """Contents of hosts, hostname and resolv.conf in the container's directory."""
-    config, host, networks = record.config, record.host_config, rooms.networks
+    config, host = record.config, record.host_config
     servers, search, options = rooms.defaults.resolving(host)
-    gateway = leases[0].gateway if leases else networks.gateway()
     extra = [item.split(":", 1) for item in host["ExtraHosts"] or []]
-    hosts = [(name, gateway if address == "host-gateway" else address) for name, address in extra]
+    hosts = [
+        (name, one)
+        for name, address in extra
+        for one in (host_gateways(rooms, leases) if address == HOST_GATEWAY else [address])
+    ]
     return {
         "hosts": render_hosts(
             hostname=config["Hostname"],

@@ -24,7 +24,7 @@ from ketchd.network.addresses import (
     first_usable,
     overlapping,
 )
-from ketchd.network.definition import Network
+from ketchd.network.definition import Network, misplaced
 from ketchd.network.leases import EndpointLease
 from ketchd.network.rtnetlink import Link
 
@@ -56,6 +56,8 @@ def ensure(
         else:
             network = _own(network, found, alias, others, in_use, log, pools)
         links.allow_loopback(network.link)
+        if reason := misplaced(network):
+            raise EngineFailure(f"cannot use {network.link} for the network {network.name}: {reason}")
     except OSError as error:
         raise EngineFailure(
             f"cannot set up the bridge {network.link} of the network {network.name}: {error.strerror}: {error.filename}"
@@ -100,9 +102,11 @@ def _adopt(network: Network, found: Link, log: Any) -> Network:
         raise EngineFailure(f"the bridge {network.link} was not made by ketch and has no IPv4 address to use")
     if network.chosen and network.gateway_interface in present:
         return network
-    log.info("a bridge that was there is used as it is", bridge=network.link, address=str(present[0]))
+    span = IPv4Network(network.ip_range) if network.ip_range else None
+    own = next((one for one in present if span is not None and span.subnet_of(one.network)), present[0])
+    log.info("a bridge that was there is used as it is", bridge=network.link, address=str(own))
     links.set_up(found)
-    return replace(network, subnet=str(present[0].network), gateway=str(present[0].ip))
+    return replace(network, subnet=str(own.network), gateway=str(own.ip))
 
 
 def connect(lease: EndpointLease, pid: int) -> None:

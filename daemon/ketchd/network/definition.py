@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Any
 
+from ketchd.network.addresses import first_usable
 from ketchd.network.rules import NetworkRules
 
 BRIDGE, HOST, NONE = "bridge", "host", "none"
 PREDEFINED = (BRIDGE, HOST, NONE)
+DEFAULT_GATEWAY = "DefaultGatewayIPv4"  # the auxiliary address that is one. Source: libnetwork drivers/bridge, DefaultGatewayV4AuxKey
 DRIVERS = {BRIDGE: "bridge", HOST: "host", NONE: "null"}
 
 
@@ -62,6 +64,11 @@ class Network:
     def gateway_interface(self) -> IPv4Interface:
         """The bridge's own address."""
         return IPv4Interface(f"{self.gateway}/{self.network.prefixlen}")
+
+    @property
+    def default_gateway(self) -> str:
+        """Where its containers' default route leads: to the bridge, unless an auxiliary address is for that."""
+        return self.auxiliary.get(DEFAULT_GATEWAY, self.gateway)
 
     @property
     def reserved(self) -> set[int]:
@@ -115,29 +122,86 @@ def show(
     }
 
 
-def default_options(link: str, *, icc: bool, masquerade: bool, host_ip: str, mtu: int) -> dict[str, str]:
-    """What inspect shows as the default bridge's options."""
-    return {
-        "com.docker.network.bridge.default_bridge": "true",
-        "com.docker.network.bridge.enable_icc": str(icc).lower(),
-        "com.docker.network.bridge.enable_ip_masquerade": str(masquerade).lower(),
-        "com.docker.network.bridge.host_binding_ipv4": host_ip or "0.0.0.0",
-        "com.docker.network.bridge.name": link,
-        "com.docker.network.driver.mtu": str(mtu),
-    }
+@dataclass(frozen=True, slots=True)
+class DefaultBridge:
+    """What ketchd's settings say of the default network, each under dockerd's name. link: its bridge, `none` for no such network.
+
+    bip: the bridge's address, CIDR. fixed_cidr: of which its containers have their addresses. default_gateway: where their default
+    route leads. host_ip: where ports are published that name no address. Empty: unsaid.
+    """
+
+    link: str = "ketch0"
+    bip: str = ""
+    fixed_cidr: str = ""
+    default_gateway: str = ""
+    host_ip: str = ""
+    icc: bool = True
+    masquerade: bool = True
+    mtu: int = 1500
+
+    @property
+    def span(self) -> IPv4Network | None:
+        """fixed_cidr, whose host bits do not matter."""
+        return IPv4Network(self.fixed_cidr, strict=False) if self.fixed_cidr else None
+
+    @property
+    def interface(self) -> IPv4Interface | None:
+        """The bridge's address. fixed_cidr alone is the whole subnet then, as in dockerd 28; None for one out of the pools."""
+        if self.bip:
+            return IPv4Interface(self.bip)
+        span = self.span
+        return None if span is None else IPv4Interface(f"{first_usable(span)}/{span.prefixlen}")
+
+    def options(self) -> dict[str, str]:
+        """What inspect shows as the network's options."""
+        return {
+            "com.docker.network.bridge.default_bridge": "true",
+            "com.docker.network.bridge.enable_icc": str(self.icc).lower(),
+            "com.docker.network.bridge.enable_ip_masquerade": str(self.masquerade).lower(),
+            "com.docker.network.bridge.host_binding_ipv4": self.host_ip or "0.0.0.0",
+            "com.docker.network.bridge.name": self.link,
+            "com.docker.network.driver.mtu": str(self.mtu),
+        }
 
 
-def configured(
-    known: Network, link: str, bip: str | None, in_use: bool, host_ip: str, *, icc: bool, masquerade: bool, mtu: int
-) -> tuple[Network, bool]:  # fmt: skip
-    """The default network as ketchd's settings want it; whether it keeps another address than `bip` since it is in use."""
-    options = default_options(link, icc=icc, masquerade=masquerade, host_ip=host_ip, mtu=mtu)
-    network = replace(known, link=link, options=options, icc=icc, masquerade=masquerade, mtu=mtu)
-    if not bip:
+def configured(known: Network, wanted: DefaultBridge, in_use: bool) -> tuple[Network, bool]:
+    """The default network as the settings want it; whether it keeps another subnet than theirs since containers have addresses there."""
+    span, gateway, interface = wanted.span, wanted.default_gateway, wanted.interface
+    network = replace(
+        known, link=wanted.link, options=wanted.options(), icc=wanted.icc, masquerade=wanted.masquerade, mtu=wanted.mtu,
+        ip_range=str(span) if span is not None else "", auxiliary={DEFAULT_GATEWAY: gateway} if gateway else {},
+    )  # fmt: skip
+    if interface is None:
         return (
             replace(network, subnet="", gateway="", chosen=False) if known.chosen and not in_use else network
         ), False
-    interface = IPv4Interface(bip)
+    if known.subnet and span is not None and not wanted.bip and span.subnet_of(known.network):
+        return network, False  # a bridge that was there has a wider one
     if in_use and known.subnet and known.gateway_interface != interface:
+        if span is not None and not span.subnet_of(known.network):
+            network = replace(network, ip_range="")
+        if gateway and (IPv4Address(gateway) not in known.network or gateway == known.gateway):
+            network = replace(network, auxiliary={})
         return network, True
     return replace(network, subnet=str(interface.network), gateway=str(interface.ip), chosen=True), False
+
+
+def misplaced(network: Network) -> str:
+    """What of the default network's settings does not fit its subnet, in dockerd's words; empty when all does.
+
+    A user-defined one was looked at when it was made.
+    """
+    if network.ip_range and not IPv4Network(network.ip_range).subnet_of(network.network):
+        return f"fixed-cidr {network.ip_range} is not in the subnet {network.subnet}"
+    for name, address in network.auxiliary.items():
+        if IPv4Address(address) not in network.network:
+            return f"auxiliary address: ({name}:{address}) must belong to the master pool: {network.subnet}"
+        if address == network.gateway:
+            return f"failed to allocate secondary ip address ({name}:{address}): Address already in use"
+    return ""
+
+
+def misfit(wanted: DefaultBridge) -> str:
+    """What of the settings contradicts the rest, whatever this host's links are; empty when nothing does."""
+    unborn = Network("", BRIDGE, DRIVERS[BRIDGE], 0)
+    return "" if wanted.interface is None else misplaced(configured(unborn, wanted, False)[0])

@@ -23,7 +23,7 @@ class EndpointLease:
 
     link: our end of its veth pair. interface: the container's end, `eth` and the position. default_route: its default
     gateway is this network's. has_names: the embedded DNS server answers on it. names: by which others find it there.
-    upstream: DNS servers that the container asked for. links: `NAME:ALIAS`, by which it alone finds another there.
+    default_gateway: where that route leads; empty for the gateway. upstream: DNS servers that the container asked for. links: `NAME:ALIAS`, by which it alone finds another there.
     """
 
     container_id: str
@@ -44,6 +44,7 @@ class EndpointLease:
     names: tuple[str, ...] = ()
     upstream: tuple[str, ...] = ()
     links: tuple[str, ...] = ()
+    default_gateway: str = ""
 
     @property
     def link(self) -> str:
@@ -102,7 +103,9 @@ def routes(leases: Sequence[EndpointLease]) -> list[bytes]:
         gateway, source = IPv4Address(named.gateway), IPv4Address(named.address)
         messages.append(rtnetlink.add_route(gateway, to=server, index=named.index, local=True, source=source))
     if (leading := outward(leases)) is not None:
-        messages.append(rtnetlink.add_route(IPv4Address(leading.gateway), index=leading.index))
+        messages.append(
+            rtnetlink.add_route(IPv4Address(leading.default_gateway or leading.gateway), index=leading.index)
+        )
     return rtnetlink.numbered(messages)
 
 

@@ -17,7 +17,7 @@ from ketchd import tracepoint
 from ketchd.catalogue.database import Catalogue
 from ketchd.network import bridges, conntrack, hostfiles, rules, wishes
 from ketchd.network.addresses import DEFAULT_POOLS, Pool, mac_of
-from ketchd.network.definition import BRIDGE, NONE, PREDEFINED, Network, configured
+from ketchd.network.definition import BRIDGE, NONE, PREDEFINED, DefaultBridge, Network, configured
 from ketchd.network.instance import NO_BRIDGE, Instance, name_of
 from ketchd.network.known import KnownNetworks
 from ketchd.network.leases import EndpointLease, LeaseBook, inside, outward
@@ -28,7 +28,7 @@ from ketchd.network.sockets import ReservedPort
 from ketchd.network.standing import StandingBridges
 from ketchd.network.upkeep import Upkeep
 
-__all__ = ["EndpointLease", "Network", "Networks", "ReservedPort"]
+__all__ = ["DefaultBridge", "EndpointLease", "Network", "Networks", "ReservedPort"]
 
 T = TypeVar("T")
 tracepoint.declare("network.bridged", "network.recorded", "network.forgotten")
@@ -48,28 +48,19 @@ class Networks:
     def __init__(
         self,
         catalogue: Catalogue,
+        default: DefaultBridge,
         *,
-        bridge: str = "ketch0",
-        bip: str | None = None,
-        mtu: int = 1500,
-        default_ip: str = "",
         ip_forward: bool = True,
-        masquerade: bool = True,
-        icc: bool = True,
         pools: Sequence[Pool] = (),
         log: Any,
     ) -> None:
-        """bridge: name of the default network's bridge, `none` for no default network. bip: its address, CIDR; None for a
-        subnet that nothing on this host uses. default_ip: where ports are published that name no address. pools: where subnets come from, dockerd's by default. Raises InvalidInput.
-        """
+        """default: the default network's settings. pools: where subnets come from, dockerd's by default. Raises InvalidInput."""
         self._catalogue = catalogue
         self._known = KnownNetworks(catalogue)
-        self.has_default = bridge != NO_BRIDGE
-        self.instance = name_of(rules.check_bridge_name(bridge), self._known.predefined(NONE).id)
-        self._bip = bip
-        self._default_ip = default_ip
+        self.has_default = default.link != NO_BRIDGE
+        self.instance = name_of(rules.check_bridge_name(default.link), self._known.predefined(NONE).id)
+        self._default = replace(default, link=self.instance)
         self._ip_forward = ip_forward
-        self._settings: dict[str, Any] = {"mtu": mtu, "masquerade": masquerade, "icc": icc}
         self._log = log
         self._book = LeaseBook(catalogue)
         self._thread = ThreadPoolExecutor(1, "network")
@@ -117,13 +108,14 @@ class Networks:
                 continue
             if name == BRIDGE:
                 in_use = bool(self._book.users(known.id))
-                known, kept = configured(
-                    known, self.instance, self._bip, in_use, self._default_ip, **self._settings
-                )
+                known, kept = configured(known, self._default, in_use)
                 if known.subnet and not (in_use or known.chosen or self._bridges.may_have(known.network)):
                     known = replace(known, subnet="", gateway="")
                 if kept:
-                    self._log.warning("containers run: the default network keeps its address", bip=self._bip)
+                    self._log.warning(
+                        "containers run: the default network keeps its address",
+                        wanted=str(self._default.interface),
+                    )
             self._known.save(known)
 
     async def _mend(self) -> None:
@@ -202,7 +194,7 @@ class Networks:
         the next start takes a bridge away that has no record. Source: Engine API, NetworkCreate.
         """
         made = wishes.parse(
-            body, network_id=secrets.token_hex(32), created_ns=time.time_ns(), default_mtu=self._settings["mtu"]
+            body, network_id=secrets.token_hex(32), created_ns=time.time_ns(), default_mtu=self._default.mtu
         )  # fmt: skip
         async with self._changing:
             if self._known.named(made.name) is not None:
@@ -293,6 +285,7 @@ class Networks:
             position=position, default_route=default_route and not found.internal, has_names=found.has_names,
             isolated=not found.icc, internal=found.internal, names=tuple(names),
             links=tuple(f"{name}:{alias}" for name, alias in links), upstream=tuple(upstream),
+            default_gateway=found.default_gateway if found.default_gateway != found.gateway else "",
         )  # fmt: skip
         self._leases.setdefault(container_id, {})[found.id] = lease
         self._naming.changed()
@@ -308,7 +301,7 @@ class Networks:
         owner = next((lease for lease in self._every_lease() if lease.endpoint_id == endpoint_id), None)
         if owner is None:
             raise EngineFailure(f"no endpoint {endpoint_id}")
-        default_ip = self.find(owner.network_id).host_ip or self._default_ip
+        default_ip = self.find(owner.network_id).host_ip or self._default.host_ip
         return self._publishing.reserve(owner, bindings, endpoint_name=endpoint_name, default_ip=default_ip)
 
     def netlink_messages(self, lease: EndpointLease | None, *more: EndpointLease) -> list[bytes]:
