@@ -185,13 +185,13 @@ class BuildCache:
         """Whether a step under way has the cache mount."""
         return key in self._used
 
-    def close_mount(self, key: str, size: int) -> None:
-        """The step is over. size: bytes that lie there now."""
+    def close_mount(self, key: str, size: int | None) -> None:
+        """The step is over. size: bytes that lie there now, None when nobody has counted them."""
         self._used[key] -= 1
         if not self._used[key]:
             del self._used[key]
         with self._catalogue.transaction() as connection:
-            connection.execute("UPDATE build_cache SET size = ? WHERE key = ?", (size, key))
+            connection.execute("UPDATE build_cache SET size = coalesce(?, size) WHERE key = ?", (size, key))
 
     # -- what is there
 
@@ -211,7 +211,7 @@ class BuildCache:
         ]  # fmt: skip
 
     def forget(self, rows: Sequence[CacheRow], *, everything: bool) -> list[CacheRow]:
-        """Take the rows away, those in use left out; what is gone. Layers become garbage, cache mounts are removed here.
+        """Take the rows away, those in use left out; what is gone. Layers are garbage then, and cache mounts the caller's to remove.
 
         everything: what is remembered of past builds goes too.
         """

@@ -95,7 +95,11 @@ class RunMounts:
         return MountPlan(mount.target, "bind", str(path), options)
 
     async def _close(self, key: str, path: Path) -> None:
-        self._cache.close_mount(key, await in_thread(disk_usage, path))
+        size = None
+        try:
+            size = await in_thread(disk_usage, path)
+        finally:
+            self._cache.close_mount(key, size)
 
     async def _bound(self, mount: MountOp, undo: AsyncExitStack) -> MountPlan:
         directory = self._stage / uuid.uuid4().hex
