@@ -754,6 +754,35 @@ async def uses_a_bridge_of_others() -> None:
     assert left() == [], left()
 
 
+async def heals_with_what_runs() -> None:
+    """A bridge that gets its address before ketchd knows what runs takes no port from anybody."""
+    output("ip", "link", "add", BRIDGE, "type", "bridge")
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "catalogue.sqlite"
+        async with networks(path) as rooms:
+            await rooms.create({"Name": "shop"})
+            web = await contain(rooms, "web", ("127.0.0.1", "8080", 80), network="shop", names=["web"])
+            await web.guest.ask("serve", port=80, name="web")
+        catalogue = Catalogue(path)
+        again = Networks(catalogue, DefaultBridge(BRIDGE), log=LOG)
+        await again.start()
+        output("ip", "addr", "add", "10.77.0.1/24", "dev", BRIDGE)
+        for _ in range(20):  # turns of the loop, and of the thread that would do something about it
+            await again._run(lambda: None)
+        assert get("127.0.0.1", 8080).startswith("web")
+        await again.restore(
+            [{"container_id": "web", "endpoint": web.lease.to_record(), "published": web.records}]
+        )
+        assert get("127.0.0.1", 8080).startswith("web")
+        again.reserve("other", "bridge")
+        for one in ("web", "other"):
+            await again.release(one)
+        await again.close()
+        catalogue.close()
+    output("ip", "link", "del", BRIDGE)
+    assert left() == [], left()
+
+
 async def names_after_a_restart() -> None:
     """A client that asks from the same port for ever is answered by the next ketchd as well."""
     with tempfile.TemporaryDirectory() as directory:

@@ -98,7 +98,6 @@ class Networks:
                 await self._naming.open(await self._bridges.bring_up(network))
         with contextlib.suppress(OSError):
             await self._run(bridges.sweep, self.instance, list(self._known), None)
-        self._upkeep.start()
 
     def _predefine(self) -> None:
         for name in PREDEFINED:
@@ -140,6 +139,7 @@ class Networks:
                 self._publishing.hold_again(lead, one["published"])
         self._book.keep_only(self._every_lease())
         self._naming.changed()
+        self._upkeep.start()  # not before it is known what runs: rules that were put back would lack its ports
         names = {lease.link for lease in self._every_lease()}
         gone: list[str] = []
         try:
@@ -267,7 +267,8 @@ class Networks:
         """A place on `network` (name or id) for the container, until `release`.
 
         address, mac: asked for; empty for the next free and the one made from it. position: `eth` and this number inside.
-        names: by which others on a user-defined network find it. links: (name, alias), by which it alone finds others. Raises NotFound, InvalidInput, EngineFailure, Unavailable.
+        names: by which others on a user-defined network find it. links: (name, alias), by which it alone finds others.
+        Raises NotFound, InvalidInput, EngineFailure, Unavailable.
         """
         try:
             found = self.find(network)
