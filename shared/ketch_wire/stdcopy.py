@@ -44,11 +44,6 @@ class StreamReader:
         self._stream = STDOUT
         self._left = 0
 
-    @property
-    def is_between_frames(self) -> bool:
-        """Whether the stream may end here without having been cut."""
-        return not self._left and not self._header
-
     def feed(self, received: bytes) -> list[Frame]:
         """The payload parts in `received`. Raises BadStream; never waits."""
         frames: list[Frame] = []

@@ -9,7 +9,7 @@ import struct
 from ketchd.kernel.syscalls import syscall
 
 _NUMBERS = {"x86_64": 321, "aarch64": 280}
-_PROG_LOAD, _PROG_ATTACH, _PROG_DETACH, _PROG_QUERY = 5, 8, 9, 16
+_PROG_LOAD, _PROG_ATTACH = 5, 8
 _TYPE_CGROUP_DEVICE, _ATTACH_CGROUP_DEVICE, _ALLOW_MULTI = 15, 6, 2
 
 
@@ -43,40 +43,3 @@ def attach_device_program(cgroup: str, instructions: bytes) -> None:
             os.close(directory)
     finally:
         os.close(fd)
-
-
-def replace_device_program(cgroup: str, instructions: bytes) -> None:
-    """Attach the program, then detach those that were attached to this cgroup before. Raises OSError."""
-    before = _attached(cgroup)
-    attach_device_program(cgroup, instructions)
-    directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for program_id in before:
-            # prog_id, next_id, open_flags
-            fd = _bpf(13, struct.pack("=III", program_id, 0, 0), "bpf BPF_PROG_GET_FD_BY_ID")
-            try:
-                _bpf(
-                    _PROG_DETACH,
-                    struct.pack("=IIII", directory, fd, _ATTACH_CGROUP_DEVICE, 0),
-                    f"bpf BPF_PROG_DETACH {cgroup}",
-                )
-            finally:
-                os.close(fd)
-    finally:
-        os.close(directory)
-
-
-def _attached(cgroup: str) -> list[int]:
-    """Ids of the device programs attached to this cgroup itself."""
-    ids = (ctypes.c_uint32 * 64)()
-    directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        # target_fd, attach_type, query_flags, attach_flags, prog_ids, prog_cnt
-        attributes = struct.pack(
-            "=IIIIQI", directory, _ATTACH_CGROUP_DEVICE, 0, 0, ctypes.addressof(ids), len(ids)
-        )
-        buffer = ctypes.create_string_buffer(attributes, len(attributes))
-        syscall(_NUMBERS[os.uname().machine], _PROG_QUERY, buffer, len(attributes), what="bpf BPF_PROG_QUERY")
-        return list(ids[: struct.unpack_from("=I", buffer.raw, 24)[0]])
-    finally:
-        os.close(directory)

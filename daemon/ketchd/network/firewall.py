@@ -96,7 +96,7 @@ class Firewall:
         anew: also when there is one already. Raises EngineFailure without nftables.
         """
         nft = self._nft()
-        for chain, passages in foreign.passages(self._bridge, networks).items():
+        for chain, passages in foreign.passages(networks).items():
             done, listed, _ = nft.run(f"list chain ip {foreign.TABLE} {chain}", json=True)
             if not done or not foreign.drops(listed):
                 continue

@@ -22,7 +22,7 @@ def _comment(bridge: str) -> str:
     return f"ketch:{bridge}"
 
 
-def passages(bridge: str, networks: Sequence[NetworkRules]) -> dict[str, list[str]]:
+def passages(networks: Sequence[NetworkRules]) -> dict[str, list[str]]:
     """Chain -> what is to be accepted there."""
     forward = [f'{side} "{one.bridge}"' for one in networks for side in ("iifname", "oifname")]
     into = [

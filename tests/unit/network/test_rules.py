@@ -114,7 +114,7 @@ def test_passages_through_foreign_chains() -> None:
     )
     assert foreign.close("FORWARD", CHAIN, "ketch0") == "delete rule ip filter FORWARD handle 4\n"
     assert foreign.is_open(CHAIN, ["one"], "ketch0") and not foreign.is_open(CHAIN, ["one", "two"], "ketch0")
-    wanted = foreign.passages("ketch0", [DEFAULT, SHOP])
+    wanted = foreign.passages([DEFAULT, SHOP])
     assert len(wanted["FORWARD"]) == 4 and len(wanted["INPUT"]) == 2
     assert foreign.open_("FORWARD", ['iifname "ketch0"'], "ketch0") == (
         'insert rule ip filter FORWARD iifname "ketch0" counter accept comment "ketch:ketch0"\n'
