@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
 import tarfile
@@ -11,7 +12,7 @@ import pytest
 from conftest import needs_root
 
 from ketch_testing.deep import deepen, depth
-from ketch_testing.machine import Machine
+from ketch_testing.machine import BIN, Machine
 
 pytestmark = [pytest.mark.root, needs_root]
 LEVELS = 3000
@@ -58,7 +59,13 @@ def test_a_container_deeper_than_a_path(machine: Machine, called: str, runs: boo
         assert status == 400 and "is nested too deep" in said(answer)
     else:
         assert len(json.loads(answer)) == LEVELS + 2
-    if not long:
+    if long:
+        for path in (f"/containers/{made}/archive?path=/top", f"/containers/{made}/export"):
+            with pytest.raises(http.client.IncompleteRead):
+                machine.request("GET", path)
+            told = machine.log.read_text().splitlines()[-1]
+            assert "an answer was cut off" in told and "its path is longer than 65536 bytes" in told
+    else:
         for path, prefix in (
             (f"/containers/{made}/archive?path=/top", ""),
             (f"/containers/{made}/export", ""),
@@ -133,3 +140,30 @@ def test_a_volume_deeper_than_a_path(machine: Machine, called: str) -> None:
     assert machine.json("GET", "/system/df")["Volumes"][0]["UsageData"]["Size"] >= 0
     machine.json("DELETE", "/volumes/deep")
     assert list((machine.data_root / "volumes").iterdir()) == []
+
+
+def test_a_file_that_cannot_be_read(machine: Machine, tmp_path: Path) -> None:
+    """An ordinary error where nothing of the tar was sent yet; else it is cut off, and the log says why."""
+    unreadable = "/sys/bus/cpu/drivers_probe"  # the kernel refuses to open it for reading
+    made = machine.json(
+        "POST",
+        "/containers/create",
+        {
+            "Image": "busybox",
+            "Cmd": ["sleep", "600"],
+            "HostConfig": {"Binds": [f"{tmp_path}:/data", f"{unreadable}:/data/z"]},
+        },
+    )["Id"]
+    (tmp_path / "a").write_bytes(b"a")
+    machine.json("POST", f"/containers/{made}/start")
+    status, answer = machine.request("GET", f"/containers/{made}/archive?path=/data")
+    assert (status, said(answer)) == (500, "cannot read /data/z: permission denied")
+    told = machine.run(str(BIN / "ketch"), "cp", f"{made}:/data", str(tmp_path / "out"), check=False).stderr
+    assert told.strip().endswith("cannot read /data/z: permission denied")
+    assert machine.request("GET", f"/containers/{made}/archive?path=/data/a")[0] == 200
+    (tmp_path / "a").write_bytes(bytes(3 << 20))
+    with pytest.raises(http.client.IncompleteRead):
+        machine.request("GET", f"/containers/{made}/archive?path=/data")
+    last = machine.log.read_text().splitlines()[-1]
+    assert "an answer was cut off" in last and "cannot read /data/z: permission denied" in last
+    machine.json("DELETE", f"/containers/{made}?force=1")

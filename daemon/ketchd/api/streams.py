@@ -89,13 +89,20 @@ class JsonStream:
 async def send_chunks(
     call: Call, chunks: AsyncIterator[bytes], headers: dict[str, str]
 ) -> web.StreamResponse:
-    """A body of unknown length. A fault on the way cuts it off, so that the client sees that it is not whole."""
+    """A body of unknown length. A fault before its first piece is an ordinary answer; one on the way cuts the body off, so that the
+    client sees that it is not whole, and the log says why."""
+    first = await anext(chunks, b"")
     response = web.StreamResponse(headers=headers)
     await response.prepare(call.request)
     try:
+        await response.write(first)
         async for chunk in chunks:
             await response.write(chunk)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, Fault):
+            structlog.get_logger().warning(
+                "an answer was cut off", path=call.request.path, reason=error.message
+            )
         if call.request.transport is not None:
             call.request.transport.abort()
         raise

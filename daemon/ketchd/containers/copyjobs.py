@@ -63,7 +63,7 @@ def pack_root(arguments: dict[str, Any], port: JobPort) -> dict[str, Any]:
         for name in sorted(os.listdir(f"/proc/self/fd/{root}")):
             opened = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
             try:
-                tar.add(opened, os.fsencode(name))
+                tar.add(opened, os.fsencode(name), b"/" + os.fsencode(name))
             finally:
                 os.close(opened)
         tar.end()

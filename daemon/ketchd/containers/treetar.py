@@ -10,6 +10,8 @@ import stat
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 
+from ketch_wire.faults import EngineFailure
+from ketchd.containers.paths import printable
 from ketchd.layers.descent import Descent
 from ketchd.layers.tarheaders import (
     BLOCK,
@@ -25,9 +27,17 @@ from ketchd.layers.tarheaders import (
 )
 
 Sink = Callable[[bytes], None]
-_CHUNK = 1 << 20
+_CHUNK, _SHOWN = 1 << 20, 4096
 _HERE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _KINDS = {stat.S_IFCHR: CHARACTER, stat.S_IFBLK: BLOCKDEV, stat.S_IFIFO: FIFO}
+
+
+class _SinkFailed(Exception):
+    """Whoever reads the tar is gone: no fault of what is read."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 @dataclass(slots=True)
@@ -48,13 +58,16 @@ class TreeTar:
         self._links: dict[tuple[int, int], bytes] = {}
 
     def add(self, opened: int, name: bytes, path: bytes = b"/", entered: Container[bytes] = ()) -> None:
-        """What the O_PATH fd `opened` is, with everything below it, under `name`. Raises OSError; InvalidInput where a path is too long.
+        """What the O_PATH fd `opened` is, with everything below it, under `name`.
+
+        Raises EngineFailure naming what cannot be read; InvalidInput where a path is too long; OSError of the sink.
 
         path: where it lies; entered: the mount points below which are gone into. Others (/proc, /sys) are empty directories.
         """
         waiting: list[_Open] = []
         descent = Descent()
         skip = len(name.rstrip(b"/"))
+        full = name
         try:
             self._add_one(opened, name, None, waiting, descent)
             while waiting:
@@ -64,23 +77,33 @@ class TreeTar:
                     descent.leave()
                     continue
                 child = top.children.pop()
+                full = top.prefix + child
                 try:
                     inner = os.open(child, _HERE, dir_fd=descent.here)
                 except FileNotFoundError:
                     continue  # gone meanwhile
                 try:
-                    full = top.prefix + child
                     device = None if path.rstrip(b"/") + full[skip:] in entered else top.device
                     self._add_one(inner, full, device, waiting, descent)
                 finally:
                     os.close(inner)
+        except _SinkFailed as failed:
+            raise failed.error from None
+        except OSError as error:
+            shown = printable((path.rstrip(b"/") + full[skip:]).decode(errors="surrogateescape"))
+            raise EngineFailure(
+                f"cannot read {shown[:_SHOWN]}: {(error.strerror or str(error)).lower()}"
+            ) from error
         finally:
             descent.close()
 
     def end(self) -> None:
         """Two blocks of zeros, and the rest to the sink."""
-        self._write(bytes(2 * BLOCK))
-        self._flush()
+        try:
+            self._write(bytes(2 * BLOCK))
+            self._flush()
+        except _SinkFailed as failed:
+            raise failed.error from None
 
     def _add_one(
         self, opened: int, name: bytes, device: int | None, waiting: list[_Open], descent: Descent
@@ -145,7 +168,10 @@ class TreeTar:
             self._flush()
 
     def _flush(self) -> None:
-        self._sink(bytes(self._waiting))
+        try:
+            self._sink(bytes(self._waiting))
+        except OSError as error:
+            raise _SinkFailed(error) from error
         self._waiting.clear()
 
 
