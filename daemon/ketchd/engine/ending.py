@@ -33,7 +33,10 @@ async def finish(rooms: Rooms, box: Box, ended: ExitRecord | None, *, restarts: 
     box.link = None
     health.unwatch(box)
     endpoints = networking.stored_leases(record)
-    await rooms.networks.release(record.id)
+    try:
+        await rooms.networks.release(record.id)
+    except EngineFailure as fault:
+        rooms.log.error("addresses not recorded as free", container=record.id, reason=fault.message)
     rooms.cgroups.remove(record.id)
     tracepoint.reach("end.released")
     was_paused = record.state is State.PAUSED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import Sequence
 
@@ -38,8 +39,7 @@ async def stop(
             rooms.supervisor.announce(box, "stop")
             _stay_down(rooms, box)
             return
-        box.record.stopped_by_hand |= by_hand
-        rooms.supervisor.save(box.record)
+        _note_by_hand(rooms, box, box.record.stopped_by_hand or by_hand)
         ended = _end_of_run(box)
         told = asyncio.get_running_loop().create_future()
         box.stops.add(told)
@@ -52,7 +52,7 @@ async def stop(
         grace_seconds = _grace(box)
     try:
         await asyncio.shield(asyncio.ensure_future(_see_it_end(rooms, box, ended, grace_seconds)))
-        rooms.supervisor.announce(box, "stop")
+        _tell(rooms, box, "stop")
     finally:
         _is_told(box, told)
 
@@ -129,9 +129,26 @@ async def _see_it_end(rooms: Rooms, box: Box, ended: asyncio.Future[int], grace_
         ) from None
 
 
+def _note_by_hand(rooms: Rooms, box: Box, by_hand: bool) -> None:
+    """On a full disk it ends all the same, for that may be what makes room; the next ketchd then goes by its restart policy."""
+    box.record.stopped_by_hand = by_hand
+    try:
+        rooms.supervisor.save(box.record)
+    except EngineFailure as fault:
+        rooms.log.error("stop not recorded", container=box.record.id, reason=fault.message)
+
+
+def _tell(rooms: Rooms, box: Box, action: str, **attributes: str) -> None:
+    """An event of what happens even where that cannot be told."""
+    try:
+        rooms.supervisor.announce(box, action, **attributes)
+    except EngineFailure as fault:
+        rooms.log.error("event not recorded", container=box.record.id, action=action, reason=fault.message)
+
+
 async def send_signal(rooms: Rooms, box: Box, link: ShimLink, number: int) -> None:
     """Told first: the shim may say in one breath that the signal was sent and what ended by it."""
-    rooms.supervisor.announce(box, "kill", signal=str(int(number)))
+    _tell(rooms, box, "kill", signal=str(int(number)))
     await link.signal(number)
 
 
@@ -149,7 +166,7 @@ async def _thaw_and_signal(rooms: Rooms, box: Box, number: int) -> None:
             return
         box.record.state = State.RUNNING
         health.watch(rooms, box)  # it may live on
-        with rooms.catalogue.transaction():
+        with contextlib.suppress(EngineFailure), rooms.catalogue.transaction():
             rooms.supervisor.save(box.record)
             rooms.supervisor.announce(box, "unpause")
 
@@ -167,8 +184,7 @@ async def kill(rooms: Rooms, box: Box, signal_name: str) -> None:
             return
         ended = _end_of_run(box)
         if is_end:
-            box.record.stopped_by_hand = True
-            rooms.supervisor.save(box.record)
+            _note_by_hand(rooms, box, True)
             await _thaw_and_signal(rooms, box, number)
         elif box.link is not None:
             await send_signal(rooms, box, box.link, number)

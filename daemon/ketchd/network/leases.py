@@ -133,7 +133,8 @@ class LeaseBook:
             self._last[network.id] = int(address)
         with self._catalogue.transaction() as connection:
             connection.execute(
-                "INSERT INTO addresses (network_id, address, container_id) VALUES (?, ?, ?)",
+                # One that was given back on a full disk is in the table still.
+                "INSERT OR REPLACE INTO addresses (network_id, address, container_id) VALUES (?, ?, ?)",
                 (network.id, str(address), container_id),
             )
         owners[int(address)] = container_id

@@ -338,27 +338,32 @@ class Networks:
 
     async def disconnect(self, lease: EndpointLease) -> None:
         """Take one endpoint of a running container away. Ports that led to it lead nowhere until they are published anew: the
-        address may be another container's next."""
+        address may be another container's next. Raises EngineFailure as `release` does."""
         if self._publishing.leads_to(lease):
             await self._unpublish(self._publishing.stop_leading(lease.container_id))
         held = self._leases.get(lease.container_id, {})
         held.pop(lease.network_id, None)
-        self._book.give_back(lease.container_id, lease.network_id)
-        self._naming.changed()
-        await self._run(bridges.delete_leftover, [lease.link])
+        try:
+            self._book.give_back(lease.container_id, lease.network_id)
+        finally:
+            self._naming.changed()
+            await self._run(bridges.delete_leftover, [lease.link])
 
     async def release(self, container_id: str) -> None:
         """Give back all that the container has of networks. May be called twice, and for one that never had any.
 
         Its veth goes with its namespace; what something else keeps alive is deleted a moment later.
+        Raises EngineFailure when the catalogue does not take it (a full disk); it is given back all the same.
         """
         leases = self._leases.pop(container_id, {})
         forwards = self._publishing.let_go(container_id)
-        self._book.give_back(container_id)
-        if leases:
-            self._naming.changed()
-            self._leftovers.expect_gone([lease.link for lease in leases.values()])
-        await self._unpublish(forwards)
+        try:
+            self._book.give_back(container_id)
+        finally:
+            if leases:
+                self._naming.changed()
+                self._leftovers.expect_gone([lease.link for lease in leases.values()])
+            await self._unpublish(forwards)
 
     async def _unpublish(self, forwards: Sequence[rules.Forward]) -> None:
         if not forwards:

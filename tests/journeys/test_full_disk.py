@@ -1,0 +1,115 @@
+"""A disk so full that the catalogue takes nothing any more: what cannot be recorded is as it was, and what ends has ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import import_busybox, needs_root
+
+from ketch_testing.eventscenarios import Api
+from ketch_testing.machine import Machine
+
+pytestmark = [needs_root, pytest.mark.root]
+
+
+class Crowded:
+    """A ketchd on a disk of its own with the network `other`, three containers that run on the default one, and one that never ran."""
+
+    def __init__(self, machine: Machine, disk: Path) -> None:
+        self.machine = machine
+        self._filling = disk / "filling"
+        import_busybox(machine)
+        self.api = Api(str(machine.socket))
+        self.api("POST", "/networks/create", {"Name": "other"})
+        for name in ("left", "killed", "joined"):
+            self.api.run(name, "sleep", "1000")
+        body = {"Image": "busybox", "Cmd": ["sleep", "1000"], "StopTimeout": 0}
+        self.api("POST", "/containers/create?name=fresh", body)
+
+    def fill(self) -> None:
+        """Until nothing more can be recorded, not even in the catalogue's reserve."""
+        with self._filling.open("wb", buffering=0) as file:
+            for size in (65536, 1):
+                try:
+                    while file.write(bytes(size)):
+                        pass
+                except OSError:
+                    continue
+        for number in range(100_000):
+            if self.machine.request("POST", f"/containers/fresh/rename?name=fresh{number}")[0] == 500:
+                break
+            self.api("POST", f"/containers/fresh{number}/rename?name=fresh", None)
+
+    def empty(self) -> None:
+        self._filling.unlink(missing_ok=True)
+
+    def networks(self, name: str) -> dict[str, str]:
+        """Name -> address."""
+        shown = self.api("GET", f"/containers/{name}/json")["NetworkSettings"]["Networks"]
+        return {key: one["IPAddress"] for key, one in shown.items()}
+
+    def state(self, name: str) -> Any:
+        return self.api("GET", f"/containers/{name}/json")["State"]
+
+    def reaches_gateway(self, name: str) -> bool:
+        """Asked inside, which needs an exec."""
+        gateway = self.api("GET", f"/containers/{name}/json")["NetworkSettings"]["Gateway"]
+        made = self.api(
+            "POST", f"/containers/{name}/exec", {"Cmd": ["ping", "-c", "1", "-W", "10", gateway]}
+        )["Id"]
+        self.api("POST", f"/exec/{made}/start", {"Detach": True})
+        until(lambda: self.api("GET", f"/exec/{made}/json")["ExitCode"] is not None)
+        return bool(self.api("GET", f"/exec/{made}/json")["ExitCode"] == 0)
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def crowded() -> Iterator[Crowded]:
+    base = Path(tempfile.mkdtemp(prefix="ketch-crowded-"))
+    (base / "disk").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(base / "disk")], check=True)
+    machine = Machine(base / "m")
+    machine.data_root = base / "disk" / "data"
+    try:
+        machine.start()
+        yield Crowded(machine, base / "disk")
+    finally:
+        (base / "disk" / "filling").unlink(missing_ok=True)
+        machine.close()
+        subprocess.run(["umount", str(base / "disk")], check=True)
+        (base / "disk").rmdir()
+        base.rmdir()
+
+
+def test_ends_that_cannot_be_recorded_are_ends(crowded: Crowded) -> None:
+    """Containers can be stopped, which may be what makes room, and started again once there is some."""
+    crowded.fill()
+    os.kill(crowded.state("killed")["Pid"], signal.SIGKILL)
+    until(lambda: crowded.state("killed")["Status"] == "exited")
+    assert crowded.state("killed")["ExitCode"] == 137
+    crowded.api("POST", "/containers/left/kill", None)
+    crowded.api("POST", "/containers/joined/stop", None)
+    assert {crowded.state(name)["Status"] for name in ("left", "joined")} == {"exited"}
+
+    crowded.empty()
+    for name in ("joined", "left", "killed"):
+        crowded.api("POST", f"/containers/{name}/start", None)
+    assert len({crowded.networks(name)["bridge"] for name in ("joined", "left", "killed")}) == 3
+    assert all(crowded.reaches_gateway(name) for name in ("joined", "left", "killed"))
+    crowded.machine.kill()
+    crowded.machine.start()
+    assert {crowded.state(name)["Status"] for name in ("joined", "left", "killed")} == {"running"}
