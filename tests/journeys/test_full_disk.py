@@ -18,6 +18,7 @@ from ketch_testing.eventscenarios import Api
 from ketch_testing.machine import Machine
 
 pytestmark = [needs_root, pytest.mark.root]
+NO_SPACE = b'{"message": "catalogue: no space left on device"}\n'
 
 
 class Crowded:
@@ -93,6 +94,23 @@ def crowded() -> Iterator[Crowded]:
         subprocess.run(["umount", str(base / "disk")], check=True)
         (base / "disk").rmdir()
         base.rmdir()
+
+
+def test_networks_that_cannot_be_recorded_are_as_they_were(crowded: Crowded) -> None:
+    before = {name: crowded.networks(name) for name in ("joined", "fresh", "left")}
+    crowded.fill()
+    ask = crowded.machine.request
+    assert ask("POST", "/networks/other/connect", {"Container": "joined"}) == (500, NO_SPACE)
+    assert ask("POST", "/networks/other/connect", {"Container": "fresh"}) == (500, NO_SPACE)
+    assert ask("POST", "/networks/bridge/disconnect", {"Container": "left"}) == (500, NO_SPACE)
+    assert ask("POST", "/networks/bridge/disconnect", {"Container": "fresh"}) == (500, NO_SPACE)
+    assert {name: crowded.networks(name) for name in before} == before
+    assert crowded.api("GET", "/networks/other")["Containers"] == {}
+
+    crowded.empty()
+    assert crowded.reaches_gateway("joined") and crowded.reaches_gateway("left")
+    crowded.api("POST", "/networks/other/connect", {"Container": "joined"})
+    assert set(crowded.networks("joined")) == {"bridge", "other"}
 
 
 def test_ends_that_cannot_be_recorded_are_ends(crowded: Crowded) -> None:

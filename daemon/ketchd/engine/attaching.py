@@ -8,7 +8,7 @@ Source: moby libnetwork/sandbox.go, getGatewayEndpoint; endpoint.go, sbJoin and 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ketch_wire.faults import Conflict, EngineFailure, Fault, Forbidden
@@ -62,8 +62,9 @@ async def connect(rooms: Rooms, network: Network, box: Box, sent: Mapping[str, A
         settings = endpoints.check(network.name, sent)
         networking = {**record.networking, network.name: settings}
         if not record.has_process:
-            record.networking = networking
-            rooms.supervisor.save(record)
+            with _or_as_before(record):
+                record.networking = networking
+                rooms.supervisor.save(record)
             return
         leases = rooms.networks.leases(record.id)
         place = endpoints.of(network.name, settings)
@@ -80,6 +81,10 @@ async def connect(rooms: Rooms, network: Network, box: Box, sent: Mapping[str, A
             await _configure(rooms, record, routes(joined))
             await _ports_follow(rooms, box, joined)
             tracepoint.reach("connect.led")
+            with _or_as_before(record), rooms.catalogue.transaction():
+                record.networking = networking
+                _record(rooms, record, joined)
+                announce(rooms, "connect", record, lease.to_record())
         except BaseException as error:
             await _undo_connect(rooms, box, lease, leases)
             if isinstance(error, OSError):
@@ -87,10 +92,6 @@ async def connect(rooms: Rooms, network: Network, box: Box, sent: Mapping[str, A
                     f"cannot connect {record.name} to {network.name}: {error.strerror}"
                 ) from error
             raise
-        record.networking = networking
-        with rooms.catalogue.transaction():
-            _record(rooms, record, joined)
-            announce(rooms, "connect", record, lease.to_record())
         tracepoint.reach("connect.connected")
         _write_files(rooms, record, leases, joined)
 
@@ -104,17 +105,37 @@ async def lead_again(rooms: Rooms, box: Box) -> None:
 async def _undo_connect(
     rooms: Rooms, box: Box, lease: EndpointLease, before: Sequence[EndpointLease]
 ) -> None:
-    """`before` is how it was, and the default route and the ports are led as then."""
+    with contextlib.suppress(Fault):
+        await rooms.networks.disconnect(lease)
+    await _lead_as(rooms, box, before)
+
+
+async def _lead_as(rooms: Rooms, box: Box, before: Sequence[EndpointLease]) -> None:
+    """The default route and the ports are led as they were when the container had the endpoints `before`."""
     lead = outward(before)
-    await rooms.networks.disconnect(lease)
     back = rooms.networks.lead_by(box.record.id, "" if lead is None else lead.network_id)
     with contextlib.suppress(Fault):
         await _configure(rooms, box.record, routes(back))
         await _ports_follow(rooms, box, back)
 
 
+@contextlib.contextmanager
+def _or_as_before(record: ContainerRecord) -> Iterator[None]:
+    """What `record` says of its networks is as it was when the body fails."""
+    before = record.networking, record.endpoint, record.endpoints, record.published
+    try:
+        yield
+    except BaseException:
+        record.networking, record.endpoint, record.endpoints, record.published = before
+        raise
+
+
 async def disconnect(rooms: Rooms, network: Network, box: Box) -> None:
-    """Take `box` off a network. Raises Forbidden, EngineFailure (it is not on it). Source: Engine API, NetworkDisconnect."""
+    """Take `box` off a network.
+
+    Raises Forbidden, EngineFailure (it is not on it). Failed before it is recorded: it is where it was. Source: Engine API,
+    NetworkDisconnect.
+    """
     async with box.lock:
         record = box.record
         if network.name == "host":
@@ -125,23 +146,29 @@ async def disconnect(rooms: Rooms, network: Network, box: Box) -> None:
             raise EngineFailure(f"container {record.id} is not connected {word} {network.name}")
         held = rooms.networks.leases(record.id)
         lease = next((one for one in held if one.network_id == network.id), None)
+        networking = {name: settings for name, settings in record.networking.items() if name != key}
         if lease is None:
-            del record.networking[key]
-            rooms.supervisor.save(record)
+            with _or_as_before(record):
+                record.networking = networking
+                rooms.supervisor.save(record)
             return
         left = [one for one in held if one is not lease]
-        if left:
-            led = _choose_lead(rooms, record.id, record.networking, left)
-            left = [one for one in led if one.network_id != network.id]
-            with contextlib.suppress(Conflict):  # it has just ended: what follows that is under way
-                await _configure(rooms, record, routes(left))
-        del record.networking[key]
-        if outward(left) is None:
-            record.published = []
-        # Killed from here on: the next ketchd takes a link away that no record has. So the container has its routes already.
-        with rooms.catalogue.transaction():
-            _record(rooms, record, left)
-            announce(rooms, "disconnect", record, lease.to_record())
+        try:
+            if left:
+                led = _choose_lead(rooms, record.id, networking, left)
+                left = [one for one in led if one.network_id != network.id]
+                with contextlib.suppress(Conflict):  # it has just ended: what follows that is under way
+                    await _configure(rooms, record, routes(left))
+            # Killed from here on: the next ketchd takes a link away that no record has. So the container has its routes already.
+            with _or_as_before(record), rooms.catalogue.transaction():
+                record.networking = networking
+                if outward(left) is None:
+                    record.published = []
+                _record(rooms, record, left)
+                announce(rooms, "disconnect", record, lease.to_record())
+        except BaseException:
+            await _lead_as(rooms, box, held)
+            raise
         tracepoint.reach("disconnect.recorded")
         _write_files(rooms, record, held, left)
         await rooms.networks.disconnect(lease)
