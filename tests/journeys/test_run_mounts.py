@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import needs_root
+from conftest import import_busybox, needs_root
 
 from ketch_testing.clients import Client
-from ketch_testing.machine import Machine
+from ketch_testing.machine import BIN, Machine
 
 pytestmark = [needs_root, pytest.mark.root]
 
@@ -167,6 +167,54 @@ def test_propagation_of_a_private_source(client: Client, tmp_path: Path) -> None
             assert f"path {place} is mounted on {place} but it is not a {word} mount" in said
     finally:
         subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_bind_of_the_data_root(client: Client, machine: Machine) -> None:
+    """Or of what it is in: rslave, as in dockerd, whatever the host's root can; what is not is refused."""
+    root = machine.data_root
+    for source in (root, root / "volumes", root.parent):
+        for options in (("-v", f"{source}:/s:ro"), ("--mount", f"type=bind,src={source},dst=/s")):
+            name = client("create", *options, "busybox", "ls", "/s").strip()
+            assert [one["Propagation"] for one in client.inspect(name)["Mounts"]] == ["rslave"]
+            assert client("start", "-a", name).split() == sorted(os.listdir(source))
+        said = client.says("create", "-v", f"{source}:/s:rprivate", "busybox", code=1)
+        assert (
+            'invalid mount config: must use either propagation mode "rslave" or "rshared" when mount source is within'
+            in said
+        )
+    name = client("create", "-v", f"{root}x:/s", "busybox").strip()
+    assert [one["Propagation"] for one in client.inspect(name)["Mounts"]] == ["rprivate"]
+    Path(f"{root}x").rmdir()
+
+
+def test_later_mounts_are_seen_beside_the_data_root(tmp_path: Path) -> None:
+    """Where the host's mount propagates."""
+    subprocess.run(["mount", "--bind", str(tmp_path), str(tmp_path)], check=True)
+    machine = Machine(tmp_path / "m")
+    try:
+        subprocess.run(["mount", "--make-shared", str(tmp_path)], check=True)
+        machine.start()
+        import_busybox(machine)
+        machine.run(
+            str(BIN / "ketch"),
+            "run",
+            "-d",
+            "--name",
+            "it",
+            "-v",
+            f"{tmp_path}:/s",
+            "busybox",
+            "sleep",
+            "3600",
+        )
+        (tmp_path / "later").mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "later", str(tmp_path / "later")], check=True)
+        (tmp_path / "later" / "file").touch()
+        assert machine.run(str(BIN / "ketch"), "exec", "it", "ls", "/s/later").stdout == "file\n"
+    finally:
+        machine.close()
+        subprocess.run(["umount", "-R", str(tmp_path)], check=True)
+    assert machine.leftovers() == []
 
 
 def test_a_bind_that_is_not_recursive(client: Client, tmp_path: Path) -> None:

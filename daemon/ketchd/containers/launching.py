@@ -6,7 +6,7 @@ Source: Docker Engine's defaults (Engine API HostConfig; runtime-spec config-lin
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -266,6 +266,17 @@ def _paths(unconfined: bool, asked: Sequence[str] | None, usual: tuple[str, ...]
     if unconfined:
         return ()
     return usual if asked is None else tuple(asked)
+
+
+def keep_private(plan: LaunchPlan, targets: Collection[str]) -> LaunchPlan:
+    """`plan` with the user's mounts on `targets` as if they had no propagation."""
+    mounts = tuple(
+        replace(one, options=tuple("rprivate" if word == "rslave" else word for word in one.options))
+        if one.target in targets
+        else one
+        for one in plan.mounts
+    )
+    return replace(plan, mounts=mounts) if targets else plan
 
 
 def remap(plan: LaunchPlan, ids: IdMap | None, data_root: Path, donor_pid: int = 0) -> LaunchPlan:

@@ -27,7 +27,8 @@ _MODE_GROUPS = (
 class MountPoint:
     """One mount of a container. type: `bind`, `volume` or `tmpfs`. name: the volume's, "" for a new anonymous one.
     mode: as inspect shows it. make_source: a missing bind source directory is created (`-v`, not `--mount`).
-    non_recursive: what is mounted below the source stays outside."""
+    non_recursive: what is mounted below the source stays outside. implied: nobody asked for this propagation, and where the source cannot
+    propagate it is rprivate."""
 
     type: str
     destination: str
@@ -45,6 +46,7 @@ class MountPoint:
     tmpfs_options: tuple[str, ...] = ()
     driver_options: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
+    implied: bool = False
 
     def to_record(self) -> dict[str, Any]:
         """For the container's record."""
@@ -83,7 +85,7 @@ def parse_bind(text: str) -> MountPoint:
             raise wrong("field VolumeOptions must not be specified")
         return MountPoint(
             "bind", target, source=posixpath.normpath(source), mode=mode, rw=rw,
-            propagation=propagation or "rprivate", make_source=True,
+            propagation=propagation or "rprivate", implied=not propagation, make_source=True,
         )  # fmt: skip
     if propagation:
         raise wrong("field BindOptions must not be specified")
@@ -155,12 +157,13 @@ def parse_mount(sent: Mapping[str, Any]) -> MountPoint:
         if not source.startswith("/"):
             raise wrong(f"invalid mount path: '{source}' mount path must be absolute")
         options = pick(sent, "BindOptions", {})
-        propagation = pick(options, "Propagation", "") or "rprivate"
-        if propagation not in _PROPAGATION:
+        propagation = pick(options, "Propagation", "")
+        if propagation not in ("", *_PROPAGATION):
             raise wrong(f"invalid propagation mode: {propagation}")
         return MountPoint(
             "bind", _destination(target, wrong, bind=True), source=posixpath.normpath(source), rw=not readonly,
-            propagation=propagation, make_source=bool(pick(options, "CreateMountpoint", False)),
+            propagation=propagation or "rprivate", implied=not propagation,
+            make_source=bool(pick(options, "CreateMountpoint", False)),
             non_recursive=bool(pick(options, "NonRecursive", False)),
         )  # fmt: skip
     if kind == "volume":
@@ -208,9 +211,16 @@ def parse_tmpfs(target: str, options: str) -> MountPoint:
 
 
 def gather(
-    host: Mapping[str, Any], config: Mapping[str, Any], inherited: Iterable[MountPoint] = ()
+    host: Mapping[str, Any],
+    config: Mapping[str, Any],
+    inherited: Iterable[MountPoint] = (),
+    *,
+    data_root: str = "",
 ) -> list[MountPoint]:
-    """Every mount point of a container; HostConfig.Tmpfs ones too. Raises InvalidInput on two for one destination."""
+    """Every mount point of a container; HostConfig.Tmpfs ones too. data_root: the daemon's.
+
+    Raises InvalidInput on two for one destination, and on what each of them may not have.
+    """
     points: dict[str, MountPoint] = {point.destination: point for point in inherited}
     named: set[str] = set()
     driver = host["VolumeDriver"] or "local"
@@ -222,7 +232,8 @@ def gather(
         if point.destination in named:
             raise InvalidInput(f"Duplicate mount point: {point.destination}")
         named.add(point.destination)
-        points[point.destination] = point
+        bound = data_root and point.type == "bind"
+        points[point.destination] = _beside(point, data_root) if bound else point
     for path in config["Volumes"] or {}:
         destination = _destination(f"/{path}")  # `VOLUME data` is one of the root
         if destination not in points and destination not in (host["Tmpfs"] or {}):
@@ -233,6 +244,24 @@ def gather(
             raise InvalidInput(f"Duplicate mount point: {point.destination}")
         points[point.destination] = point
     return sorted(points.values(), key=lambda point: point.destination.count("/"))
+
+
+def _beside(point: MountPoint, root: str) -> MountPoint:
+    """A bind; with rslave, if it is of the data root, of what is in that or of what that is in: a container that has such a one for
+    long must not keep what is mounted there from being unmounted. Raises InvalidInput when another propagation was asked for.
+
+    Source: moby daemon/volumes_linux.go, validateBindDaemonRoot.
+    """
+    if posixpath.commonpath((point.source, root)) not in (point.source, root):
+        return point
+    if point.implied:
+        return replace(point, propagation="rslave")
+    if point.propagation not in ("rslave", "rshared"):
+        raise InvalidInput(
+            'invalid mount config: must use either propagation mode "rslave" or "rshared" when mount source is within the daemon root, '
+            f'daemon root: "{root}", bind mount source: "{point.source}", propagation: "{point.propagation}"'
+        )
+    return point
 
 
 def render(point: MountPoint) -> dict[str, Any]:

@@ -71,7 +71,9 @@ async def create(
     health.read_plan(config)
     container_id = new_id()
     _fill_hostname(config, host, container_id, bool(pick(body, "ExposedPorts", {})))
-    points = mountpoints.gather(host, config, _inherited(rooms, host["VolumesFrom"] or []))
+    points = mountpoints.gather(
+        host, config, _inherited(rooms, host["VolumesFrom"] or []), data_root=str(rooms.data_root)
+    )
     _check_sources(points)
     argv = settings.command_line(config)
     linked, host["Links"] = links.register(rooms, host["NetworkMode"], host["Links"] or ()), None

@@ -11,7 +11,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -103,6 +103,25 @@ def _note_failure(rooms: Rooms, box: Box, error: BaseException) -> None:
         background.begin(rooms, box, "automatic removal", ending.remove_quietly(rooms, box))
 
 
+def _without_propagation(rooms: Rooms, record: ContainerRecord, points: Sequence[MountPoint]) -> set[str]:
+    """Where the mounts are whose source cannot propagate, and of which nobody asked it. Raises EngineFailure for one that should.
+
+    Source: moby daemon/oci_linux.go, WithMounts.
+    """
+    found = set()
+    for point in points:
+        if point.propagation.endswith(("shared", "slave")):
+            mountinfo = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+            try:
+                propagation.check(mountinfo, os.path.realpath(point.source), point.propagation)
+            except EngineFailure:
+                if not point.implied:
+                    raise
+                rooms.log.info("a bind cannot propagate mounts", container=record.id, source=point.source)
+                found.add(point.destination)
+    return found
+
+
 async def _launch(
     rooms: Rooms, box: Box, undo: AsyncExitStack, attachments: list[launching.ClientStream]
 ) -> ShimLink:
@@ -131,9 +150,7 @@ async def _launch(
         for point in points:
             if point.type == "bind" and point.make_source and not os.path.lexists(point.source):
                 os.makedirs(point.source, mode=0o755)
-            if point.propagation.endswith(("shared", "slave")):
-                mountinfo = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
-                propagation.check(mountinfo, os.path.realpath(point.source), point.propagation)
+        alone = _without_propagation(rooms, record, points)
         _write_files(rooms, box, leases)
         init = await rooms.layers.compose(record.diff_ids)
         donors = _donors(rooms, box, donor_pid)
@@ -154,6 +171,7 @@ async def _launch(
             daemon=rooms.defaults,
             linked=links.environment(rooms, record, strict=True),
         )
+        plan = launching.keep_private(plan, alone)
         if rooms.id_map is not None and record.host_config["UsernsMode"] != "host":
             launching.check_remap(record.host_config)
             donor_of_user = shared_user_namespace(rooms.id_map, donors)
