@@ -39,6 +39,12 @@ GROUPS = {
     "volume": "Manage volumes",
 }
 
+
+def _member(module: str, paths: str, summary: str) -> Entry:
+    """One that is typed with its group alone."""
+    return Entry(paths.partition("|")[0], module, "", paths, summary)
+
+
 TABLE = (
     Entry("run", "run", COMMON, "container run, run", "Create and run a new container from an image"),
     Entry("exec", "execute", COMMON, "container exec, exec", "Execute a command in a running container"),
@@ -161,78 +167,38 @@ TABLE = (
         "container wait, wait",
         "Block until one or more containers stop, then print their exit codes",
     ),
-    Entry(
-        "container inspect",
-        "inspect",
-        "",
-        "container inspect",
-        "Display detailed information on one or more containers",
-    ),
-    Entry("context create", "context", "", "context create", "Create a context"),
-    Entry(
-        "context export",
-        "context",
-        "",
-        "context export",
-        "Export a context to a tar archive FILE or a tar stream on STDOUT.",
-    ),
-    Entry("context import", "context", "", "context import", "Import a context from a tar or zip file"),
-    Entry(
-        "context inspect",
-        "context",
-        "",
-        "context inspect",
-        "Display detailed information on one or more contexts",
-    ),
-    Entry("context ls", "context", "", "context ls|list", "List contexts"),
-    Entry("context rm", "context", "", "context rm|remove", "Remove one or more contexts"),
-    Entry("context show", "context", "", "context show", "Print the name of the current context"),
-    Entry("context update", "context", "", "context update", "Update a context"),
-    Entry("context use", "context", "", "context use", "Set the current context"),
-    Entry("container prune", "prune", "", "container prune", "Remove all stopped containers"),
-    Entry(
-        "image bootstrap",
-        "bootstrap",
-        "",
-        "image bootstrap",
-        "Make a base image with the distribution's own tools",
-    ),
-    Entry(
-        "image inspect", "inspect", "", "image inspect", "Display detailed information on one or more images"
-    ),
-    Entry("image prune", "prune", "", "image prune", "Remove unused images"),
-    Entry("network connect", "networks", "", "network connect", "Connect a container to a network"),
-    Entry("network create", "networks", "", "network create", "Create a network"),
-    Entry(
-        "network disconnect", "networks", "", "network disconnect", "Disconnect a container from a network"
-    ),
-    Entry(
-        "network inspect",
-        "inspect",
-        "",
-        "network inspect",
-        "Display detailed information on one or more networks",
-    ),
-    Entry("network ls", "networks", "", "network ls|list", "List networks"),
-    Entry("network prune", "prune", "", "network prune", "Remove all unused networks"),
-    Entry("network rm", "networks", "", "network rm|remove", "Remove one or more networks"),
-    Entry("volume create", "volumes", "", "volume create", "Create a volume"),
-    Entry(
-        "volume inspect",
-        "inspect",
-        "",
-        "volume inspect",
-        "Display detailed information on one or more volumes",
-    ),
-    Entry("volume ls", "volumes", "", "volume ls|list", "List volumes"),
-    Entry("volume prune", "prune", "", "volume prune", "Remove unused local volumes"),
-    Entry("volume rm", "volumes", "", "volume rm|remove", "Remove one or more volumes"),
-    Entry("system df", "diskusage", "", "system df", "Show disk usage"),
-    Entry("system dial-stdio", "dialstdio", "", "system dial-stdio", ""),
-    Entry("system fsck", "fsck", "", "system fsck", "Check what is stored against its digests"),
-    Entry("system gc", "gc", "", "system gc", "Delete what the engine can do without"),
-    Entry("system prune", "prune", "", "system prune", "Remove unused data"),
-    Entry("builder prune", "prune", "", "builder prune", "Remove build cache"),
+    _member("inspect", "container inspect", "Display detailed information on one or more containers"),
+    _member("context", "context create", "Create a context"),
+    _member("context", "context export", "Export a context to a tar archive FILE or a tar stream on STDOUT."),
+    _member("context", "context import", "Import a context from a tar or zip file"),
+    _member("context", "context inspect", "Display detailed information on one or more contexts"),
+    _member("context", "context ls|list", "List contexts"),
+    _member("context", "context rm|remove", "Remove one or more contexts"),
+    _member("context", "context show", "Print the name of the current context"),
+    _member("context", "context update", "Update a context"),
+    _member("context", "context use", "Set the current context"),
+    _member("prune", "container prune", "Remove all stopped containers"),
+    _member("bootstrap", "image bootstrap", "Make a base image with the distribution's own tools"),
+    _member("inspect", "image inspect", "Display detailed information on one or more images"),
+    _member("prune", "image prune", "Remove unused images"),
+    _member("networks", "network connect", "Connect a container to a network"),
+    _member("networks", "network create", "Create a network"),
+    _member("networks", "network disconnect", "Disconnect a container from a network"),
+    _member("inspect", "network inspect", "Display detailed information on one or more networks"),
+    _member("networks", "network ls|list", "List networks"),
+    _member("prune", "network prune", "Remove all unused networks"),
+    _member("networks", "network rm|remove", "Remove one or more networks"),
+    _member("volumes", "volume create", "Create a volume"),
+    _member("inspect", "volume inspect", "Display detailed information on one or more volumes"),
+    _member("volumes", "volume ls|list", "List volumes"),
+    _member("prune", "volume prune", "Remove unused local volumes"),
+    _member("volumes", "volume rm|remove", "Remove one or more volumes"),
+    _member("diskusage", "system df", "Show disk usage"),
+    _member("dialstdio", "system dial-stdio", ""),
+    _member("fsck", "system fsck", "Check what is stored against its digests"),
+    _member("gc", "system gc", "Delete what the engine can do without"),
+    _member("prune", "system prune", "Remove unused data"),
+    _member("prune", "builder prune", "Remove build cache"),
 )
 
 
