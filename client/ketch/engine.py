@@ -79,6 +79,11 @@ class Engine:
         self.engine_version = self._version
 
     @property
+    def most_at_once(self) -> int:
+        """How many requests may be made together. sshd turns logins away where ten are under way (MaxStartups)."""
+        return 8 if self.host.startswith("ssh://") else 50
+
+    @property
     def version(self) -> str:
         """The API version spoken: the engine's or ours, whichever is lower. Asks once."""
         if not self._version:

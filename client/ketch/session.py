@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from ketch import dockercontexts
@@ -137,11 +137,13 @@ class Session:
 def each(session: Session, names: list[str], act: Act, *, together: bool = False) -> int:
     """Do `act` for every name, print the name, or what `act` returns, where it went well, every fault where not.
 
-    `together`: at once, at most 50; what is printed keeps the order of the names. Returns 1 if any failed.
+    `together`: at once, as many as the engine takes; what is printed keeps the order of the names. Returns 1 if any failed.
     """
-    outcomes = (
-        _all_at_once(names, act) if together and len(names) > 1 else map(lambda name: _one(name, act), names)
-    )
+    outcomes: Iterable[str | BaseException | None]
+    if together and len(names) > 1:
+        outcomes = _all_at_once(names, act, session.engine.most_at_once)
+    else:
+        outcomes = (_one(name, act) for name in names)
     failures = 0
     for name, outcome in zip(names, outcomes, strict=True):
         if isinstance(outcome, EngineAway):
@@ -163,7 +165,7 @@ def _one(name: str, act: Act) -> str | BaseException | None:
         return error
 
 
-def _all_at_once(names: list[str], act: Act) -> Iterator[str | BaseException | None]:
+def _all_at_once(names: list[str], act: Act, most: int) -> Iterator[str | BaseException | None]:
     """The outcomes in the order of the names, as soon as each is there."""
     import threading
 
@@ -183,7 +185,7 @@ def _all_at_once(names: list[str], act: Act) -> Iterator[str | BaseException | N
                 outcomes[at] = outcome
                 done.notify()
 
-    for _ in range(min(len(names), 50)):
+    for _ in range(min(len(names), most)):
         threading.Thread(target=work, daemon=True).start()
     for at in range(len(names)):
         with done:

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -95,6 +95,14 @@ def test_a_command_logs_in_once(far: SshServer) -> None:
     assert far.logins() == before + 1
     typed(far, KETCH, "rmi", "nosuch:1", "nosuch:2", "nosuch:3", code=1)
     assert far.logins() == before + 2
+
+
+def test_many_at_once_are_not_turned_away(far: SshServer) -> None:
+    """sshd refuses logins while ten are under way; each of these is told what the engine says."""
+    far.install("ketch", KETCH)
+    names = [f"nosuch{number}" for number in range(60)]
+    said = typed(far, KETCH, "stop", *names, code=1)[1]
+    assert said == "".join(f"Error response from daemon: No such container: {name}\n" for name in names)
 
 
 def test_a_body_that_is_streamed_arrives(far: SshServer, tmp_path: Path) -> None:
@@ -209,9 +217,9 @@ def _engine_of(pid: int) -> str:
     return next((entry[12:].decode() for entry in entries if entry.startswith(b"DOCKER_HOST=")), "")
 
 
-def _until(check: object) -> None:
+def _until(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
-    while not check():  # type: ignore[operator]
+    while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 

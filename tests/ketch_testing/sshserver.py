@@ -81,7 +81,7 @@ def _program(path: Path, script: str) -> None:
 
 @contextlib.contextmanager
 def ssh_server(machine: Machine) -> Iterator[SshServer]:
-    """Started, and ended afterwards with everybody who is logged in. Skips where sshd or ssh is missing."""
+    """Started, and ended afterwards: nobody logs in any more. Skips where sshd or ssh is missing."""
     for program, package in ((SSHD, "openssh-server"), ("ssh", "openssh-client")):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed (apt-get install {package})")
