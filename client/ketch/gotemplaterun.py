@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ketch.gotemplate import Action, Branch, Jump, Node, Operand, Pipe, TemplateError, Text, parse
-from ketch.gotemplatevalues import LISTS, MAPS, NO_VALUE, Nil, field, printed, to_json, truth
+from ketch.gotemplatevalues import LISTS, MAPS, Nil, field, printed, to_json, truth
 
 
 class _Break(Exception):
@@ -175,11 +175,15 @@ class _Run:
         return value
 
 
+# What nothing of a type is when it is looked into.
+EMPTY: dict[str, Any] = {"map[]": {}, "[]": ()}
+
+
 def _index(value: Any, *keys: Any) -> Any:
     for key in keys:
-        if isinstance(value, Nil) and value.shown == "map[]":
-            value = NO_VALUE
-        elif isinstance(value, dict):
+        if isinstance(value, Nil):
+            value = EMPTY.get(value.shown)
+        if isinstance(value, dict):
             value = value.get(key)
         elif isinstance(value, list | tuple | str):
             if not isinstance(key, int):

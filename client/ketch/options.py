@@ -172,7 +172,11 @@ def _long(
     given: Given, known: dict[str, Flag], name: str, typed: str, value: str | None, words: list[str]
 ) -> None:
     if name == "help" and name not in known:
-        if value is None or convert("", value):
+        try:
+            is_asked = value is None or convert("", value)
+        except ValueError as error:
+            raise ValueError(f'invalid argument "{value}" for "--help" flag: {error}') from error
+        if is_asked:
             raise HelpAsked()
         return
     flag = known.get(name)

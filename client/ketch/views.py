@@ -23,6 +23,7 @@ FORMAT_HELP = """
 
 # go-cli: tabwriter with a minimum width of 10 and a padding of 3.
 MINIMUM, PADDING = 10, 3
+PARSING_FAILED = "template parsing error"
 
 Row = Mapping[str, Any]
 
@@ -39,10 +40,19 @@ def columns(rows: Sequence[Sequence[str]], minimum: int = MINIMUM, padding: int 
     )
 
 
-def render_rows(form: str, rows: Sequence[Row], titles: Mapping[str, Any], table: str, raw: str = "") -> str:
+def render_rows(
+    form: str,
+    rows: Sequence[Row],
+    titles: Mapping[str, Any],
+    table: str,
+    raw: str = "",
+    *,
+    fault: str = PARSING_FAILED,
+) -> str:
     """`rows` as `--format` says: the default table, `table TEMPLATE`, `json`, `raw` where there is one, or a template.
 
-    `titles`: the heading of every field, or how it is made of an argument. Raises CommandFailed with docker's words for a wrong template.
+    `titles`: the heading of every field, or how it is made of an argument. Raises CommandFailed for a wrong template, which begins
+    with `fault`.
     """
     if form == "json":
         return "".join(to_json(dict(sorted(row.items()))) + "\n" for row in rows)
@@ -58,51 +68,43 @@ def render_rows(form: str, rows: Sequence[Row], titles: Mapping[str, Any], table
             return "".join(line + "\n" for line in lines)
         heading = render(body, titles, header=True)
     except TemplateError as error:
-        raise CommandFailed(f"failed to execute template: {error}") from error
+        raise CommandFailed(f"{fault}: {error}") from error
     return columns([line.split("\t") for text in [heading, *lines] for line in text.split("\n")])
 
 
-def check_template(form: str) -> None:
+def check_template(form: str, fault: str = PARSING_FAILED, code: int = 1) -> None:
     """Raises CommandFailed for a template that cannot be read: before anything is asked of the engine."""
     try:
-        parse(form)
+        parse(form.removeprefix("table "))
     except TemplateError as error:
-        raise CommandFailed(f"failed to parse template: {error}") from error
+        raise CommandFailed(f"{fault}: {error}", code) from error
 
 
 def chosen_format(session: Session, given: Given, setting: str) -> str:
-    """`--format`, or what the configuration says (`psFormat`, …); `--quiet` wins over both."""
-    quiet = given.on("quiet") if given.knows("quiet") else False
-    if given.text("format"):
-        check_template(given.text("format").removeprefix("table "))
-        if not quiet:
-            return given.text("format")
-        session.warn("WARNING: Ignoring custom format, because both --format and --quiet are set.")
-    return "" if quiet else session.config.setting(setting)
+    """`--format`, or what the configuration says (`psFormat`, …) unless `--quiet` does. Raises CommandFailed for a wrong template."""
+    form = given.text("format")
+    if not form and not (given.knows("quiet") and given.on("quiet")):
+        form = session.config.setting(setting)
+    check_template(form)
+    return form
+
+
+def quiet_format(form: str, field: str, raw: str = "") -> str:
+    """What `--quiet` makes of a format: of a table the one `field`, of `raw` its line; of any other nothing."""
+    if form in ("", "table"):
+        return field
+    return raw if form == "raw" and raw else form
 
 
 def render_one(form: str, value: Any) -> str:
     """One value by a template, or as JSON on one line. Raises CommandFailed."""
     if form == "json":
         form = "{{json .}}"
-    check_one(form)
+    check_template(form, code=64)
     try:
         return render(form, value)
     except TemplateError as error:
-        raise parsing_failed(error) from error
-
-
-def check_one(form: str) -> None:
-    """Raises CommandFailed for a template that cannot be read, with the exit code that docker has where it shows one thing."""
-    try:
-        parse(form)
-    except TemplateError as error:
-        raise CommandFailed(f"template parsing error: {error}", 64) from error
-
-
-def parsing_failed(error: TemplateError) -> CommandFailed:
-    """What a wrong template is told."""
-    return CommandFailed(f"template parsing error: {error}")
+        raise CommandFailed(f"{PARSING_FAILED}: {error}") from error
 
 
 def shortened(text: str, length: int) -> str:

@@ -165,12 +165,10 @@ def _check_certificates(config: dict[str, str], files: dict[str, bytes]) -> None
 
 def ls(session: Session, given: Given) -> int:
     """All of them, with the engine's address, and what is wrong with one."""
-    form = chosen_format(session, given, "")
+    form = "{{.Name}}" if given.on("quiet") else chosen_format(session, given, "")
     current = session.context
     names = {*session.contexts.names(), dockercontexts.DEFAULT, current}
     rows = [_row(session, name, name == current) for name in sorted(names, key=natural)]
-    if given.on("quiet"):
-        form = "{{.Name}}"
     session.write(render_rows(form, rows, TITLES, TABLE).encode("utf-8", "surrogateescape"))
     _warn_of_host(session, "a context")
     return 0

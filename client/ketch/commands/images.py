@@ -14,7 +14,7 @@ from ketch.options import Command, Given
 from ketch.quantities import human_duration, human_size, local_time
 from ketch.references import ImageName, parse_name
 from ketch.session import Session
-from ketch.views import FORMAT_HELP, check_template, chosen_format, render_rows, short_id, shortened
+from ketch.views import FORMAT_HELP, chosen_format, quiet_format, render_rows, short_id, shortened
 
 NONE = "<none>"
 IMAGES = Command(
@@ -54,11 +54,9 @@ RAW = (
 
 def images(session: Session, given: Given) -> int:
     """List images."""
-    form = given.text("format") or ("" if given.on("quiet") else session.config.setting("imagesFormat"))
-    if form:
-        check_template(form.removeprefix("table "))
-    elif given.on("quiet"):
-        form = "{{.ID}}"
+    form = chosen_format(session, given, "imagesFormat")
+    if given.on("quiet"):
+        form = quiet_format(form, "{{.ID}}", "image_id: {{.ID}}")
     query: dict[str, Any] = {"all": given.on("all")}
     filters = build_filters(given.many("filter"))
     if given.arguments:
@@ -191,7 +189,7 @@ def history(session: Session, given: Given) -> int:
         )
     table = "{{.ID}}\t{{.CreatedSince}}\t{{.CreatedBy}}\t{{.Size}}\t{{.Comment}}"
     if given.on("quiet"):
-        form = table = "{{.ID}}"
+        form = quiet_format(form, "{{.ID}}")
     titles = HISTORY_TITLES if human else {**HISTORY_TITLES, "CreatedSince": "CREATED AT"}
     session.write(render_rows(form, rows, titles, table).encode("utf-8", "surrogateescape"))
     return 0

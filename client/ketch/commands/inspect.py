@@ -84,11 +84,7 @@ def inspect_each(session: Session, given: Given, names: list[str], look: Lookup)
     """What is found is printed, even when something else is not. Source: docker/cli cli/command/inspect."""
     form = given.text("format")
     if form and form != "json":
-        try:
-            check_template(form)
-        except CommandFailed as error:
-            message = error.message.replace("failed to parse template", "template parsing error")
-            raise CommandFailed(message, 64) from error
+        check_template(form, code=64)
     found, faults = [], []
     for name in names:
         try:

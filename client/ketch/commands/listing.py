@@ -16,6 +16,7 @@ from ketch.references import is_id, parse_name
 from ketch.session import Session
 from ketch.views import (
     FORMAT_HELP,
+    check_template,
     chosen_format,
     label_list,
     label_of,
@@ -73,6 +74,10 @@ ports: {{- pad .Ports 1 0}}
 
 def ps(session: Session, given: Given) -> int:
     """List containers."""
+    quiet = given.on("quiet")
+    if quiet and given.text("format"):
+        session.warn("WARNING: Ignoring custom format, because both --format and --quiet are set.")
+    check_template(given.text("format"), "failed to parse template")
     form = chosen_format(session, given, "psFormat")
     limit = 1 if given.on("latest") and given.number("last") == -1 else given.number("last")
     query: dict[str, Any] = {"all": given.on("all"), "size": given.on("size") or _shows_size(form)}
@@ -83,10 +88,12 @@ def ps(session: Session, given: Given) -> int:
     found = session.engine.get("/containers/json", query)
     trunc = not given.on("no-trunc")
     rows = container_rows(found, trunc=trunc, now=time.time())
-    table = "{{.ID}}" if given.on("quiet") else TABLE + ("\t{{.Size}}" if given.on("size") else "")
-    form = table if given.on("quiet") else form
+    if quiet:
+        form = "container_id: {{.ID}}" if form == "raw" else "{{.ID}}"
+    table = TABLE + ("\t{{.Size}}" if given.on("size") else "")
     raw = RAW + ("size: {{.Size}}\n" if given.on("size") else "")
-    session.write(render_rows(form, rows, TITLES, table, raw).encode("utf-8", "surrogateescape"))
+    shown = render_rows(form, rows, TITLES, table, raw, fault="failed to execute template")
+    session.write(shown.encode("utf-8", "surrogateescape"))
     return 0
 
 

@@ -12,7 +12,16 @@ from ketch.quantities import local_time, parse_time
 from ketch.runoptions import check_link
 from ketch.session import Session
 from ketch.variables import check_label, pair_map
-from ketch.views import FORMAT_HELP, chosen_format, label_list, label_of, label_title, render_rows, short_id
+from ketch.views import (
+    FORMAT_HELP,
+    chosen_format,
+    label_list,
+    label_of,
+    label_title,
+    quiet_format,
+    render_rows,
+    short_id,
+)
 
 TITLES: dict[str, Any] = {
     "ID": "NETWORK ID",
@@ -37,8 +46,9 @@ def listing(session: Session, given: Given) -> int:
         _row(one, trunc)
         for one in sorted(session.engine.get("/networks", query), key=lambda one: one["Name"])
     ]
-    table = "{{.ID}}" if given.on("quiet") else "{{.ID}}\t{{.Name}}\t{{.Driver}}\t{{.Scope}}"
-    form = table if given.on("quiet") else form
+    if given.on("quiet"):
+        form = quiet_format(form, "{{.ID}}", "network_id: {{.ID}}")
+    table = "{{.ID}}\t{{.Name}}\t{{.Driver}}\t{{.Scope}}"
     raw = "network_id: {{.ID}}\nname: {{.Name}}\ndriver: {{.Driver}}\nscope: {{.Scope}}\n"
     session.write(render_rows(form, rows, TITLES, table, raw).encode("utf-8", "surrogateescape"))
     return 0

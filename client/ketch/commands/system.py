@@ -11,7 +11,7 @@ from ketch.filters import build_filters
 from ketch.options import Command, Given
 from ketch.quantities import binary_size, local_time, parse_moment
 from ketch.session import Session
-from ketch.views import check_one, render_one
+from ketch.views import check_template, render_one
 
 FORMAT = """
   |'json':             Print in JSON format
@@ -181,7 +181,7 @@ def events(session: Session, given: Given) -> int:
     """Show what happens, as it happens."""
     form = given.text("format")
     if form and form != "json":
-        check_one(form)
+        check_template(form, "Error parsing format", 64)
     now = time.time()
     query: dict[str, Any] = {}
     for bound in ("since", "until"):

@@ -10,7 +10,15 @@ from ketch.options import Command, Given
 from ketch.quantities import human_size
 from ketch.session import Session
 from ketch.variables import check_label, pair_map
-from ketch.views import FORMAT_HELP, chosen_format, label_list, label_of, label_title, render_rows
+from ketch.views import (
+    FORMAT_HELP,
+    chosen_format,
+    label_list,
+    label_of,
+    label_title,
+    quiet_format,
+    render_rows,
+)
 
 TITLES: dict[str, Any] = {
     "Name": "VOLUME NAME",
@@ -29,15 +37,16 @@ TITLES: dict[str, Any] = {
 
 def listing(session: Session, given: Given) -> int:
     """List volumes."""
-    form = given.text("format") or ("" if given.on("quiet") else session.config.setting("volumesFormat"))
-    form = chosen_format(session, given, "volumesFormat") if form else form
+    form = chosen_format(session, given, "volumesFormat")
+    if given.on("quiet"):
+        form = quiet_format(form, "{{.Name}}", "name: {{.Name}}")
     query = {"filters": build_filters(given.many("filter"))} if given.many("filter") else {}
     found = session.engine.get("/volumes", query).get("Volumes") or ()
     rows = [volume_row(one) for one in sorted(found, key=lambda one: one["Name"])]
-    table = "{{.Name}}" if given.on("quiet") else "{{.Driver}}\t{{.Name}}"
-    form = table if given.on("quiet") else form
     raw = "name: {{.Name}}\ndriver: {{.Driver}}\n"
-    session.write(render_rows(form, rows, TITLES, table, raw).encode("utf-8", "surrogateescape"))
+    session.write(
+        render_rows(form, rows, TITLES, "{{.Driver}}\t{{.Name}}", raw).encode("utf-8", "surrogateescape")
+    )
     return 0
 
 

@@ -194,6 +194,24 @@ images -q
 images --digests --no-trunc
 images --format raw
 images --digests --format raw
+images -q --format raw
+images -q --format '{{.Tag}}'
+images -q --format table
+images --format '{{'
+ps -q --format raw
+ps -q --format 'table {{.Names}}'
+ps -q --format '{{'
+history -q --format '{{.CreatedBy}}' x
+network ls -q --format raw
+network ls -q --format '{{.Name}}'
+network ls -q --format 'table {{.Name}}'
+network ls -q
+volume ls -q --format raw
+volume ls -q --format '{{.Driver}}'
+volume ls --format '{{'
+context ls -q --format '{{'
+events --format '{{'
+ps --help=maybe
 images busybox
 history x
 history -q --no-trunc x
@@ -249,6 +267,8 @@ LENIENT_REQUESTS = {
     "network rm",
     "start a",
     "-D info",
+    "images --format '{{'",
+    "volume ls --format '{{'",
 }
 
 
