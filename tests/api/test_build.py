@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import socket
 import subprocess
 import tarfile
@@ -324,17 +325,17 @@ def test_the_limits_of_a_build(machine: Machine) -> None:
     assert said[start + 1 : start + 4] == ["0", "512" if version1 else "59", "123"]
     assert said[start + 4].split()[1] == "8192" and "10.9.8.7\tfar" in said
 
-    parent = f"/ketch-build-parent-{machine.bridge}"
+    parent, seconds = f"/ketch-build-parent-{machine.bridge}", f"599.{os.getpid()}"  # nobody else sleeps so
     with subprocess.Popen(
         [str(BIN / "ketch"), "build", "--cgroup-parent", parent, "-"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL, env=machine.env,
     ) as client:  # fmt: skip
         try:
             assert client.stdin is not None
-            client.stdin.write(b"FROM busybox\nRUN sleep 599.25\n")
+            client.stdin.write(f"FROM busybox\nRUN sleep {seconds}\n".encode())
             client.stdin.close()
             until = time.monotonic() + 60
-            while not (found := cgroups_of(b"sleep\x00599.25\x00")):
+            while not (found := cgroups_of(f"sleep\0{seconds}\0".encode())):
                 assert time.monotonic() < until, "RUN has not started"
                 time.sleep(0.05)
             assert f"{parent}/" in found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -215,17 +214,10 @@ def story(open_registry: str) -> Iterator[Story]:
 def test_killed_at(story: Story, point: str) -> None:
     machine = story.machine
     machine.kill()
-    machine.start(tracepoints=f"{point}=kill")
-    known = set(story.images())
-    act = story.scenario(point)
-    act(False)
-    assert machine.process is not None
-    try:
-        machine.process.wait(30)  # what is thrown away is unlinked behind the answer
-    except subprocess.TimeoutExpired:
-        pytest.fail(f"nothing here reaches {point}")
-    machine.kill()
-    machine.start()
+    with machine.killed_at(point):
+        known = set(story.images())
+        act = story.scenario(point)
+        act(False)
 
     nameless = {image for image, names in story.images().items() if not names}
     assert nameless <= known, "an image that nobody named was left behind"

@@ -47,13 +47,8 @@ def test_a_start_that_cannot_be_recorded_leaves_nothing_that_runs(ketch: Client,
 
 def test_a_killed_start_is_no_run_that_ended_as_the_last_one(ketch: Client, machine: Machine) -> None:
     ketch("run", "--name", "again", "busybox", "sh", "-c", "exit 3", code=3)
-    machine.kill()
-    machine.start(tracepoints="start.leased=kill")
-    try:
+    with machine.killed_at("start.leased"):
         machine.run(ketch.program, "start", "again", check=False)
-    finally:
-        machine.kill()
-        machine.start()
 
     state = ketch.inspect("again")["State"]
     assert (state["Status"], state["ExitCode"]) == ("exited", 3)
@@ -64,13 +59,8 @@ def test_a_killed_start_is_no_run_that_ended_as_the_last_one(ketch: Client, mach
 def test_a_killed_pause_is_a_pause(ketch: Client, machine: Machine) -> None:
     """It stands still, so it is shown so, and can be thawed."""
     ketch("run", "-d", "--name", "still", "busybox", "sleep", "3600")
-    machine.kill()
-    machine.start(tracepoints="pause.frozen=kill")
-    try:
+    with machine.killed_at("pause.frozen"):
         machine.run(ketch.program, "pause", "still", check=False)
-    finally:
-        machine.kill()
-        machine.start()
 
     assert ketch.inspect("still")["State"]["Status"] == "paused"
     ketch("unpause", "still")

@@ -59,22 +59,18 @@ def test_a_container_deeper_than_a_path(machine: Machine, called: str, runs: boo
         assert status == 400 and "is nested too deep" in said(answer)
     else:
         assert len(json.loads(answer)) == LEVELS + 2
-    if long:
-        for path in (f"/containers/{made}/archive?path=/top", f"/containers/{made}/export"):
+    for path in (f"/containers/{made}/archive?path=/top", f"/containers/{made}/export"):
+        if long:
             with pytest.raises(http.client.IncompleteRead):
                 machine.request("GET", path)
             told = machine.log.read_text().splitlines()[-1]
             assert "an answer was cut off" in told and "its path is longer than 65536 bytes" in told
-    else:
-        for path, prefix in (
-            (f"/containers/{made}/archive?path=/top", ""),
-            (f"/containers/{made}/export", ""),
-        ):
+        else:
             status, answer = machine.request("GET", path)
             assert status == 200
             with tarfile.open(fileobj=io.BytesIO(answer)) as tar:
                 names = tar.getnames()
-            assert f"{prefix}top/{'d/' * LEVELS}file" in names
+            assert f"top/{'d/' * LEVELS}file" in names
     status, answer = machine.request("POST", f"/commit?container={made}&repo=committed")
     assert status == 400 and "a path in a layer has at most 4095 bytes" in said(answer)
     (row,) = machine.json("GET", "/containers/json?all=1&size=1")

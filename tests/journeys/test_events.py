@@ -17,6 +17,7 @@ from conftest import import_busybox, needs_root
 
 from ketch_testing.eventscenarios import SCENARIOS, Api, tell
 from ketch_testing.machine import Machine, UnixConnection, running
+from ketch_testing.waiting import until
 
 pytestmark = [needs_root, pytest.mark.root]
 
@@ -190,13 +191,6 @@ class Listener(threading.Thread):
         self._connection.close()
 
 
-def until(holds: Any) -> None:
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_a_listener_that_does_not_read_holds_nobody_up_and_misses_nothing(machine: Machine, api: Api) -> None:
     """More events than dockerd keeps, and than fit into a socket."""
     since = f"{time.time():.9f}"
@@ -285,9 +279,6 @@ def test_a_change_and_its_event_are_one(own: Machine, point: str, action: str) -
     """Killed right there, ketchd has told once what it has done, and nothing that it has not."""
     api = Api(str(own.socket))
     api.create("other", "true")
-    own.stop()
-    own.start(tracepoints=f"{point}=kill")
-    since = time.time()
 
     def story() -> None:
         api.run("tale", "true")
@@ -296,10 +287,10 @@ def test_a_change_and_its_event_are_one(own: Machine, point: str, action: str) -
         api.remove("tale")
         api("POST", "/volumes/create", {"Name": "vol"})
 
-    with contextlib.suppress(OSError, AssertionError, http.client.HTTPException):
-        story()
-    own.process.wait(30)  # type: ignore[union-attr]
-    own.start()
+    with own.killed_at(point):
+        since = time.time()
+        with contextlib.suppress(OSError, AssertionError, http.client.HTTPException):
+            story()
 
     def ends() -> bool:
         states = [one["State"] for one in api("GET", "/containers/json?all=1") if "/tale" in one["Names"]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from conftest import import_busybox, needs_root
 
 from ketch_testing.eventscenarios import Api, drain
 from ketch_testing.machine import Machine, running
+from ketch_testing.waiting import until
 
 pytestmark = [needs_root, pytest.mark.root]
 WAITS = "echo runs; while [ ! -e /{name} ]; do sleep 0.02; done; exit {code}"
@@ -65,13 +66,6 @@ def _is_shell(process: Path, namespace: Path) -> bool:
         return same and (process / "cmdline").read_bytes().startswith(b"sh\0-c\0")
     except OSError:
         return False  # it has just ended
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -162,14 +156,10 @@ def test_made_before_and_never_started(host: Host, ends_while_away: bool) -> Non
 
 def test_killed_amid_the_start(host: Host) -> None:
     """Its `exec_start` is told, and then, if it ran, its end."""
-    host.machine.kill()
-    host.machine.start(tracepoints="exec.started=kill")
-    made = host.api("POST", "/containers/host/exec", {"Cmd": ["sh", "-c", "exit 4"]})["Id"]
-    with pytest.raises((OSError, AssertionError)):
-        host.api("POST", f"/exec/{made}/start", {"Detach": True})
-    assert host.machine.process is not None
-    host.machine.process.wait(30)
-    host.machine.start()
+    with host.machine.killed_at("exec.started"):
+        made = host.api("POST", "/containers/host/exec", {"Cmd": ["sh", "-c", "exit 4"]})["Id"]
+        with pytest.raises((OSError, AssertionError)):
+            host.api("POST", f"/exec/{made}/start", {"Detach": True})
 
     until(lambda: host.shown(made)["ExitCode"] == 4)
     assert host.told() == [(made, "4")]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ketch_testing.machine import Machine
+from ketch_testing.waiting import until
 
 pytestmark = pytest.mark.root
 SECOND = 1_000_000_000
@@ -286,12 +287,6 @@ def test_a_probe_that_hangs_ends_with_ketchd_and_a_users_exec_does_not(
     def running(seconds: str) -> list[int]:
         rows = machine.json("GET", f"/containers/{one.name}/top")["Processes"]
         return [int(row[1]) for row in rows if row[-1] == f"sleep {seconds}"]
-
-    def until(holds: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60
-        while not holds():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
 
     until(lambda: bool(running("1111")))
     (probe,), (users,) = running("1111"), running("2222")

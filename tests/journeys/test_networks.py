@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import socket
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 
 from ketch_testing.machine import Machine, free_port
 from ketch_testing.netns import get
+from ketch_testing.waiting import until
 
 pytestmark = [
     pytest.mark.root,
@@ -36,14 +35,6 @@ def inspect(machine: Machine, what: str, name: str) -> dict[str, Any]:
 def serve(text: str) -> list[str]:
     """A command that answers `text` on port 80."""
     return ["sh", "-c", f"while true; do echo -n {text} | nc -l -p 80; done"]
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Wait for what a started program or the kernel is about to do. Raises AssertionError after half a minute."""
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline, "it does not come about"
-        time.sleep(0.02)
 
 
 def answer(port: int) -> str:
@@ -260,12 +251,8 @@ def test_ports_of_a_killed_disconnect(machine: Machine, point: str) -> None:
     port = free_port()
     try:
         docker(machine, "run", "-d", "--name", "web", "-p", f"{port}:80", "busybox", *serve("web"))
-        machine.stop()
-        machine.start(tracepoints=f"{point}=kill")
-        docker(machine, "network", "disconnect", "bridge", "web", check=False)
-        assert machine.process is not None
-        machine.process.wait(20)
-        machine.start()
+        with machine.killed_at(point):
+            docker(machine, "network", "disconnect", "bridge", "web", check=False)
         assert "refused" in get("127.0.0.1", port)
         docker(machine, "run", "-d", "--name", "other", "-p", f"{port}:80", "busybox", *serve("other"))
         assert answer(port) == "other"
@@ -301,12 +288,8 @@ def test_a_killed_disconnect(machine: Machine, point: str) -> None:
     try:
         docker(machine, "run", "-d", "--name", "web", "-p", f"{port}:80", "busybox", *serve("web"))
         docker(machine, "network", "connect", "shop", "web")
-        machine.stop()
-        machine.start(tracepoints=f"{point}=kill")
-        docker(machine, "network", "disconnect", "bridge", "web", check=False)
-        assert machine.process is not None
-        machine.process.wait(20)
-        machine.start()
+        with machine.killed_at(point):
+            docker(machine, "network", "disconnect", "bridge", "web", check=False)
         networks = inspect(machine, "container", "web")["NetworkSettings"]["Networks"]
         assert networks.keys() == {"shop"}
         assert events_of(machine) == ["connect bridge", "connect shop", "disconnect bridge"]
@@ -326,12 +309,8 @@ def test_a_killed_connect(machine: Machine) -> None:
         docker(machine, "run", "-d", "--name", "web", "busybox", *serve("web"))
         docker(machine, "network", "connect", "shop", "web")
         docker(machine, "network", "disconnect", "shop", "web")
-        machine.stop()
-        machine.start(tracepoints="connect.connected=kill")
-        docker(machine, "network", "connect", "shop", "web", check=False)
-        assert machine.process is not None
-        machine.process.wait(20)
-        machine.start()
+        with machine.killed_at("connect.connected"):
+            docker(machine, "network", "connect", "shop", "web", check=False)
         assert events_of(machine) == ["connect shop", "disconnect shop", "connect shop"]
         address = inspect(machine, "container", "web")["NetworkSettings"]["Networks"]["shop"]["IPAddress"]
         until(lambda: get(address, 80) == "web")
@@ -347,12 +326,8 @@ def test_a_connect_killed_before_it_is_recorded(machine: Machine) -> None:
         docker(machine, "network", "create", name)
     try:
         docker(machine, "run", "-d", "--name", "web", "--network", "zzz", "-p", f"{port}:80", "busybox", *serve("web"))  # fmt: skip
-        machine.stop()
-        machine.start(tracepoints="connect.led=kill")
-        docker(machine, "network", "connect", "aaa", "web", check=False)
-        assert machine.process is not None
-        machine.process.wait(20)
-        machine.start()
+        with machine.killed_at("connect.led"):
+            docker(machine, "network", "connect", "aaa", "web", check=False)
         networks = inspect(machine, "container", "web")["NetworkSettings"]["Networks"]
         assert networks.keys() == {"zzz"}
         assert f"default via {networks['zzz']['Gateway']} " in docker(machine, "exec", "web", "ip", "route")
@@ -393,14 +368,19 @@ def test_a_killed_start_leaves_nothing(machine: Machine) -> None:
     """Killed at each point of a start: afterwards no link, no address, no port is anybody's who does not run."""
     port = free_port()
     for point in ("start.leased", "start.connected"):
-        machine.stop()
-        machine.start(tracepoints=f"{point}=kill")
-        machine.run(
-            "docker", "run", "-d", "--name", "cut", "-p", f"{port}:80", "busybox", *serve("cut"), check=False
-        )
-        assert machine.process is not None
-        machine.process.wait(20)
-        machine.start()
+        with machine.killed_at(point):
+            docker(
+                machine,
+                "run",
+                "-d",
+                "--name",
+                "cut",
+                "-p",
+                f"{port}:80",
+                "busybox",
+                *serve("cut"),
+                check=False,
+            )
         docker(machine, "rm", "-f", "cut", check=False)
         docker(machine, "run", "-d", "--name", "next", "-p", f"{port}:80", "busybox", *serve("next"))
         assert answer(port) == "next"
@@ -413,13 +393,9 @@ def test_a_killed_change_of_a_network(machine: Machine, point: str) -> None:
     """Killed while a network is made or removed: it is there whole, or nothing of it is."""
     cut = bridge = f"ktu{os.urandom(3).hex()}"
     option = f"com.docker.network.bridge.name={bridge}"
-    machine.stop()
-    machine.start(tracepoints=f"{point}=kill")
-    for words in (("create", "-o", option, cut), ("rm", cut)):
-        machine.run("docker", "network", *words, check=False)
-    assert machine.process is not None
-    machine.process.wait(20)
-    machine.start()
+    with machine.killed_at(point):
+        for words in (("create", "-o", option, cut), ("rm", cut)):
+            machine.run("docker", "network", *words, check=False)
     listed = cut in docker(machine, "network", "ls", "--format", "{{.Name}}").split()
     assert Path(f"/sys/class/net/{bridge}").exists() is listed is (point == "network.recorded")
     told = docker(

@@ -83,6 +83,7 @@ def test_an_exec_that_was_never_started_ends_with_its_container(ask: Ask, ketch:
     assert ask("POST", "/exec/nobody/resize?h=x&w=1")[0] == 400  # the size is looked at first
 
 
+@pytest.mark.usefixtures("ketch")  # which removes what is made here
 def test_limits_beside_the_host_config(machine: Machine) -> None:
     """Where clients had them before 1.18; and a HostConfig that is there twice is one."""
     made = []

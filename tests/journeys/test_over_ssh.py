@@ -6,8 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from conftest import needs_root
 
 from ketch_testing.machine import BIN, Machine, processes_naming
 from ketch_testing.sshserver import SshServer, ssh_server
+from ketch_testing.waiting import until
 
 KETCH = str(BIN / "ketch")
 pytestmark = [needs_root, pytest.mark.root]
@@ -176,13 +176,13 @@ def test_a_client_that_ends_leaves_nobody(far: SshServer, number: signal.Signals
     far.install("ketch", KETCH)
     before = far.logins()
     with subprocess.Popen([KETCH, "events"], env=far.env, stdin=subprocess.DEVNULL) as client:
-        _until(lambda: far.logins() > before and len(_dialling(far)) == 2)
+        until(lambda: far.logins() > before and len(_dialling(far)) == 2)
         client.send_signal(number)
         try:
             assert client.wait(60) == (130 if number == signal.SIGINT else 128 + number)
         finally:
             client.kill()
-    _until(lambda: not _dialling(far))
+    until(lambda: not _dialling(far))
 
 
 def test_detach_keys_and_interrupts_are_the_container_s(far: SshServer, machine: Machine) -> None:
@@ -215,13 +215,6 @@ def _engine_of(pid: int) -> str:
     except OSError:
         return ""
     return next((entry[12:].decode() for entry in entries if entry.startswith(b"DOCKER_HOST=")), "")
-
-
-def _until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(("maker", "user"), [("ketch", "docker"), ("docker", "ketch")])

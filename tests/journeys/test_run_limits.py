@@ -7,7 +7,6 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +16,7 @@ from conftest import needs_root
 
 from ketch_testing.clients import Client
 from ketch_testing.machine import Machine
+from ketch_testing.waiting import until
 from ketchd.kernel.cgrouplimits import cpu_weight, io_weight
 from ketchd.kernel.cgroups import Cgroups
 
@@ -128,13 +128,6 @@ def _ooms(client: Client, name: str) -> int:
     return actions.count("oom")
 
 
-def _until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def _growing(client: Client, name: str, *options: str) -> Path:
     """A container that outgrows its memory each time that the returned file is made, and notes so by removing it."""
     if not has("memory/memory.limit_in_bytes", "memory.max"):
@@ -149,8 +142,8 @@ def test_out_of_memory_is_told_while_the_container_runs_on(client: Client) -> No
     go = _growing(client, "survivor")
     for times in (1, 2):
         go.touch()
-        _until(lambda: not go.exists())
-        _until(lambda times=times: _ooms(client, "survivor") == times)  # type: ignore[misc]
+        until(lambda: not go.exists())
+        until(lambda times=times: _ooms(client, "survivor") == times)  # type: ignore[misc]
     assert client.inspect("survivor")["State"]["OOMKilled"] is False
 
     client("stop", "-t", "0", "survivor")
@@ -169,23 +162,23 @@ def test_out_of_memory_while_no_ketchd_runs(client: Client, machine: Machine) ->
     """After kill -9: what was told is not told again, what came meanwhile is told once, what comes later as ever."""
     go = _growing(client, "survivor")
     go.touch()
-    _until(lambda: _ooms(client, "survivor") == 1 and not go.exists())
+    until(lambda: _ooms(client, "survivor") == 1 and not go.exists())
     machine.kill()
     machine.start()
     assert _ooms(client, "survivor") == 1
     machine.kill()
     go.touch()
-    _until(lambda: not go.exists())
+    until(lambda: not go.exists())
     machine.start()
     assert _ooms(client, "survivor") == 2
     go.touch()
-    _until(lambda: _ooms(client, "survivor") == 3)
-    _until(lambda: not go.exists())
+    until(lambda: _ooms(client, "survivor") == 3)
+    until(lambda: not go.exists())
     machine.kill()
     go.touch()
-    _until(lambda: not go.exists())
+    until(lambda: not go.exists())
     os.kill(int(go.parent.parent.name), signal.SIGKILL)
-    _until(lambda: not go.parent.exists())
+    until(lambda: not go.parent.exists())
     machine.start()
 
     assert _ooms(client, "survivor") == 4
@@ -200,8 +193,8 @@ def test_out_of_memory_with_the_killer_switched_off(client: Client) -> None:
     go = _growing(client, "still", "--oom-kill-disable")
     container = client.inspect("still")["Id"]
     go.touch()
-    _until(lambda: _ooms(client, "still") == 1)
-    _until(lambda: "under_oom 1" in file_of(container, "memory/memory.oom_control", ""))
+    until(lambda: _ooms(client, "still") == 1)
+    until(lambda: "under_oom 1" in file_of(container, "memory/memory.oom_control", ""))
     assert client.inspect("still")["State"]["Running"] is True
 
     client("kill", "still")

@@ -18,6 +18,7 @@ import ketch_wire
 import ketchd
 from ketch_testing.clients import Client
 from ketch_testing.machine import BIN, Machine
+from ketch_testing.waiting import until
 from ketch_wire.frames import FrameReader
 from ketch_wire.shim import PROTOCOL_VERSION
 
@@ -68,11 +69,8 @@ class Versions:
                     return dict(message)
 
     def until(self, holds: Callable[[], bool]) -> None:
-        """Wait."""
-        deadline = time.monotonic() + 30
-        while not holds():
-            assert time.monotonic() < deadline, self.machine.log.read_text()[-3000:]
-            time.sleep(0.02)
+        """Wait; the daemon's log says why it does not come about."""
+        until(holds, told=lambda: self.machine.log.read_text()[-3000:])
 
 
 @pytest.fixture

@@ -96,9 +96,10 @@ def left() -> list[str]:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Wait for what the kernel or a watcher is about to do."""
-    while not holds():  # noqa: ASYNC110  (nothing tells us)
-        await asyncio.sleep(0.01)
+    """Wait for what the kernel or a watcher is about to do. Raises TimeoutError after a minute."""
+    async with asyncio.timeout(60):
+        while not holds():  # noqa: ASYNC110  (nothing tells us)
+            await asyncio.sleep(0.01)
 
 
 def rules_are_there(port: str) -> bool:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ketch_testing.machine import UnixConnection
+from ketch_testing.waiting import until
 
 _HEX = re.compile(r"(?:sha256:)?[0-9a-f]{64}")
 # Docker 20.10, which the recording was made with, does not have these; 28 does (streams.md).
@@ -254,7 +255,7 @@ def paused_and_killed(api: Api) -> None:
 def paused_and_sent_a_signal(api: Api) -> None:
     _run_paused(api, "psg", f"echo x; {_TRAPS}")
     api("POST", "/containers/psg/kill?signal=USR1")
-    _until(lambda: not api("GET", "/containers/psg/json")["State"]["Paused"])
+    until(lambda: not api("GET", "/containers/psg/json")["State"]["Paused"])
     api.remove("psg")
 
 
@@ -302,7 +303,7 @@ def execs(api: Api) -> None:
         drain(client)
     made = api("POST", "/containers/exe/exec", {"Cmd": ["true"]})["Id"]
     api("POST", f"/exec/{made}/start", {"Detach": True})
-    _until(lambda: not api("GET", f"/exec/{made}/json")["Running"])
+    until(lambda: not api("GET", f"/exec/{made}/json")["Running"])
     api.remove("exe")
 
 
@@ -432,17 +433,10 @@ def health(api: Api) -> None:
     second = 1_000_000_000
     check = {"Test": ["CMD", "true"], "Interval": 3600 * second, "StartPeriod": 0}
     api.run("hlt", "sleep", "100", Healthcheck={**check, "Interval": second})
-    _until(lambda: api("GET", "/containers/hlt/json")["State"]["Health"]["Status"] == "healthy")
+    until(lambda: api("GET", "/containers/hlt/json")["State"]["Health"]["Status"] == "healthy")
     api("POST", "/containers/hlt/pause")
     api("POST", "/containers/hlt/unpause")
     api.remove("hlt")
-
-
-def _until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 SCENARIOS: dict[str, Callable[[Api], None]] = {

@@ -129,6 +129,25 @@ class Machine:
         finally:
             self.process = None
 
+    @contextlib.contextmanager
+    def killed_at(self, point: str) -> Iterator[None]:
+        """ketchd kills itself when what is done inside reaches the trace point `point`; afterwards it runs again, without one.
+
+        Raises AssertionError when nothing reaches it within half a minute: some of the work is done behind the answers.
+        """
+        self.stop()
+        self.start(tracepoints=f"{point}=kill")
+        try:
+            yield
+            assert self.process is not None
+            try:
+                assert self.process.wait(30) == -signal.SIGKILL
+            except subprocess.TimeoutExpired:
+                raise AssertionError(f"nothing here reaches {point}") from None
+        finally:
+            self.kill()
+            self.start()
+
     def request(
         self,
         method: str,

@@ -180,7 +180,8 @@ def _do_ask_udp(host: str, port: int, payload: str = "3f", timeout: float = 3) -
 
 def _do_ask_on(host: str, port: int, payload: str, timeout: float = 3) -> str:
     """As `ask_udp`, always from the same port."""
-    client = _kept.setdefault((host, port), socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    client = _kept.get((host, port)) or socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    _kept[host, port] = client
     client.settimeout(timeout)
     try:
         client.sendto(bytes.fromhex(payload), (host, port))
