@@ -334,6 +334,17 @@ def test_of_a_running_container(warm: Machine) -> None:
         ):
             got, answer = warm.request("POST", f"/containers/{made}/update", update)
             assert got == 400 and words in json.loads(answer)["message"], answer
+        for connect, words in (
+            ({"EndpointConfig": 4}, "cannot unmarshal number into field EndpointConfig of type object"),
+            ({"EndpointConfig": {"DriverOpts": 3}}, "number into field EndpointConfig.DriverOpts of type map[string]string"),
+            ({"EndpointConfig": {"Links": [5]}}, "cannot unmarshal number into field EndpointConfig.Links of type string"),
+            ({"EndpointConfig": {"IPAMConfig": []}}, "cannot unmarshal array into field EndpointConfig.IPAMConfig"),
+            ({"Container": 5}, "cannot unmarshal number into field Container of type string"),
+        ):  # fmt: skip
+            got, answer = warm.request("POST", "/networks/none/connect", {"Container": made, **connect})
+            assert got == 400 and words in json.loads(answer)["message"], answer
+        got, answer = warm.request("POST", "/networks/none/disconnect", {"Container": made, "Force": "yes"})
+        assert got == 400 and "string into field Force of type bool" in json.loads(answer)["message"], answer
         got, answer = warm.request("POST", "/containers/create?name=stays", BASE)
         assert got == 409 and f'is already in use by container "{made}"' in json.loads(answer)["message"]
         assert warm.json("GET", f"/containers/{made}/json") == before

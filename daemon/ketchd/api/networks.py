@@ -10,7 +10,7 @@ from aiohttp import web
 
 from ketch_wire.faults import InvalidInput, NotFound
 from ketchd.api.routing import Call, Route, json_reply, no_content
-from ketchd.containers.shapes import pick
+from ketchd.containers import fields
 from ketchd.engine import attaching
 from ketchd.engine import networks as journeys
 from ketchd.engine.imagelist import check_keys, filter_bool, has_labels, name_patterns
@@ -91,20 +91,20 @@ class NetworkApi:
 
     async def connect(self, call: Call) -> web.StreamResponse:
         """POST /networks/{id}/connect"""
-        body = await call.json()
+        body = fields.decode(await call.json(), fields.CONNECT)
         network = self._rooms.networks.find(call.vars["name"])
-        box = self._rooms.supervisor.find(str(pick(body, "Container", "")))
-        await attaching.connect(self._rooms, network, box, pick(body, "EndpointConfig", {}))
+        box = self._rooms.supervisor.find(body.get("Container", ""))
+        await attaching.connect(self._rooms, network, box, body.get("EndpointConfig", {}))
         return web.Response(status=200)
 
     async def disconnect(self, call: Call) -> web.StreamResponse:
         """POST /networks/{id}/disconnect"""
-        body = await call.json()
-        name = str(pick(body, "Container", ""))
+        body = fields.decode(await call.json(), fields.DISCONNECT)
+        name = body.get("Container", "")
         try:
             box = self._rooms.supervisor.find(name)
         except (NotFound, InvalidInput):
-            if not pick(body, "Force", False):
+            if not body.get("Force"):
                 raise
             # By force an endpoint of that name goes, whoever had it; here an endpoint goes with its container.
             self._rooms.networks.find(call.vars["name"])

@@ -25,12 +25,10 @@ _ALONE = ("host", "none")
 
 
 def normalise(mode: str, sent: Mapping[str, Any], *, mac: str = "") -> dict[str, Any]:
-    """The wanted endpoints of a create request: NetworkMode's first, Docker's spelling. mac: Config.MacAddress.
+    """The wanted endpoints of a create request: NetworkMode's first, Docker's spelling. sent: as `fields` has read it. mac: Config.MacAddress.
 
     Raises InvalidInput, Unsupported.
     """
-    if not isinstance(sent, Mapping):
-        raise InvalidInput("invalid JSON: EndpointsConfig has to be an object")
     asked = {
         ("bridge" if name == "default" else name): check(name, settings) for name, settings in sent.items()
     }
@@ -54,21 +52,8 @@ def normalise(mode: str, sent: Mapping[str, Any], *, mac: str = "") -> dict[str,
 
 
 def check(network: str, sent: Mapping[str, Any] | None) -> dict[str, Any]:
-    """One endpoint's settings, every key present. Raises InvalidInput, Unsupported."""
-    if sent is not None and not isinstance(sent, Mapping):
-        raise InvalidInput(f"invalid JSON: the endpoint settings of {network[:60]} have to be an object")
+    """One endpoint's settings, every key present. sent: as `fields` has read it. Raises InvalidInput, Unsupported."""
     settings = fold(sent, SETTINGS)
-    for key, kind in (
-        ("IPAMConfig", dict),
-        ("Links", list),
-        ("Aliases", list),
-        ("MacAddress", str),
-        ("GwPriority", int),
-    ):
-        if settings[key] is not None and not isinstance(settings[key], kind):
-            raise InvalidInput(f"invalid JSON: {key} of the endpoint {network[:60]} is no {kind.__name__}")
-    if not all(isinstance(one, str) for one in settings["Aliases"] or ()):
-        raise InvalidInput(f"invalid JSON: Aliases of the endpoint {network[:60]} have to be strings")
     ipam = settings["IPAMConfig"] or {}
     address = pick(ipam, "IPv4Address", "")
     if pick(ipam, "IPv6Address", "") or pick(ipam, "LinkLocalIPs", []):
@@ -77,7 +62,7 @@ def check(network: str, sent: Mapping[str, Any] | None) -> dict[str, Any]:
         try:
             IPv4Address(address)
         except AddressValueError:
-            raise InvalidInput(f"invalid IPv4 address: {str(address)[:60]}") from None
+            raise InvalidInput(f"invalid IPv4 address: {address[:60]}") from None
     user_defined = network not in ("bridge", "default", *_ALONE)
     if address and not user_defined:
         raise InvalidInput("user specified IP address is supported on user defined networks only")
@@ -86,19 +71,19 @@ def check(network: str, sent: Mapping[str, Any] | None) -> dict[str, Any]:
     for one in settings["Links"] or ():
         parse_link(one)
     if settings["MacAddress"] and not _MAC.fullmatch(settings["MacAddress"]):
-        raise InvalidInput(f"invalid MAC address: {str(settings['MacAddress'])[:40]}")
+        raise InvalidInput(f"invalid MAC address: {settings['MacAddress'][:40]}")
     if settings["MacAddress"]:  # as Go's net.ParseMAC takes it: 02-42-…, 0242.…
         digits = re.sub(r"[:.-]", "", settings["MacAddress"]).lower()
         settings["MacAddress"] = bytes.fromhex(digits).hex(":")
     return settings
 
 
-def parse_link(text: Any) -> tuple[str, str]:
+def parse_link(text: str) -> tuple[str, str]:
     """`db:data` -> (db, data): the container db is data to whoever has the link; `db` is itself. Raises InvalidInput.
 
     Source: docker/cli opts/opts.go, ParseLink; `/db:/web/data`, as inspect shows links, is read as well.
     """
-    if not isinstance(text, str) or not text:
+    if not text:
         raise InvalidInput("empty string specified for links")
     name, *rest = text.split(":")
     if len(rest) > 1:

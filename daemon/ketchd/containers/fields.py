@@ -1,7 +1,7 @@
-"""The types of a create request's fields, and the reading of a request by them as Go's decoder reads it. Pure.
+"""The types of the fields of requests about containers, and the reading of a request by them as Go's decoder reads it. Pure.
 
 Keys are matched whatever their case and the last of a name wins; unknown keys are dropped; null leaves a field as it is; a
-number has no fraction and fits its type. Source: Engine API 1.50, ContainerConfig, HostConfig, NetworkingConfig.
+number has no fraction and fits its type. Source: Engine API 1.50, ContainerConfig, HostConfig, NetworkingConfig, NetworkConnect.
 """
 
 from __future__ import annotations
@@ -184,6 +184,9 @@ EXEC: Shape = {
     "AttachStdout": flag, "DetachKeys": text, "Env": texts, "WorkingDir": text, "Cmd": texts, "Detach": flag,
 }  # fmt: skip
 EXEC_START: Shape = {"Detach": flag, "Tty": flag, "ConsoleSize": _console}
+
+CONNECT: Shape = {"Container": text, "EndpointConfig": shaped(_ENDPOINT)}
+DISCONNECT: Shape = {"Container": text, "Force": flag}
 
 CREATE: Shape = {
     "Hostname": text, "Domainname": text, "User": text, "AttachStdin": flag, "AttachStdout": flag, "AttachStderr": flag,
