@@ -669,7 +669,7 @@ async def leads_no_port_to_another() -> None:
 async def heals_the_bridge() -> None:
     """A bridge that somebody deleted is made again at once, with its address and the containers on it, names included.
 
-    So are an address that somebody took from it, and a container's link.
+    So are an address that somebody took from it, and a container's link; a bridge that was set down is up again.
     """
     async with networks() as rooms:
         gateway = rooms.gateway()
@@ -681,7 +681,10 @@ async def heals_the_bridge() -> None:
 
         def whole(bridge: str, links: list[str]) -> bool:
             inside = output("ip", "-br", "link", "show", "master", bridge)
-            return all(one in inside for one in links) and "inet " in output("ip", "addr", "show", bridge)
+            shown = output("ip", "addr", "show", bridge)
+            return (
+                all(one in inside for one in links) and "inet " in shown and ",UP" in shown.partition(">")[0]
+            )
 
         def mac(bridge: str) -> str:
             return output("ip", "-br", "link", "show", bridge).split()[2]
@@ -692,6 +695,7 @@ async def heals_the_bridge() -> None:
                 ("link", "del", bridge),
                 ("addr", "flush", "dev", bridge),
                 ("link", "set", links[0], "nomaster"),
+                ("link", "set", bridge, "down"),
             ):
                 output("ip", *command)
                 await until(lambda bridge=bridge, links=links: whole(bridge, links))
@@ -926,6 +930,14 @@ async def addresses_of_a_part() -> None:
             }]  # fmt: skip
             for number in range(7):
                 await rooms.release(f"c{number}")
+            auxiliary = {"DefaultGatewayIPv4": "10.88.0.9"}
+            ipam = {"Config": [{"Subnet": "10.88.0.0/24", "AuxiliaryAddresses": auxiliary}]}
+            await rooms.create({"Name": "own", "IPAM": ipam})
+            shop = await contain(rooms, "shop", network="own", names=["shop"])
+            assert "default via 10.88.0.9" in await shop.guest.ask("run", command=["ip", "route"])
+            assert await asked(shop, "shop") == ("NOERROR", [shop.lease.address])  # the bridge answers
+            await rooms.release("shop")
+            await rooms.remove(rooms.find("own"))
         async with networks(path, fixed_cidr="10.66.0.0/28") as rooms:
             assert (rooms.find("bridge").subnet, rooms.gateway()) == ("10.66.0.0/28", "10.66.0.1")
             assert (await contain(rooms, "web")).lease.address == "10.66.0.2"

@@ -100,12 +100,12 @@ def _adopt(network: Network, found: Link, log: Any) -> Network:
     present = [interface for index, interface in links.addresses() if index == found.index]
     if not present:
         raise EngineFailure(f"the bridge {network.link} was not made by ketch and has no IPv4 address to use")
+    links.set_up(found)
     if network.chosen and network.gateway_interface in present:
         return network
     span = IPv4Network(network.ip_range) if network.ip_range else None
     own = next((one for one in present if span is not None and span.subnet_of(one.network)), present[0])
     log.info("a bridge that was there is used as it is", bridge=network.link, address=str(own))
-    links.set_up(found)
     return replace(network, subnet=str(own.network), gateway=str(own.ip))
 
 
@@ -118,7 +118,7 @@ def connect(lease: EndpointLease, pid: int) -> None:
 
 
 def harmed(networks: Sequence[Network], leases: Sequence[EndpointLease]) -> list[Network]:
-    """Those of `networks` whose bridge is gone or has lost its address, or the link of one of its endpoints. Raises OSError."""
+    """Those of `networks` whose bridge is gone, down or has lost its address, or the link of one of its endpoints. Raises OSError."""
     every = {one.name: one for one in links.links()}
     addresses = {(index, interface.ip) for index, interface in links.addresses()}
 
@@ -126,6 +126,7 @@ def harmed(networks: Sequence[Network], leases: Sequence[EndpointLease]) -> list
         bridge = every.get(network.link)
         return (
             bridge is not None
+            and bridge.up
             and (bridge.index, network.gateway_interface.ip) in addresses
             and all(
                 every[lease.link].master == bridge.index

@@ -260,13 +260,14 @@ def attributes(payload: bytes, offset: int = 0) -> dict[int, bytes]:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One link. master: index of its bridge, 0 for none."""
+    """One link. master: index of its bridge, 0 for none. up: nobody has set it down."""
 
     index: int
     name: str
     kind: str
     master: int
     alias: str
+    up: bool
 
 
 def read_link(answer: Answer) -> Link:
@@ -279,6 +280,7 @@ def read_link(answer: Answer) -> Link:
         kind=text(info.get(_INFO_KIND, b"")),
         master=struct.unpack("=I", found[_IFLA_MASTER])[0] if _IFLA_MASTER in found else 0,
         alias=text(found.get(_IFLA_IFALIAS, b"")),
+        up=bool(_LINK.unpack_from(answer.payload)[3] & _IFF_UP),
     )
 
 

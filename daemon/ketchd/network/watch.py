@@ -45,11 +45,18 @@ def changed_tables(datagram: bytes) -> set[str]:
 
 
 def changed_links(datagram: bytes) -> set[str]:
-    """Links that are gone, have left their bridge, or lost or got an address, as the notifications in `datagram` tell."""
+    """Links that are gone, have left their bridge, or lost or got an address, and bridges that are down, as `datagram`'s notifications tell.
+
+    A container's link goes down with the container, and nothing is to be put back then.
+    """
     found = set()
     for one in rtnetlink.answers(datagram):
         if one.kind == rtnetlink.RTM_DELLINK:
             found.add(rtnetlink.link_name(one))
+        elif one.kind == rtnetlink.RTM_NEWLINK:
+            link = rtnetlink.read_link(one)
+            if link.kind == "bridge" and not link.up:
+                found.add(link.name)
         elif one.kind in (rtnetlink.RTM_NEWADDR, rtnetlink.RTM_DELADDR):
             found.add(rtnetlink.address_label(one))
     return found
