@@ -7,6 +7,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any
 
 from ketch_wire.faults import Conflict, EngineFailure, Fault
@@ -63,7 +64,8 @@ class Channel:
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._sequence = 0
         channel.setblocking(False)
-        self._loop.add_reader(channel.fileno(), self._readable)
+        # In a context of its own: the request that started the container must not sign what its shim says later on.
+        Context().run(self._loop.add_reader, channel.fileno(), self._readable)
 
     @property
     def is_open(self) -> bool:
