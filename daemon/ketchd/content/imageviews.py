@@ -15,6 +15,7 @@ from ketchd.model.imageconfig import HistoryEntry, ImageConfig
 from ketchd.model.times import ZERO_TIME, rfc3339
 
 Version = tuple[int, int]
+_YEAR_ONE, _EARLIEST_NS = -62_135_596_800, -(1 << 63)
 STORAGE_DRIVER = "overlay2"  # the name that tools know; layers are mounted by overlayfs
 
 _NO_CONFIG = ImageConfig.parse(b'{"rootfs": {"type": "layers"}}')  # what an artifact shows
@@ -39,7 +40,7 @@ def summary(
         shown_tags, shown_digests = ["<none>:<none>"], ["<none>@<none>"]
     row: dict[str, Any] = {
         "Containers": -1,
-        "Created": 0 if image.created_ns is None else image.created_ns // 1_000_000_000,
+        "Created": 0 if image.created_ns is None else _seconds(image.created_ns),
         "Id": image.id,
         "Labels": image.labels,
         "ParentId": image.parent,
@@ -65,7 +66,8 @@ def inspect(record: ImageRecord, version: Version, descriptor: Mapping[str, Any]
         "Comment": config.comment,
     }
     if record.created_ns is not None:
-        shown["Created"] = rfc3339(record.created_ns)
+        is_one = _seconds(record.created_ns) == _YEAR_ONE
+        shown["Created"] = ZERO_TIME if is_one else rfc3339(record.created_ns)
     elif version < (1, 44):
         shown["Created"] = ZERO_TIME
     if version < (1, 45):
@@ -123,3 +125,8 @@ def history(
         )
     rows.reverse()
     return rows
+
+
+def _seconds(created_ns: int) -> int:
+    """The earliest time that the catalogue knows stands for all before it: of those, Go's zero time is what images have."""
+    return _YEAR_ONE if created_ns == _EARLIEST_NS else created_ns // 1_000_000_000

@@ -35,6 +35,22 @@ async def test_newest_first_and_their_shape(rooms: Rooms) -> None:
     assert rows[1]["Labels"] is None
 
 
+async def test_an_image_of_gos_zero_time(rooms: Rooms) -> None:
+    """As ko, jib and bazel make them: listed and shown as dockerd does, and the last in the list."""
+    layer = await layer_of(rooms, {"a": b"1"})
+    entry = {"created": "0001-01-01T00:00:00Z", "created_by": "ko"}
+    await image_of(rooms, [layer], "zero", created=entry["created"], history=[entry])
+    await image_of(rooms, [layer], "old", created="1970-01-01T00:00:00Z")
+
+    rows = list_images(rooms, {}, NEW)
+    assert [(row["RepoTags"], row["Created"]) for row in rows] == [
+        (["old:latest"], 0),
+        (["zero:latest"], -62135596800),
+    ]
+    assert inspect_image(rooms, "zero", NEW)["Created"] == "0001-01-01T00:00:00Z"
+    assert image_history(rooms, "zero", None)[0]["Created"] == -62135596800
+
+
 async def test_older_clients_see_their_shapes(rooms: Rooms) -> None:
     await image_of(rooms, [await layer_of(rooms, {"a": b"1"})])
 
