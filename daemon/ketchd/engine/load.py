@@ -68,6 +68,10 @@ async def load(
                     await loader.layout()
                 elif "manifest.json" in contents:
                     await loader.docker_archive()
+                elif "repositories" in contents:
+                    raise InvalidInput(
+                        "invalid archive: it was saved by a Docker before 1.10, whose images are no longer loaded"
+                    )
                 else:
                     raise InvalidInput("invalid archive: it has neither manifest.json nor index.json")
         except BaseException:
