@@ -88,6 +88,7 @@ def information(rooms: Rooms, facts: Facts) -> dict[str, Any]:
     }
     hub = {"Name": "docker.io", "Mirrors": facts.mirrors, "Secure": True, "Official": True}
     lacks = host_warnings(rooms.cgroups)
+    pools = [{"Base": base, "Size": size} for base, size in facts.address_pools]
 
     def supports(what: str) -> bool:
         return not any(what in warning for warning in lacks)
@@ -167,10 +168,10 @@ def information(rooms: Rooms, facts: Facts) -> dict[str, Any]:
         "RuncCommit": {"ID": ""},
         "InitCommit": {"ID": ""},
         "SecurityOptions": facts.security_options,
-        "DefaultAddressPools": [{"Base": base, "Size": size} for base, size in facts.address_pools] or None,
         "FirewallBackend": {"Driver": "nftables"},
         "CDISpecDirs": [],
         "Warnings": facts.warnings or None,
+        **({"DefaultAddressPools": pools} if pools else {}),
     }
 
 
