@@ -169,6 +169,15 @@ class StepRunner:
         rooms = self._rooms
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
+        stream = ClientStream(
+            fd=theirs.detach(),
+            stdin=False,
+            stdout=True,
+            stderr=True,
+            multiplexed=True,
+            detach_keys=b"",
+            initial=b"",
+        )
         reading = asyncio.ensure_future(_read_frames(ours, output))
         link = None
 
@@ -177,15 +186,6 @@ class StepRunner:
                 await rooms.networks.connect(lease, network_pid)  # type: ignore[arg-type]
 
         try:
-            stream = ClientStream(
-                fd=theirs.detach(),
-                stdin=False,
-                stdout=True,
-                stderr=True,
-                multiplexed=True,
-                detach_keys=b"",
-                initial=b"",
-            )
             link = await rooms.shims.start(plan, attachments=[stream], port_fds=[], on_pid=on_pid)
             ended = await link.wait()
             link = None
@@ -194,7 +194,9 @@ class StepRunner:
                 raise EngineFailure("the shim of the build step is gone, and with it the exit code")
             return ended.code
         finally:
+            stream.close()  # unless it was handed over
             reading.cancel()
+            await asyncio.wait([reading])  # ahead of the close: its number may be another's next
             ours.close()
             if link is not None:
                 await asyncio.shield(_kill(link))
