@@ -64,6 +64,7 @@ from ketchd.layers.probe import probe
 from ketchd.layers.store import LayerStore
 from ketchd.layers.trash import Trash
 from ketchd.layers.workers import WorkerPool
+from ketchd.listening import open_doors
 from ketchd.model.compression import read_compression
 from ketchd.network.addresses import parse_pool
 from ketchd.network.networks import DefaultBridge, Networks
@@ -224,7 +225,8 @@ class Engine:
         facts = self._facts = Facts(
             engine_id=_engine_id(self._data_root), layer_kind=kind, layer_reason=reason,
             cgroup_driver=rooms.cgroups.driver, log_driver=config.log_driver, security_options=security_options,
-            warnings=host_warnings(rooms.cgroups), address_pools=config.default_address_pools,
+            warnings=[*open_doors(config.hosts, tls=config.tls, verified=config.tlsverify), *host_warnings(rooms.cgroups)],
+            address_pools=config.default_address_pools,
         )  # fmt: skip
         _show_settings(facts, config)
         registry = RegistryApi(rooms)

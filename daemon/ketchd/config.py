@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -237,8 +238,22 @@ def read(argv: Sequence[str]) -> CommandLine:
     spoken_of = "tlsverify" in stored or "tlsverify" in flags
     config.tls = config.tls or spoken_of
     config.tlsverify = config.tlsverify if spoken_of else config.tls
+    if {"tls", "tlsverify"} & set(flags) and config.tls:
+        _find_certificates(config)
     check(config)
     return CommandLine(config, version, validate)
+
+
+def _find_certificates(config: Config) -> None:
+    """Flags that ask for TLS and name no file mean those of docker's clients, as in dockerd. Source: moby cmd/dockerd/options.go."""
+    directory = (
+        os.environ.get("DOCKER_CERT_PATH")
+        or os.environ.get("DOCKER_CONFIG")
+        or os.path.expanduser("~/.docker")
+    )
+    config.tlscacert = config.tlscacert or os.path.join(directory, "ca.pem")
+    config.tlscert = config.tlscert or os.path.join(directory, "cert.pem")
+    config.tlskey = config.tlskey or os.path.join(directory, "key.pem")
 
 
 def read_file(path: Path, *, must_exist: bool) -> dict[str, Any]:

@@ -17,6 +17,11 @@ _AUTHORITY = re.compile(
     r"\[(?P<in_brackets>[^][\s]+)\](?::(?P<after>[0-9]*))?|(?P<name>[^][:\s]*)(?::(?P<port>[0-9]*))?"
 )
 
+_ATTACK_SURFACE = """
+         Access to the remote API is equivalent to root access on the host. Refer
+         to the 'Docker daemon attack surface' section in the documentation for
+         more information: https://docs.docker.com/go/attack-surface/"""
+
 
 def addresses(hosts: Iterable[str], *, tls: bool) -> list[str]:
     """Each place once, in full: `unix://PATH`, `tcp://ADDRESS:PORT` or `fd://[NUMBER]`. Raises InvalidInput.
@@ -26,6 +31,21 @@ def addresses(hosts: Iterable[str], *, tls: bool) -> list[str]:
     default = f"tcp://{_HOST}:{_TLS_PORT}" if tls else f"unix://{DEFAULT_SOCKET}"
     found = [_parse(host.strip()) if host.strip() else default for host in hosts]
     return list(dict.fromkeys(found or [default]))
+
+
+def open_doors(hosts: Iterable[str], *, tls: bool, verified: bool) -> list[str]:
+    """What `info` warns of: addresses at which whoever reaches them is as root. verified: clients need a certificate.
+
+    Source: moby daemon/info.go, fillAPIInfo.
+    """
+    if tls and verified:
+        return []
+    scheme, lack = ("https", "TLS client verification") if tls else ("http", "encryption")
+    return [
+        f"WARNING: API is accessible on {scheme}://{host.removeprefix('tcp://')} without {lack}.{_ATTACK_SURFACE}"
+        for host in hosts
+        if host.startswith("tcp://")
+    ]
 
 
 def _parse(host: str) -> str:

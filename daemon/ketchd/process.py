@@ -25,6 +25,7 @@ from ketchd.ignored import ignored_because
 from ketchd.kernel import memory
 from ketchd.kernel.cgrouphost import own_path, read_mountinfo
 from ketchd.kernel.cgrouptree import read
+from ketchd.listening import open_doors
 from ketchd.reloading import compare
 from ketchd.shim.launcher import Launcher, start_launcher
 from ketchd.shim.scope import scope_beside
@@ -126,6 +127,8 @@ class Process:
 
         log = journal.configure(self._config.effective_log_level, self._config.log_format)
         _tell_ignored(log, self._config.ignored)
+        for warning in open_doors(self._config.hosts, tls=self._config.tls, verified=self._config.tlsverify):
+            log.warning(warning.partition("\n")[0].removeprefix("WARNING: "))
         ending, hangup = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

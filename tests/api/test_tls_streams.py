@@ -101,6 +101,7 @@ def test_a_client_without_a_certificate_is_refused(tls: Encrypted) -> None:
         ) as client:
             client.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
             client.recv(1000)
+    assert not any("API is accessible" in one for one in tls.api("GET", "/info")["Warnings"] or ())
 
 
 def test_attach_before_the_start(tls: Encrypted) -> None:

@@ -275,5 +275,8 @@ def test_it_listens_on_tcp_too(base: Path, host: str) -> None:
         with socket.create_connection(("127.0.0.1", port), 10) as link:
             link.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
             assert link.recv(1000).startswith(b"HTTP/1.0 200")
+        warnings = daemon.json("GET", "/info")["Warnings"]
+        assert any("without encryption.\n" in one and f":{port} " in one for one in warnings)
+        assert "API is accessible on http://" in daemon.log.read_text()
     finally:
         daemon.close()

@@ -51,11 +51,18 @@ def test_to_speak_of_tlsverify_is_to_want_tls(tmp_path: Path, value: bool) -> No
         assert (config.tls, config.tlsverify) == (True, value)
 
 
-def test_tls_alone_verifies_clients(tmp_path: Path) -> None:
-    """And without `-H` it is TCP on this host."""
+def test_tls_alone_verifies_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And without `-H` it is TCP on this host. The flag finds certificates where docker's clients have them."""
+    monkeypatch.setenv("DOCKER_CERT_PATH", "/certificates")
     for keys, flags in (({}, ("--tls",)), ({"tls": True}, ())):
         config = read(given(tmp_path, keys, *flags)).config
         assert (config.tls, config.tlsverify, config.hosts) == (True, True, ["tcp://localhost:2376"])
+    config = read(given(tmp_path, {}, "--tls", "--tlskey=/k")).config
+    assert (config.tlscacert, config.tlscert, config.tlskey) == (
+        "/certificates/ca.pem",
+        "/certificates/cert.pem",
+        "/k",
+    )
     config = read(given(tmp_path, {}, "--tls=false")).config
     assert (config.tls, config.tlsverify) == (False, False)
 

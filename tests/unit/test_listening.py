@@ -6,7 +6,7 @@ import pytest
 
 from ketch_wire.defaults import DEFAULT_SOCKET
 from ketch_wire.faults import InvalidInput
-from ketchd.listening import addresses
+from ketchd.listening import addresses, open_doors
 
 UNIX, TLS = f"unix://{DEFAULT_SOCKET}", "tcp://localhost:2376"
 
@@ -48,4 +48,17 @@ def test_the_same_place_is_listened_on_once() -> None:
     assert addresses([":1", "unix:///x", "localhost:1", "unix:///x"], tls=False) == [
         "tcp://localhost:1",
         "unix:///x",
+    ]
+
+
+def test_open_doors_are_warned_of() -> None:
+    """In dockerd's words; a unix socket is as closed as its mode."""
+    hosts = ["unix:///x", "tcp://0.0.0.0:2375", "fd://"]
+    assert (
+        open_doors(hosts, tls=True, verified=True) == open_doors(hosts[:1], tls=False, verified=False) == []
+    )
+    plain, encrypted = (open_doors(hosts, tls=tls, verified=False) for tls in (False, True))
+    assert [one.partition("\n")[0] for one in plain + encrypted] == [
+        "WARNING: API is accessible on http://0.0.0.0:2375 without encryption.",
+        "WARNING: API is accessible on https://0.0.0.0:2375 without TLS client verification.",
     ]
