@@ -131,3 +131,14 @@ def test_ends_that_cannot_be_recorded_are_ends(crowded: Crowded) -> None:
     crowded.machine.kill()
     crowded.machine.start()
     assert {crowded.state(name)["Status"] for name in ("joined", "left", "killed")} == {"running"}
+
+
+def test_a_pause_that_cannot_be_recorded_is_none(crowded: Crowded) -> None:
+    """Nor is one that a commit makes: the container runs on."""
+    crowded.fill()
+    assert crowded.machine.request("POST", "/containers/left/pause") == (500, NO_SPACE)
+    assert crowded.machine.request("POST", "/commit?container=joined")[0] == 500
+    assert {crowded.state(name)["Status"] for name in ("left", "joined")} == {"running"}
+
+    crowded.empty()
+    assert crowded.reaches_gateway("left") and crowded.reaches_gateway("joined")
