@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from ketch import terminal
 from ketch.engine import Engine
 from ketch.faults import CommandFailed, EngineAnswer, EngineAway
-from ketch.http import Answer, Link
+from ketch.http import Answer, Link, half_close
 from ketch_wire.defaults import DETACH_KEYS
 from ketch_wire.stdcopy import STDERR, SYSTEM_ERROR, BadStream, StreamReader
 
@@ -120,7 +120,7 @@ class Relay:
         self._stdin = stdin
         self._watch = DetachWatch(detach_keys) if stdin and not framed else None
         self._unsent = b""
-        self._half_closed = False
+        self._is_end_owed = False  # that of our input, to the engine
         self.on_signal: Callable[[int], None] = lambda number: None
         self.waiting: WaitAnswer | None = None
 
@@ -157,8 +157,10 @@ class Relay:
                 if handle == self._link.fileno():
                     if events & ~select.POLLOUT and self._receive():
                         return
-                    if events & select.POLLOUT:
+                    if events & select.POLLOUT and self._unsent:
                         self._send()
+                    elif events & select.POLLOUT and self._is_end_owed:
+                        self._is_end_owed = not half_close(self._link)
                 elif handle == 0:
                     self._read_input()
                 elif signals is not None and handle == signals.fileno():
@@ -166,7 +168,9 @@ class Relay:
                         self.on_signal(number)
 
     def _register(self, poll: select.poll) -> None:
-        poll.register(self._link, select.POLLIN | (select.POLLOUT if self._unsent else 0))
+        poll.register(
+            self._link, select.POLLIN | (select.POLLOUT if self._unsent or self._is_end_owed else 0)
+        )
         if self._stdin and not self._unsent:
             poll.register(0, select.POLLIN)
         else:
@@ -211,7 +215,7 @@ class Relay:
             typed = b""
         if not typed:
             self._stdin = False
-            self._half_close()
+            self._is_end_owed = not half_close(self._link)
             return
         if self._watch is not None:
             self._watch.feed(typed)
@@ -228,12 +232,6 @@ class Relay:
             self._unsent, self._stdin = b"", False
             return
         self._unsent = self._unsent[sent:]
-
-    def _half_close(self) -> None:
-        if not self._half_closed:
-            self._half_closed = True
-            with contextlib.suppress(OSError):
-                self._link.shutdown(socket.SHUT_WR)
 
 
 class WaitAnswer:

@@ -18,7 +18,10 @@ HEADER_LIMIT = 256 * 1024
 
 
 class Link(Protocol):
-    """What is used of a connection's socket, however its bytes travel. Not blocking, a `send` is repeated with the same bytes."""
+    """What is used of a connection's socket, however its bytes travel.
+
+    Not blocking, a `send` is repeated with the same bytes, and a `shutdown` that raised BlockingIOError is called again.
+    """
 
     def fileno(self) -> int: ...
     def setblocking(self, on: bool, /) -> None: ...
@@ -27,6 +30,17 @@ class Link(Protocol):
     def sendall(self, content: bytes, /) -> None: ...
     def shutdown(self, how: int, /) -> None: ...
     def close(self) -> None: ...
+
+
+def half_close(link: Link) -> bool:
+    """Tell the other side that nothing follows. False where there is no room for that yet: then it is called again."""
+    try:
+        link.shutdown(socket.SHUT_WR)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass  # nobody reads any more; the end of the output tells the rest
+    return True
 
 
 Body = bytes | Iterable[bytes] | None

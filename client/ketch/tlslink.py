@@ -33,6 +33,7 @@ class TlsLink:
         self._unsent = b""
         self._written = 0  # of the caller's bytes, in what could not be sent yet
         self._early = b""  # decrypted before the half-close
+        self._has_ended = False  # our direction, whether or not the engine has been told
         self._shake_hands()
 
     def _shake_hands(self) -> None:
@@ -89,7 +90,7 @@ class TlsLink:
                 except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
                     return b""
             if (self._outgoing.pending or self._unsent) and self._sending.acquire(blocking=False):
-                # A change of keys, or the end that could not be told at once.
+                # A change of keys.
                 try:
                     with contextlib.suppress(BlockingIOError):
                         self._send_all()
@@ -118,19 +119,23 @@ class TlsLink:
             view = view[self.send(bytes(view[:RECORDS])) :]
 
     def shutdown(self, how: int) -> None:
-        """SHUT_WR: tell the engine that nothing follows; receiving goes on. SHUT_RDWR: end the connection."""
-        if how == socket.SHUT_WR:
-            with self._lock:
+        """SHUT_WR: tell the engine that nothing follows; receiving goes on. SHUT_RDWR: end the connection.
+
+        Raises BlockingIOError when there is no room for the former; then call again.
+        """
+        if how != socket.SHUT_WR:
+            self._link.shutdown(how)
+            return
+        with self._lock:
+            if not self._has_ended:
+                self._has_ended = True
                 # What is here must be read first: OpenSSL would take it for an answer to the end.
                 with contextlib.suppress(ssl.SSLError):
                     while part := self._tls.read(CHUNK):
                         self._early += part
                 with contextlib.suppress(ssl.SSLError):
                     self._tls.unwrap()
-            with contextlib.suppress(BlockingIOError):
-                self._flush()
-        else:
-            self._link.shutdown(how)
+        self._flush()
 
     def close(self) -> None:
         """May be called twice."""

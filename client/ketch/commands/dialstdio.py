@@ -8,11 +8,10 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import socket
 from collections.abc import Iterator
 
 from ketch.engine import connect
-from ketch.http import Link
+from ketch.http import Link, half_close
 from ketch.options import Command, Given
 from ketch.session import Session
 
@@ -27,11 +26,11 @@ def dial_stdio(session: Session, given: Given) -> int:
     engine = session.engine
     with contextlib.closing(connect(engine.host, engine.tls)) as link, _unblocked(0), _unblocked(1):
         link.setblocking(False)
-        _Pump(link).run()
+        Pump(link).run()
     return 0
 
 
-class _Pump:
+class Pump:
     """What comes from either side and is not yet with the other; nothing is read before it is gone."""
 
     def __init__(self, link: Link) -> None:
@@ -40,6 +39,7 @@ class _Pump:
         self._out = b""
         self._is_input_open = True
         self._is_link_open = True
+        self._is_end_owed = False  # that of the input, to the engine
 
     def run(self) -> None:
         while self._is_link_open or self._out:
@@ -53,6 +53,8 @@ class _Pump:
                 self._receive()
             if self._in:
                 self._send()
+            elif self._is_end_owed:
+                self._is_end_owed = not half_close(self._link)
             elif 0 in ready:
                 self._read()
 
@@ -61,7 +63,9 @@ class _Pump:
         poll.register(1, select.POLLOUT if self._out else 0)
         if self._is_input_open and not self._in:
             poll.register(0, select.POLLIN)
-        wanted = (select.POLLIN if not self._out else 0) | (select.POLLOUT if self._in else 0)
+        wanted = (select.POLLIN if not self._out else 0) | (
+            select.POLLOUT if self._in or self._is_end_owed else 0
+        )
         if self._is_link_open and wanted:
             poll.register(self._link, wanted)
         return dict(poll.poll(0 if not self._out and self._has_decrypted() else None))
@@ -98,8 +102,7 @@ class _Pump:
             self._send()
             return
         self._is_input_open = False
-        with contextlib.suppress(OSError):
-            self._link.shutdown(socket.SHUT_WR)
+        self._is_end_owed = not half_close(self._link)
 
     def _send(self) -> None:
         try:
