@@ -65,11 +65,11 @@ def _complain(message: str) -> None:
 
 
 def _run(words: list[str]) -> int:
-    if words[:1] == ["__complete"]:
+    if words[:1] in (["__complete"], ["__completeNoDesc"]):
         from ketch.commands import completion
 
         for line in completion.answer(words[1:], GLOBAL, open_session, load):
-            print(line)
+            print(line if words[0] == "__complete" else line.partition("\t")[0])
         return 0
     try:
         options = parse(GLOBAL, PROGRAM, words)

@@ -1,7 +1,7 @@
 """`ketch completion SHELL`, and `ketch __complete WORDS`, which the shells' scripts ask: candidates, and then what kind of word it is. Acting.
 
 The answer is cobra's, so that scripts made for docker work where docker is ketch: a line for each candidate, its description behind
-a tab, and at last `:4`, or `:0` where the word may also be a file.
+a tab, and at last `:4`, or `:0` where the word may also be a file. `ketch __completeNoDesc` leaves the descriptions out.
 """
 
 from __future__ import annotations

@@ -83,6 +83,7 @@ def test_every_command_can_be_completed(ketch: Run) -> None:
 
 def test_candidates_are_described(ketch: Run) -> None:
     assert ketch("__complete", "rena").out == "rename\tRename a container\n:4\n"
+    assert ketch("__completeNoDesc", "rena").out == "rename\n:4\n"
 
 
 def test_a_shell_that_is_not_known(ketch: Run) -> None:
@@ -112,6 +113,32 @@ def test_in_bash(tmp_path: Path, line: str, reply: str) -> None:
             capture_output=True, text=True, check=False,
         )  # fmt: skip
     assert (done.stdout, done.stderr) == (f"{reply}\n", "")
+
+
+BASH_COMPLETION = Path("/usr/share/bash-completion/bash_completion")
+
+
+@pytest.mark.skipif(shutil.which("docker") is None, reason="the docker CLI is not installed")
+@pytest.mark.skipif(not BASH_COMPLETION.exists(), reason="bash-completion is not installed")
+@pytest.mark.parametrize("options", [(), ("--no-descriptions",)])
+def test_docker_s_own_script(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Where `docker` is ketch, it offers what ketch has."""
+    made = subprocess.run(
+        ["docker", "completion", "bash", *options], capture_output=True, text=True, check=False
+    )
+    if made.returncode != 0:
+        pytest.skip("docker 20.10 makes no scripts")
+    (tmp_path / "script").write_text(made.stdout)
+    (tmp_path / "docker").symlink_to(KETCH)
+    asked = (
+        f". {BASH_COMPLETION}; . {tmp_path}/script; COMP_LINE='docker rena'; COMP_POINT=11 COMP_WORDS=(docker rena) COMP_CWORD=1\n"
+        "compopt() { :; }\n__start_docker; echo ${COMPREPLY[*]}"
+    )
+    done = subprocess.run(
+        ["bash", "--norc", "-c", asked], env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("rename\n", "")
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
