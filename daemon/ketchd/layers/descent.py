@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -61,11 +62,13 @@ def open_directory(name: str | bytes, parent: int) -> int:
 
 
 def remove_at(name: str, parent: int) -> None:
-    """Remove the directory `name` in `parent` with everything in it, though somebody may be at work there. Raises OSError."""
+    """Remove the directory `name` in `parent` with everything in it. Somebody may be at work there: what goes meanwhile is gone.
+
+    Raises OSError.
+    """
     descent = Descent()
-    waiting: list[
-        tuple[str, list[str]]
-    ] = []  # of each directory on the way its name, and those in it that are left
+    # of each directory on the way its name, and those in it that are left
+    waiting: list[tuple[str, list[str]]] = []
     try:
         descent.enter(open_directory(name, parent))
         waiting.append((name, _unlink_all(descent.here)))
@@ -73,12 +76,14 @@ def remove_at(name: str, parent: int) -> None:
             called, inner = waiting[-1]
             if inner:
                 following = inner.pop()
-                descent.enter(open_directory(following, descent.here))
-                waiting.append((following, _unlink_all(descent.here)))
+                with contextlib.suppress(FileNotFoundError):
+                    descent.enter(open_directory(following, descent.here))
+                    waiting.append((following, _unlink_all(descent.here)))
                 continue
             waiting.pop()
             descent.leave()
-            os.rmdir(called, dir_fd=descent.here if waiting else parent)
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(called, dir_fd=descent.here if waiting else parent)
     finally:
         descent.close()
 
@@ -87,8 +92,9 @@ def _unlink_all(directory: int) -> list[str]:
     """Unlink what is no directory; the directories."""
     inner = []
     for name in os.listdir(directory):
-        if stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
-            inner.append(name)
-        else:
-            os.unlink(name, dir_fd=directory)
+        with contextlib.suppress(FileNotFoundError):
+            if stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+                inner.append(name)
+            else:
+                os.unlink(name, dir_fd=directory)
     return inner
