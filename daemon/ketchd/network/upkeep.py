@@ -25,8 +25,8 @@ class Upkeep:
     """The packet rules of one ketchd, and two watches: on them, and on its bridges.
 
     networks, forwards: what the rules have to be, as of now. leans_on: whether one of these links must stay. mend: looks at the
-    bridges and puts back what is missing. `start`; `apply` once what runs is known, the rules are looked after from then on;
-    then anything; then `close`.
+    bridges and puts back what is missing. Once what runs is known `start`, then `apply`, from which on the rules are looked
+    after; then anything; then `close`.
     """
 
     def __init__(
