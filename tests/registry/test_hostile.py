@@ -28,7 +28,7 @@ from ketch_testing.hostile import (
     torn,
 )
 from ketch_testing.rooms import tar_of
-from ketch_wire.faults import EngineFailure, Fault, InvalidInput
+from ketch_wire.faults import EngineFailure, Fault, InvalidInput, NotFound
 from ketchd.model.digest import Digest
 from ketchd.registry.tokens import Credentials
 
@@ -61,6 +61,56 @@ async def test_a_layer_of_other_bytes(engine: Engine, hostile: HostileRegistry) 
         await engine.pull(f"{hostile.host}/app:1")
     assert caught.value.message == f"filesystem layer verification failed for digest {image.layer_digests[0]}"
     nothing_stays(engine)
+
+
+async def test_a_false_config_is_named_as_one(engine: Engine, hostile: HostileRegistry) -> None:
+    """It is a config that is false, not a layer."""
+    hostile.put_image("app", "1", [BASE])
+    config = json.loads(hostile.manifests["app"]["1"][0])["config"]
+    hostile.blobs["app"][config["digest"]] = b"{" + bytes(config["size"] - 1)
+    line = (
+        f"error pulling image configuration: image config verification failed for digest {config['digest']}"
+    )
+
+    with pytest.raises(EngineFailure) as caught:
+        await engine.pull(f"{hostile.host}/app:1")
+    assert caught.value.message == line
+    del hostile.blobs["app"][config["digest"]]
+    with pytest.raises(EngineFailure, match="error pulling image configuration: blob unknown"):
+        await engine.pull(f"{hostile.host}/app:1")
+    nothing_stays(engine)
+
+
+async def test_a_page_in_a_manifests_place(engine: Engine, hostile: HostileRegistry) -> None:
+    """As a proxy with a login puts it there: whose answer it was, and what it said."""
+    page = b"<!doctype html><title>Please log in</title>" + b"<p>" * 5000
+    hostile.tricks.append(on("GET", "manifests", lambda _: web.Response(body=page, content_type="text/html")))
+    hostile.tricks.append(on("HEAD", "manifests", lambda _: web.Response()))
+
+    with pytest.raises(EngineFailure) as caught:
+        await engine.pull(f"{hostile.host}/app:1")
+    assert caught.value.message == f'{hostile.host} answered with what is no manifest: "Please log in"'
+
+
+async def test_a_limit_is_told_in_the_registrys_words(engine: Engine, hostile: HostileRegistry) -> None:
+    """A HEAD has none, so a GET asks for them: Docker Hub says there what may be done."""
+    words = "You have reached your unauthenticated pull rate limit."
+    hostile.tricks.append(on("HEAD", "manifests", lambda _: web.Response(status=429)))
+    hostile.tricks.append(on("GET", "manifests", lambda _: refuse(429, "TOOMANYREQUESTS", words)))
+
+    with pytest.raises(EngineFailure, match=f"^toomanyrequests: {words}"):
+        await engine.pull(f"{hostile.host}/app:1")
+
+
+async def test_null_lists(engine: Engine, hostile: HostileRegistry) -> None:
+    """Go's empty ones: an index without manifests, a repository without tags."""
+    index = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": None}).encode()
+    hostile.put_manifest("app", "1", index, OCI_INDEX)
+    with pytest.raises(NotFound, match="no matching manifest for linux/"):
+        await engine.pull(f"{hostile.host}/app:1")
+    hostile.tricks.append(on("GET", "/tags/", lambda _: web.Response(body=b'{"name":"app","tags":null}')))
+    await engine.pull_all(f"{hostile.host}/app")
+    assert engine.statuses() == [f"Status: Image is up to date for {hostile.host}/app"]
 
 
 async def test_a_layer_that_is_garbage(engine: Engine, hostile: HostileRegistry) -> None:

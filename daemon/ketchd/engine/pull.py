@@ -97,6 +97,8 @@ async def pull_all_tags(
             any_new = any_new or is_new
         if image_id is not None:
             _conclude(rooms, reference, board, image_id, any_new)
+        else:
+            board.say(f"Status: Image is up to date for {reference.familiar()}")
 
 
 def _conclude(

@@ -194,7 +194,11 @@ class Fetching:
     async def _config(self, descriptor: Descriptor) -> bytes:
         if self._rooms.blobs.has(descriptor.digest):
             return self._rooms.blobs.read(descriptor.digest)
-        return await explained(self.reference, self.repository.small_blob(descriptor, SIZE_LIMIT))
+        asking = self.repository.small_blob(descriptor, SIZE_LIMIT, "image config")
+        try:
+            return await explained(self.reference, asking)
+        except EngineFailure as fault:
+            raise EngineFailure(f"error pulling image configuration: {fault.message}") from fault
 
     def _warn_platform(self, config: ImageConfig, platform: Platform) -> None:
         here = Platform.of(config.os, config.architecture, config.variant)

@@ -288,7 +288,9 @@ def _about(document: dict[str, Any]) -> tuple[str, Descriptor | None]:
 
 
 def _index(media_type: str, document: dict[str, Any], content: bytes) -> Index:
-    entries = document.get("manifests")
+    entries = document.get("manifests", "")
+    if entries is None:  # Go's for an empty list
+        entries = []
     if not isinstance(entries, list):
         raise InvalidInput("manifest list has the wrong type at 'manifests'")
     if len(entries) > _ENTRIES_LIMIT:

@@ -24,6 +24,7 @@ from ketchd.registry.errors import Refused
 from ketchd.registry.exchange import Exchange, Request, Tell, read_bounded
 from ketchd.registry.filebody import BytesBody
 from ketchd.registry.pages import pages, read_tags
+from ketchd.registry.sayings import said
 from ketchd.registry.sending import Sending
 from ketchd.registry.tokens import Credentials
 from ketchd.registry.transport import Unreachable
@@ -94,7 +95,7 @@ class Repository:
                 async with self._exchange.send(request, self._credentials) as response:
                     return _named(response.headers.get("Docker-Content-Digest"))
             except Refused as fault:
-                if fault.http_status in (401, 429):
+                if fault.http_status == 401:
                     raise
                 return None  # a GET has the words that a HEAD cannot have
 
@@ -114,12 +115,16 @@ class Repository:
                 fetched = Fetched(content, response.headers.get("Content-Type", ""), Digest.of(content))
             if wanted is not None and fetched.digest != wanted:
                 raise EngineFailure(f"manifest verification failed for digest {wanted}")
+            if not content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(
+                b"{"
+            ):  # a page of a proxy, or of a login
+                raise EngineFailure(f'{endpoint.host} answered with what is no manifest: "{said(content)}"')
             return fetched
 
         return await self._walk(ask, by_tag=wanted is None)
 
-    async def small_blob(self, descriptor: Descriptor, limit: int) -> bytes:
-        """A blob of at most `limit` bytes, verified. Raises as `manifest` does."""
+    async def small_blob(self, descriptor: Descriptor, limit: int, what: str = "filesystem layer") -> bytes:
+        """A blob of at most `limit` bytes, verified; what it is, for messages. Raises as `manifest` does."""
         if descriptor.size > limit:
             raise InvalidInput(
                 f"{descriptor.media_type[:80]} of {descriptor.size} bytes is larger than {limit}"
@@ -130,7 +135,7 @@ class Repository:
             async with self._exchange.send(request, self._credentials) as response:
                 content = await read_bounded(response, descriptor.size, f"blob {descriptor.digest}")
             if len(content) != descriptor.size or Digest.of(content) != descriptor.digest:
-                raise EngineFailure(f"filesystem layer verification failed for digest {descriptor.digest}")
+                raise EngineFailure(f"{what} verification failed for digest {descriptor.digest}")
             return content
 
         return await self._walk(ask)
