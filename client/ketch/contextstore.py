@@ -11,11 +11,13 @@ import contextlib
 import hashlib
 import io
 import json
+import lzma
 import os
 import re
 import shutil
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -259,14 +261,22 @@ def unpack(name: str, archive: bytes) -> Stored:
 def _untarred(archive: bytes) -> Iterator[tuple[str, bytes]]:
     # docker's own archives end behind the last byte of their last file: neither its padding nor the end's blocks are there.
     try:
-        with tarfile.open(fileobj=io.BytesIO(archive + bytes(2048))) as tar:
+        with tarfile.open(fileobj=io.BytesIO(archive + bytes(2048)), mode="r:") as tar:
+            size = 0
             for entry in tar:
                 if entry.isreg():
+                    size += entry.size  # of which a sparse file may have any
+                    if size > ARCHIVE_LIMIT:
+                        raise CommandFailed("read exceeds the defined limit")
                     file = tar.extractfile(entry)
                     assert file is not None
                     yield entry.name, file.read()
     except tarfile.TarError as error:
         raise CommandFailed(f"not a context's archive: {error}") from error
+
+
+# What zipfile lets through of a damaged archive, and of one that it cannot read.
+_DAMAGES = (zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError, NotImplementedError)
 
 
 def _unzipped(archive: bytes) -> Iterator[tuple[str, bytes]]:
@@ -277,5 +287,5 @@ def _unzipped(archive: bytes) -> Iterator[tuple[str, bytes]]:
             for entry in found.infolist():
                 if not entry.is_dir():
                     yield entry.filename, found.read(entry)
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, *_DAMAGES) as error:
         raise CommandFailed(f"not a context's archive: {error}") from error

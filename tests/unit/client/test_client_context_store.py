@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import io
 import json
 import os
@@ -15,8 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ketch.contextstore import natural, unpack
+from ketch.contextstore import Stored, natural, pack, unpack
 from ketch.faults import CommandFailed
 
 DOCKER = shutil.which("docker")
@@ -320,6 +324,43 @@ def test_archives_that_are_none(member: str, words: str) -> None:
 def test_what_is_no_archive(archive: bytes) -> None:
     with pytest.raises(CommandFailed):
         unpack("x", archive)
+
+
+def a_zip() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("meta.json", json.dumps({"Name": "a", "Metadata": {}}))
+        archive.writestr("tls/docker/ca.pem", "x" * 600)
+    return buffer.getvalue()
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=6), st.booleans()
+)
+def test_a_damaged_archive_is_none_or_another(damages: list[tuple[int, int]], zipped: bool) -> None:
+    """Whatever is changed in it."""
+    meta = {"Name": "a", "Endpoints": {"docker": {"Host": "x"}}}
+    archive = bytearray(a_zip() if zipped else pack(Stored(meta, {"docker": {"ca.pem": b"x" * 600}})))
+    for at, byte in damages:
+        archive[at % len(archive)] = byte
+    with contextlib.suppress(CommandFailed):
+        assert unpack("x", bytes(archive)).name == "x"
+
+
+def test_an_archive_that_grows() -> None:
+    """Compressed as a whole it is none, as for docker; a sparse file has no more than the limit."""
+    whole = pack(Stored({"Name": "a", "Endpoints": {}}, {}))
+    with pytest.raises(CommandFailed, match="not a context's archive"):
+        unpack("x", gzip.compress(whole))
+    entry = tarfile.TarInfo("tls/docker/ca.pem")
+    entry.pax_headers = {
+        "GNU.sparse.major": "0",
+        "GNU.sparse.minor": "1",
+        "GNU.sparse.map": "0,0",
+        "GNU.sparse.size": str(1 << 40),
+    }
+    with pytest.raises(CommandFailed, match="read exceeds the defined limit"):
+        unpack("x", entry.tobuf(tarfile.PAX_FORMAT) + bytes(1024))
 
 
 def test_numbers_in_names_are_numbers() -> None:
