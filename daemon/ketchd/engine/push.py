@@ -24,6 +24,7 @@ from ketchd.model.manifest import Descriptor, Manifest
 from ketchd.model.platform import Platform
 from ketchd.model.reference import Reference
 from ketchd.registry.errors import Refused
+from ketchd.registry.exchange import NoCredentials
 from ketchd.registry.repository import Repository
 from ketchd.registry.tokens import Credentials
 
@@ -73,9 +74,11 @@ async def push(
         except Refused as fault:
             raise push_fault(fault) from fault
         except Unauthorized as fault:
-            # A token server's refusal: without the URL that was asked for, as dockerd tells it of a push.
+            # A token server's refusal, without the URL that was asked for, as dockerd tells it of a push; so is a lack of credentials.
             bare = fault.__cause__ if isinstance(fault.__cause__, Unauthorized) else fault
             raise Unauthorized(bare.message) from fault
+        except NoCredentials as fault:
+            raise EngineFailure(NoCredentials.WORDS) from fault
         rooms.events.append(
             "image", "push", reference.familiar(), {"name": reference.familiar_name()}
         )  # dockerd's, one for all tags

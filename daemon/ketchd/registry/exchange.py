@@ -47,6 +47,12 @@ class Request:
     answer_seconds: float | None = None
 
 
+class NoCredentials(EngineFailure):
+    """The registry wants a name and a password, and there are none."""
+
+    WORDS = "no basic auth credentials"
+
+
 class Exchange:
     """Shared by every journey. Holds tokens (no passwords), challenges, and which endpoints have spoken the protocol."""
 
@@ -185,8 +191,8 @@ class Exchange:
                 return credentials.basic
             if not request.endpoint.own:
                 return ""
-            raise EngineFailure(
-                f'{request.method.title()} "{endpoints.shown(request.url)}": no basic auth credentials'
+            raise NoCredentials(
+                f'{request.method.title()} "{endpoints.shown(request.url)}": {NoCredentials.WORDS}'
             )
         if credentials.registry_token:
             return f"Bearer {credentials.registry_token}"
