@@ -65,15 +65,17 @@ def parse(address: str) -> Target:
         found = urlsplit(address)
         port = str(found.port) if found.port is not None else ""
     except ValueError as error:
-        raise _invalid(str(error).lower()) from error
+        typed = address.partition("://")[2].partition("/")[0].rpartition(":")[2]
+        wrong = "missing ']' in host" if "IPv6" in str(error) else f'invalid port ":{typed}" after host'
+        raise CommandFailed(f'parse "{address}": {wrong}') from error
     if found.password is not None:
         raise _invalid("plain-text password is not supported")
     if not found.hostname:
-        raise _invalid("no host specified")
+        raise _invalid("hostname is empty")
     if found.query:
-        raise _invalid(f'extra query after the host: "{found.query}"')
+        raise _invalid(f'query parameters are not allowed: "{found.query}"')
     if found.fragment:
-        raise _invalid(f'extra fragment after the host: "{found.fragment}"')
+        raise _invalid(f'fragments are not allowed: "{found.fragment}"')
     # urlsplit makes small letters of a host; ssh's configuration may know a name in large ones.
     place = found.netloc.rpartition("@")[2]
     host = place[1 : place.index("]")] if place.startswith("[") else place.partition(":")[0]
@@ -81,7 +83,7 @@ def parse(address: str) -> Target:
 
 
 def _invalid(reason: str) -> CommandFailed:
-    return CommandFailed(f"ssh host connection is not valid: {reason}")
+    return CommandFailed(f"ssh host connection is not valid: invalid SSH URL: {reason}")
 
 
 class SshLink(socket.socket):
@@ -129,7 +131,10 @@ _alive: set[subprocess.Popen[bytes]] = set()
 
 def dial(address: str) -> SshLink:
     """A connection to the engine that `address` names; what is wrong shows when it is used. Raises CommandFailed, EngineAway."""
-    target = parse(address)
+    try:
+        target = parse(address)
+    except CommandFailed as error:
+        raise CommandFailed(f"Failed to initialize: {error.message}") from error
     if shutil.which("ssh") is None:
         raise EngineAway(f"error during connect: {address}: ssh is not installed (openssh-client)")
     _end_ssh_with_us()

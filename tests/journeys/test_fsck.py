@@ -127,13 +127,8 @@ def test_a_layer_that_an_older_ketchd_indexed(monkeypatch: pytest.MonkeyPatch, p
         assert (finding["Key"], finding["Repaired"]) == (layer, "")
         assert finding["Problem"].startswith("was indexed by an older ketchd")
         if point:
-            machine.stop()
-            machine.start(tracepoints=f"{point}=kill")
-            with pytest.raises(Exception):  # noqa: B017 (however the connection ends)
+            with machine.killed_at(point), pytest.raises(Exception):  # noqa: B017 (however the connection ends)
                 fsck(machine, repair=True)
-            assert machine.process is not None and machine.process.wait(30) != 0
-            machine.kill()
-            machine.start()
         else:
             (finding,), _ = fsck(machine, repair=True)
             assert finding["Repaired"] == "indexed again from its own tar"

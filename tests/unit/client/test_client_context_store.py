@@ -38,6 +38,9 @@ context ls
 context create one --docker host=unix:///x.sock --description 'my words'
 context create two --docker host=tcp://h:2376,ca=ca.pem,cert=cert.pem,key=key.pem,skip-tls-verify=true
 context create three --docker host=ssh://me@h
+context create bad --docker host=ssh://me:word@h
+context create bad --docker host=ssh://
+context create bad --docker host=ssh://h:x
 context create one
 context create default --docker host=unix:///x
 context create 'x y' --docker host=unix:///x

@@ -169,6 +169,8 @@ ps --help=false -q
 -l debug ps -q
 --nosuch
 -H nosuch:// ps
+-H ssh:// ps
+-H 'ssh://h?x' ps
 -H tcp://127.0.0.1:1/path ps
 -H :1 ps
 -H 127.0.0.1:1 ps
