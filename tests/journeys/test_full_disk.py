@@ -6,8 +6,7 @@ import os
 import signal
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from conftest import import_busybox, needs_root
 
 from ketch_testing.eventscenarios import Api
 from ketch_testing.machine import Machine
+from ketch_testing.waiting import until
 
 pytestmark = [needs_root, pytest.mark.root]
 NO_SPACE = b'{"message": "catalogue: no space left on device"}\n'
@@ -69,13 +69,6 @@ class Crowded:
         self.api("POST", f"/exec/{made}/start", {"Detach": True})
         until(lambda: self.api("GET", f"/exec/{made}/json")["ExitCode"] is not None)
         return bool(self.api("GET", f"/exec/{made}/json")["ExitCode"] == 0)
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -362,6 +363,27 @@ def test_nobody_is_disconnected(
         assert docker(machine, "network", "disconnect", *flags, network, container, check=False) == (
             f"Error response from daemon: {words}"
         )
+
+
+def test_a_connect_of_what_has_just_ended(machine: Machine) -> None:
+    """Its end is not told yet, since its shim stands still: the container is not running, and is nowhere else afterwards."""
+    docker(machine, "network", "create", "late")
+    docker(machine, "run", "-d", "--name", "over", "busybox", "sleep", "1000")
+    pid = int(docker(machine, "inspect", "-f", "{{.State.Pid}}", "over"))
+    shim = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(shim, signal.SIGSTOP)
+    try:
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
+        full_id = inspect(machine, "container", "over")["Id"]
+        said = docker(machine, "network", "connect", "late", "over", check=False)
+    finally:
+        os.kill(shim, signal.SIGCONT)
+    assert said == f"Error response from daemon: container {full_id} is not running"
+    docker(machine, "wait", "over")
+    assert list(inspect(machine, "container", "over")["NetworkSettings"]["Networks"]) == ["bridge"]
+    docker(machine, "rm", "over")
+    docker(machine, "network", "rm", "late")
 
 
 def test_a_killed_start_leaves_nothing(machine: Machine) -> None:

@@ -8,6 +8,7 @@ Source: moby libnetwork/sandbox.go, getGatewayEndpoint; endpoint.go, sbJoin and 
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -87,6 +88,8 @@ async def connect(rooms: Rooms, network: Network, box: Box, sent: Mapping[str, A
                 announce(rooms, "connect", record, lease.to_record())
         except BaseException as error:
             await _undo_connect(rooms, box, lease, leases)
+            if isinstance(error, OSError) and error.errno == errno.ESRCH:  # what follows its end is under way
+                raise Conflict(f"container {record.id} is not running") from error
             if isinstance(error, OSError):
                 raise EngineFailure(
                     f"cannot connect {record.name} to {network.name}: {error.strerror}"
