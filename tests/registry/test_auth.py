@@ -45,7 +45,7 @@ async def test_basic(built: Engine, guarded: str) -> None:
     """Right, wrong and no credentials, for push, pull and login."""
     name = named(built, f"{guarded}/me/app:1")
 
-    with pytest.raises(EngineFailure, match="^no basic auth credentials$"):
+    with pytest.raises(EngineFailure, match=r"^no basic auth credentials$"):
         await built.push(name)
     with pytest.raises(Unauthorized, match="unauthorized: authentication required"):
         await built.push(name, WRONG)
