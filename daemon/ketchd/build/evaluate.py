@@ -207,9 +207,8 @@ class Scope:
                 argv = (*self.shell, instruction.script.content)
         elif instruction.is_shell:
             argv = (*self.shell, *argv)
-        elif (
-            not argv
-        ):  # `RUN []`: what a container of the image would run. Source: moby withEntrypointOverride, merge
+        elif not argv:
+            # `RUN []`: what a container of the image would run. Source: moby withEntrypointOverride, merge
             argv = tuple(self.config.get("Entrypoint") or self.config.get("Cmd") or ())
             if not argv:
                 raise self._place.fault("no command specified")

@@ -152,7 +152,7 @@ class ShimLink:
     async def hold_ports(self, fds: list[int]) -> None:
         """Have the shim hold these sockets, which are its own from now on, in place of those before.
 
-        Raises Conflict when the container has ended; LaunchFailed when its shim is too old for that.
+        Raises Conflict when the container has ended; EngineFailure when its shim is too old for that.
         """
         await self._ask({"op": "ports"}, fds)
 

@@ -36,9 +36,8 @@ from ketchd.network.files import (
 )
 from ketchd.sandbox import defaults, seccomp
 
-CGROUP_PARENT = (
-    "cgroup-parent"  # in the step's run directory: where the sweep of a killed step finds its cgroup
-)
+# In the step's run directory: where the sweep of a killed step finds its cgroup.
+CGROUP_PARENT = "cgroup-parent"
 Output = Callable[[int, bytes], Awaitable[None]]
 
 

@@ -431,9 +431,8 @@ class LayerStore:
 
     def _let_go_of(self, held: Sequence[str]) -> None:
         if held and self._let_go is not None:
-            with contextlib.suppress(
-                OSError
-            ):  # no descriptor is left: it is held until it is one of too many
+            # Where no descriptor is left, they are held until they are among too many.
+            with contextlib.suppress(OSError):
                 self._trash.await_end(self._let_go(held))
 
     async def remove(self, diff_id: Digest) -> None:

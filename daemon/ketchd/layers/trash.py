@@ -22,16 +22,13 @@ from ketchd.layers.workers import WorkerPool
 
 tracepoint.declare("trash.moved", "trash.unlinked")
 
-SHORT_SHARE = (
-    0.05  # of the disk: with less than that free, who deletes something waits until the room is there
-)
-_BY_THREAD = (
-    256  # entries; what has more goes in a worker, or it would keep ketchd's own threads from running
-)
+# Of the disk: with less than that free, who deletes something waits until the room is there.
+SHORT_SHARE = 0.05
+# Entries; what has more goes in a worker, or it would keep ketchd's own threads from running.
+_BY_THREAD = 256
 _END_SECONDS = 1.0
-_RELEASE_SECONDS = (
-    10.0  # for whoever has a thrown away file mounted: a process that does not answer is not waited for
-)
+# For whoever has a thrown away file mounted: a process that does not answer is not waited for.
+_RELEASE_SECONDS = 10.0
 
 
 class Trash:

@@ -12,9 +12,8 @@ from ketchd.layers.worker import JobPort
 
 State = Literal["sound", "old index", "bad index", "damaged"]
 SOUND: State = "sound"
-OLD_INDEX: State = (
-    "old index"  # of a ketchd that gave the root the inode number 0, which hides ".." of what is just below
-)
+# Of a ketchd that gave the root the inode number 0, which hides ".." of what is just below.
+OLD_INDEX: State = "old index"
 BAD_INDEX: State = "bad index"  # and the tar, of which it can be made again, is as it should be
 DAMAGED: State = "damaged"
 

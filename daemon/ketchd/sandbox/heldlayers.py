@@ -176,9 +176,8 @@ def open_layers(layers: Sequence[LayerMount], namespace: int) -> dict[int, int]:
         if files and namespace >= 0:
             _share(files, opened, namespace)
         for index, layer in files.items():
-            if (
-                index not in opened
-            ):  # none is held; or it was let go of this moment, and this container has its own
+            # None is held; or it was let go of this moment, and this container has its own.
+            if index not in opened:
                 opened[index] = mount_detached(layer)
         return opened
     except BaseException:
