@@ -251,7 +251,10 @@ def test_bodies(unchanged: Machine) -> None:
 
 
 def test_the_body_is_read_before_the_thing_is_looked_for(unchanged: Machine) -> None:
-    for path in ("/containers/nobody/exec", "/exec/nobody/start", "/volumes/create", "/networks/create"):
+    for path in (
+        "/containers/nobody/exec", "/exec/nobody/start", "/volumes/create", "/networks/create", "/containers/nobody/update",
+        "/networks/nobody/connect", "/networks/nobody/disconnect", "/commit?container=nobody",
+    ):  # fmt: skip
         status, answer = unchanged.request(
             "POST", path, raw=b"{bad", headers={"Content-Type": "application/json"}
         )

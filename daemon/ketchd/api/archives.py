@@ -102,14 +102,14 @@ class ArchiveApi:
 
     async def commit(self, call: Call) -> web.StreamResponse:
         """POST /commit"""
-        box = self._rooms.supervisor.find(call.query("container"))
-        repository = call.query("repo")
+        config, repository = await call.json(), call.query("repo")
+        target = parse_target(repository, call.query("tag")) if repository else None
         image_id = await commit(
             self._rooms,
-            box,
-            config=await call.json(),
+            self._rooms.supervisor.find(call.query("container")),
+            config=config,
             changes=call.query_list("changes"),
-            target=parse_target(repository, call.query("tag")) if repository else None,
+            target=target,
             author=call.query("author"),
             comment=call.query("comment"),
             pause=call.query_bool("pause", default=True) or not call.query("pause"),

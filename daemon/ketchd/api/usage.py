@@ -62,15 +62,8 @@ class UsageApi:
 
     async def update(self, call: Call) -> web.StreamResponse:
         """POST /containers/{id}/update"""
-        box = self._box(call)
-        return json_reply(
-            {
-                "Warnings": await update(
-                    self._rooms, box, versions.update_request(await call.json(), call.version)
-                )
-                or None
-            }
-        )
+        sent = versions.update_request(await call.json(), call.version)
+        return json_reply({"Warnings": await update(self._rooms, self._box(call), sent) or None})
 
 
 async def answer_when_healthy(rooms: Rooms, call: Call, box: Box) -> web.StreamResponse:
