@@ -10,8 +10,8 @@ from aiohttp import web
 from ketch_wire.faults import Conflict, Fault, InvalidInput
 from ketchd.api import versions
 from ketchd.api.containerlist import sizes
+from ketchd.api.faultmap import JSON_TYPE
 from ketchd.api.routing import Call, Route, json_reply, no_content
-from ketchd.api.usage import answer_when_healthy
 from ketchd.containers import show
 from ketchd.containers.lifecycle import Happening
 from ketchd.containers.signals import signal_number
@@ -21,6 +21,7 @@ from ketchd.engine import networks as networking
 from ketchd.engine import remove as removing
 from ketchd.engine import stop as stopping
 from ketchd.engine.create import create
+from ketchd.engine.health import wait_healthy
 from ketchd.engine.rooms import Rooms
 from ketchd.engine.start import start
 
@@ -144,14 +145,17 @@ class ContainerApi:
         """POST /containers/{id}/wait: the waiter stands before the headers go out."""
         box = self._box(call)
         condition = call.query("condition", "") or "not-running"
-        if condition == "healthy":
-            return await answer_when_healthy(self._rooms, call, box)
-        if condition not in ("not-running", "next-exit", "removed"):
+        if condition == "healthy":  # ours
+            waiting = asyncio.ensure_future(wait_healthy(self._rooms, box))
+        elif condition in ("not-running", "next-exit", "removed"):
+            waiting = asyncio.ensure_future(self._rooms.supervisor.wait(box, condition))
+        else:
             raise InvalidInput(f'invalid condition: "{condition}"')
-        waiting = asyncio.ensure_future(self._rooms.supervisor.wait(box, condition))
         try:
             await asyncio.sleep(0)  # the waiter stands now
-            response = web.StreamResponse(headers={"Content-Type": "application/json"})
+            if waiting.done():
+                waiting.result()  # a refusal has a status of its own
+            response = web.StreamResponse(headers={"Content-Type": JSON_TYPE})
             await response.prepare(call.request)
             code, reason = await waiting
             answer = {"StatusCode": code, **({"Error": {"Message": reason}} if reason else {})}

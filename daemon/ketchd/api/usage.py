@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from contextlib import aclosing
 
@@ -14,7 +13,6 @@ from ketchd.api.faultmap import JSON_TYPE
 from ketchd.api.routing import Call, Route, json_reply
 from ketchd.containers.supervisor import Box
 from ketchd.engine import usage
-from ketchd.engine.health import wait_healthy
 from ketchd.engine.rooms import Rooms
 from ketchd.engine.update import update
 
@@ -64,21 +62,3 @@ class UsageApi:
         """POST /containers/{id}/update"""
         sent = versions.update_request(await call.json(), call.version)
         return json_reply({"Warnings": await update(self._rooms, self._box(call), sent) or None})
-
-
-async def answer_when_healthy(rooms: Rooms, call: Call, box: Box) -> web.StreamResponse:
-    """POST /containers/{id}/wait?condition=healthy, ours: until the health check says so, or the container has ended."""
-    waiting = asyncio.ensure_future(wait_healthy(rooms, box))
-    try:
-        await asyncio.sleep(0)
-        if waiting.done():
-            waiting.result()  # a refusal has a status of its own
-        response = web.StreamResponse(headers={"Content-Type": JSON_TYPE})
-        await response.prepare(call.request)
-        code, reason = await waiting
-        answer = {"StatusCode": code, **({"Error": {"Message": reason}} if reason else {})}
-        await response.write(json.dumps(answer).encode() + b"\n")
-        await response.write_eof()
-        return response
-    finally:
-        waiting.cancel()

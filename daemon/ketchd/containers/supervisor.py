@@ -9,7 +9,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from ketch_wire.faults import Conflict, Fault, InvalidInput, NotFound
 from ketchd.catalogue.database import Catalogue
@@ -20,13 +20,6 @@ from ketchd.containers.settings import check_name
 from ketchd.containers.shims import ClientStream, ShimLink
 
 UNKNOWN_EXIT = 255  # what Docker prints for an end that nobody saw
-
-
-class Exit(Protocol):
-    """How a run ended."""
-
-    code: int
-    finished_ns: int
 
 
 class ExecRecord:
