@@ -45,21 +45,43 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns its exit code."""
     words = sys.argv[1:] if argv is None else argv
     try:
-        return _run(words)
+        code = _run(words)
+        sys.stdout.flush()
+        return code
     except CommandFailed as error:
         _complain(error.message)
         return error.code
     except BrokenPipeError:
-        # Nobody reads on: what a program gets that SIGPIPE ends. The interpreter must not try to flush again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 141
+        _flush()
+        return 141  # nobody reads on: what a program gets that SIGPIPE ends
+    except OSError as error:
+        _flush()
+        if _is_debugging(words):
+            raise
+        _complain(f"{error.filename}: {why(error)}" if error.filename else why(error))
+        return 1
     except KeyboardInterrupt:
         return 130
 
 
-def _complain(message: str) -> None:
-    if message:
+def _is_debugging(words: list[str]) -> bool:
+    try:
+        return parse(GLOBAL, PROGRAM, words).on("debug")
+    except (CommandFailed, HelpAsked):
+        return False
+
+
+def _flush() -> None:
+    """What was printed; where it cannot be written, the interpreter must not try again."""
+    try:
         sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _complain(message: str) -> None:
+    _flush()
+    if message:
         sys.stderr.buffer.write((message + "\n").encode("utf-8", "surrogateescape"))
         sys.stderr.buffer.flush()
 
@@ -113,14 +135,7 @@ def _run(words: list[str]) -> int:
     except HelpAsked:
         print(command_page(entry, own, command, terminal_columns()))
         return 0
-    try:
-        return function(session, given)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        if session.is_debugging:
-            raise
-        raise CommandFailed(f"{error.filename}: {why(error)}" if error.filename else why(error)) from error
+    return function(session, given)
 
 
 def open_session(typed: list[str]) -> Session:

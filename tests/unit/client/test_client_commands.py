@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,3 +177,24 @@ def test_all_platforms_are_asked_for(engine: FakeEngine, ketch: Run, tmp_path: P
     assert ketch("push", "-q", "--all-platforms", "app:1").err.startswith("Not all of its platforms are here")
     assert ketch("save", "--all-platforms", "-o", str(tmp_path / "a.tar"), "app:1").code == 0
     assert [one.query.get("allPlatforms") for one in engine.asked] == [["1"], ["1"], ["1"]]
+
+
+@pytest.mark.parametrize(
+    "words", ["--help", "--version", "ps --help", "completion bash", "context ls", "__complete ps"]
+)
+@pytest.mark.parametrize(
+    ("place", "code", "said"), [("/dev/full", 1, "no space left on device\n"), ("", 141, "")]
+)
+def test_output_that_cannot_be_written(tmp_path: Path, words: str, place: str, code: int, said: str) -> None:
+    """On a full disk, or where nobody reads on: one line at most, whether or not the interpreter keeps it for its end."""
+    for unbuffered in ("", "1"):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(place or writer, "wb", closefd=bool(place)) as out:
+            done = subprocess.run(
+                [str(Path(sys.executable).parent / "ketch"), *words.split()],
+                env={**os.environ, "DOCKER_CONFIG": str(tmp_path), "PYTHONUNBUFFERED": unbuffered},
+                stdout=out, stderr=subprocess.PIPE, text=True, check=False,
+            )  # fmt: skip
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (code, said)
