@@ -43,6 +43,8 @@ class Handlers:
             Route("POST", "/upgrade-late", self.upgrade_late),
             Route("POST", "/long", self.long),
             Route("GET", "/watch", self.long),
+            Route("GET", "/gone", self.gone),
+            Route("POST", "/gone", self.gone),
         ]
 
     async def echo(self, call: Call) -> web.StreamResponse:
@@ -88,6 +90,13 @@ class Handlers:
         except ConnectionError:
             self.ended.set()
             raise
+
+    async def gone(self, call: Call) -> web.StreamResponse:
+        assert call.request.transport is not None
+        call.request.transport.close()  # as when the client has left, and no handler has been told yet
+        async with JsonStream(call) as stream:
+            await stream.send({})
+        return stream.response
 
     async def long(self, call: Call) -> web.StreamResponse:
         self.begun.set()
@@ -235,6 +244,19 @@ async def test_a_client_that_left_before_its_upgrade_leaves_nothing(
     handlers.finish.set()
     async with asyncio.timeout(10):
         await handlers.ended.wait()
+        assert handlers.server is not None and handlers.server._server is not None
+        while handlers.server._server.connections:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_an_answer_to_nobody_is_no_failure(
+    path: Path, handlers: Handlers, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A client that has left when its answer begins leaves no traceback in the log."""
+    assert await ask(path, request(method, "/gone")) == b""
+    async with asyncio.timeout(10):
         assert handlers.server is not None and handlers.server._server is not None
         while handlers.server._server.connections:  # noqa: ASYNC110
             await asyncio.sleep(0)

@@ -134,7 +134,9 @@ class ApiServer:
             reply = fault_reply(fault, plain=call.version < PLAIN_ERRORS_BEFORE)
         except ConnectionError:
             if call.taken is None:
-                raise
+                if not _has_left(call.request):
+                    raise
+                reply = web.Response()  # to nobody
         except Exception as error:
             self._log.exception("request failed", method=call.request.method, path=call.request.path)
             reply = error_reply(500, f"internal error: {type(error).__name__}: {error}")
@@ -144,6 +146,11 @@ class ApiServer:
         if getattr(call.request.protocol, "early", None) is not None:
             reply.force_close()  # an upgrade that was refused: what follows on this connection is no request
         return reply
+
+
+def _has_left(request: web.BaseRequest) -> bool:
+    """Whether nobody is at the other end, though the handler may not have been cancelled yet."""
+    return request.transport is None or request.transport.is_closing()
 
 
 def _peer(request: web.BaseRequest) -> str:
