@@ -215,6 +215,20 @@ class LayerStoreSuite:
             "d0/kept", "d1/new", "d2/new", "d3/gone", "d3/kept", "tree/z",
         ]  # fmt: skip
 
+    async def test_names_with_dots_in_them(self, bench: Bench) -> None:
+        """By the words alone, as dockerd's: what lies on the way need not be there, nor be followed."""
+        layer = await bench.add(
+            Member("a", "directory", mode=0o711),
+            Member("l", "link", target="a/b"),
+            Member("a/../b/./c", data=b"1"),
+            Member("l/../d", data=b"2"),
+            Member("a/..", "directory", mode=0o750),
+            Member("e", "hardlink", target="nowhere/../d"),
+        )
+        seen = bench.merged([layer])
+        assert names(seen) == ["a", "b", "b/c", "d", "e", "l"]
+        assert stat.S_IMODE(seen["."].mode) == 0o750 and stat.S_IMODE(seen["a"].mode) == 0o711
+
     async def test_a_layer_that_comes_twice(self, bench: Bench) -> None:
         """It is seen where it lies on top, whatever is between: a file, a whiteout, a directory made anew, metadata that it omits."""
         base = await bench.add(

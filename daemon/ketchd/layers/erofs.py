@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass, field
 from operator import itemgetter
 
-from ketchd.layers.tarheaders import bad
+from ketchd.layers.tarheaders import bad, shown
 from ketchd.layers.tree import S_IFBLK, S_IFCHR, S_IFLNK, S_IFREG, Node
 
 BLOCK, HEAD, SLOT = 512, 4096, 32
@@ -53,7 +53,7 @@ def _xattr_body(xattrs: dict[bytes, bytes]) -> bytes:
             if name.startswith(prefix):
                 rest, value = name[len(prefix) :], xattrs[name]
                 if len(value) > 65535:
-                    raise bad(f"attribute {name[:80]!r} is larger than 65535 bytes")
+                    raise bad(f"attribute {shown(name)} is larger than 65535 bytes")
                 entry = struct.pack("<BBH", len(rest), number, len(value)) + rest + value
                 body += entry + bytes(-len(entry) % 4)
                 break

@@ -54,6 +54,12 @@ def bad(why: str) -> InvalidInput:
     return InvalidInput(f"invalid tar: {why}")
 
 
+def shown(text: bytes) -> str:
+    """The beginning of a name for a message, in quotes, on one line."""
+    whole = text[:80].decode(errors="replace")
+    return '"' + "".join(character if character.isprintable() else "\ufffd" for character in whole) + '"'
+
+
 def number(raw: bytes) -> int:
     """A numeric field: octal text, or GNU base-256. Raises InvalidInput."""
     if raw[0] & 0x80:
@@ -65,7 +71,7 @@ def number(raw: bytes) -> int:
     try:
         return int(text, 8)
     except ValueError:
-        raise bad(f"number field {raw[:12].decode('ascii', 'replace')!r}") from None
+        raise bad(f"number field {shown(raw[:12])}") from None
 
 
 def _numeric(raw: bytes) -> int:
@@ -115,18 +121,18 @@ def pax_records(data: bytes) -> dict[bytes, bytes]:
 
 def _pax_time(text: bytes) -> int:
     if len(text) > 40:
-        raise bad(f"PAX time {text[:40]!r}")
+        raise bad(f"PAX time {shown(text)}")
     negative = text.startswith(b"-")
     whole, _, fraction = text.lstrip(b"-").partition(b".")
     if not whole.isdigit() or (fraction and not fraction.isdigit()):
-        raise bad(f"PAX time {text[:40]!r}")
+        raise bad(f"PAX time {shown(text)}")
     value = int(whole) * 1_000_000_000 + int((fraction + b"000000000")[:9])
     return -value if negative else value
 
 
 def _decimal(text: bytes, what: str) -> int:
     if not text.isdigit() or len(text) > 20:
-        raise bad(f"PAX {what} {text[:40]!r}")
+        raise bad(f"PAX {what} {shown(text)}")
     return int(text)
 
 
@@ -201,7 +207,7 @@ def _entry(
         kind = DIRECTORY if records.get(b"path", name).endswith(b"/") else REGULAR
     stored = size if kind not in b"123456" else 0
     if data + stored > length:
-        raise bad(f"data of {name[:80]!r} is cut short")
+        raise bad(f"data of {shown(name)} is cut short")
     entry = Entry(
         name,
         REGULAR if kind == b"S" else kind,
@@ -226,9 +232,9 @@ def _entry(
     if len(entry.name) > NAME_LIMIT or len(entry.link) > NAME_LIMIT:
         raise bad("a name is too long")
     if not 0 <= entry.uid <= _ID_LIMIT or not 0 <= entry.gid <= _ID_LIMIT:
-        raise bad(f"owner of {entry.name[:80]!r} is out of range")
+        raise bad(f"owner of {shown(entry.name)} is out of range")
     if not -_TIME_LIMIT < entry.mtime_ns < _TIME_LIMIT:
-        raise bad(f"time of {entry.name[:80]!r} is out of range")
+        raise bad(f"time of {shown(entry.name)} is out of range")
     return entry, following
 
 
@@ -250,7 +256,7 @@ def _apply_pax(entry: Entry, records: dict[bytes, bytes]) -> None:
             xattrs += len(key) + len(value)
     entry.name = records.get(b"GNU.sparse.name", entry.name)
     if xattrs > _XATTR_LIMIT:
-        raise bad(f"attributes of {entry.name[:80]!r} are larger than {_XATTR_LIMIT} bytes")
+        raise bad(f"attributes of {shown(entry.name)} are larger than {_XATTR_LIMIT} bytes")
 
 
 def _old_sparse(tar: memoryview, length: int, head: bytes, entry: Entry, data: int, stored: int) -> int:
@@ -271,7 +277,7 @@ def _old_sparse(tar: memoryview, length: int, head: bytes, entry: Entry, data: i
         more = block[504]
         data += BLOCK
     if data + stored > length:
-        raise bad(f"data of {entry.name[:80]!r} is cut short")
+        raise bad(f"data of {shown(entry.name)} is cut short")
     entry.offset, entry.size = data, number(head[483:495])
     _set_sparse(entry, pieces)
     return data + (stored + BLOCK - 1) // BLOCK * BLOCK
@@ -312,10 +318,10 @@ def _set_sparse(entry: Entry, pieces: list[tuple[int, int]]) -> None:
     position = 0
     for offset, length in pieces:
         if offset < position or offset + length > entry.size:
-            raise bad(f"sparse map of {entry.name[:80]!r} is wrong")
+            raise bad(f"sparse map of {shown(entry.name)} is wrong")
         position = offset + length
     if sum(length for _, length in pieces) > entry.stored:
-        raise bad(f"sparse map of {entry.name[:80]!r} is longer than its data")
+        raise bad(f"sparse map of {shown(entry.name)} is longer than its data")
     entry.sparse = pieces
 
 

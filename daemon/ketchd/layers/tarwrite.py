@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ketchd.layers.tarheaders import BLOCK, REGULAR, Entry, header
+from ketchd.layers.tarheaders import BLOCK, REGULAR, Entry, header, shown
 
 __all__ = ["Sink", "TarWriter", "header"]
 
@@ -30,7 +30,7 @@ class TarWriter:
         """One member. A regular file's `entry.stored` bytes are `data`, or lie at `offset` of the descriptor `source`."""
         length = entry.stored if entry.type == REGULAR else 0
         if data is not None and len(data) != length:
-            raise ValueError(f"{entry.name[:80]!r} has {len(data)} bytes, its header says {length}")
+            raise ValueError(f"{shown(entry.name)} has {len(data)} bytes, its header says {length}")
         self._sink.write(header(entry))
         if length:
             if data is not None:

@@ -16,6 +16,7 @@ from ketchd.layers.tarheaders import (
     SYMLINK,
     Entry,
     bad,
+    shown,
 )
 
 S_IFDIR, S_IFREG, S_IFLNK, S_IFCHR, S_IFBLK, S_IFIFO = (
@@ -85,10 +86,13 @@ def _parts(name: bytes) -> list[bytes]:
     for part in name.split(b"/"):
         if part in (b"", b"."):
             continue
-        if part == b"..":
-            raise bad(f"{name[:80]!r} leaves the root")
+        if part == b"..":  # by the words alone, as Go's filepath.Clean has it, whatever links lie on the way
+            if not parts:
+                raise bad(f"{shown(name)} leaves the root")
+            parts.pop()
+            continue
         if len(part) > _NAME_LIMIT:
-            raise bad(f"{name[:80]!r} has a part longer than 255 bytes")
+            raise bad(f"{shown(name)} has a part longer than 255 bytes")
         if b"\0" in part:
             raise bad("a name contains a NUL byte")
         parts.append(part)
@@ -115,10 +119,10 @@ def _directory(root: Node, parts: list[bytes], *, make: bool) -> Node | None:
             if child.mode & 0o170000 != S_IFLNK:
                 if not make:
                     return None
-                raise bad(f"{part[:80]!r} is no directory, yet something lies below it")
+                raise bad(f"{shown(part)} is no directory, yet something lies below it")
             links += 1
             if links > _LINK_LIMIT:
-                raise bad(f"too many links in {b'/'.join(parts)[:80]!r}")
+                raise bad(f"too many links in {shown(b'/'.join(parts))}")
             if child.target.startswith(b"/"):
                 current = root
             todo += [step for step in reversed(child.target.split(b"/")) if step not in (b"", b".")]
@@ -222,7 +226,7 @@ def _leaf(entry: Entry) -> Node:
     """What is no directory."""
     if entry.type == SYMLINK:
         if not entry.link or len(entry.link) > PATH_LIMIT or b"\0" in entry.link:
-            raise bad(f"link {entry.name[:80]!r} has no usable target")
+            raise bad(f"link {shown(entry.name)} has no usable target")
         node = Node(S_IFLNK)
         _fill(node, entry)
         node.mode = S_IFLNK | 0o777
@@ -231,7 +235,7 @@ def _leaf(entry: Entry) -> Node:
         node = Node(_KINDS[entry.type])
         _fill(node, entry)
         if not 0 <= entry.major < 4096 or not 0 <= entry.minor < 1 << 20:
-            raise bad(f"device {entry.name[:80]!r} has numbers out of range")
+            raise bad(f"device {shown(entry.name)} has numbers out of range")
         node.major, node.minor = entry.major, entry.minor
     else:  # POSIX: an unknown type is a regular file
         node = Node(S_IFREG)
@@ -248,7 +252,7 @@ def _link(root: Node, entry: Entry) -> Node:
     if directory is not None and directory.children is not None:
         node = directory.children.get(target[-1])
     if node is None or node.children is not None:
-        raise bad(f"hard link {entry.name[:80]!r} to {entry.link[:80]!r}, which is not in the layer")
+        raise bad(f"hard link {shown(entry.name)} to {shown(entry.link)}, which is not in the layer")
     return node
 
 
@@ -261,7 +265,7 @@ def _finish(tree: Tree) -> None:
         node, path = stack.pop()
         assert node.children is not None
         if len(path) > PATH_LIMIT:
-            raise bad(f"{path[:80]!r}… is longer than {PATH_LIMIT} bytes")
+            raise bad(f"{shown(path)}… is longer than {PATH_LIMIT} bytes")
         if node.implied:
             tree.implied.append(path)
             implied += len(path)
