@@ -17,6 +17,7 @@ from ketchd import tracepoint
 from ketchd.containers import endpoints, launching
 from ketchd.containers.record import ContainerRecord
 from ketchd.containers.supervisor import Box
+from ketchd.engine.mountedfiles import edit
 from ketchd.engine.networks import (
     announce,
     check_places,
@@ -239,13 +240,16 @@ def _write_files(
 ) -> None:
     """Say in the files of a running container on which networks it is; it has them mounted, so they are written in place."""
     old = network_files(rooms, record, before)
-    for name, content in network_files(rooms, record, leases).items():
-        path = rooms.container_dir(record.id) / name
-        current = path.read_text(errors="surrogateescape")
-        if name == "hosts":
-            content = change_hosts(current, old[name], content)
-        if current != content:
-            path.write_text(content, errors="surrogateescape")
+    for name, new in network_files(rooms, record, leases).items():
+
+        def change(current: str, name: str = name, new: str = new) -> str:
+            return change_hosts(current, old[name], new) if name == "hosts" else new
+
+        try:
+            edit(rooms.container_dir(record.id) / name, change)
+        except OSError as error:  # a full disk: the networks are as they are recorded all the same
+            reason = (error.strerror or str(error)).lower()
+            rooms.log.error("file not changed", container=record.id, file=name, reason=reason)
 
 
 async def _configure(rooms: Rooms, record: ContainerRecord, messages: list[bytes]) -> None:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from functools import partial
 
 from ketch_wire.faults import EngineFailure, InvalidInput, NotFound
 from ketchd.containers import links
 from ketchd.containers.endpoints import parse_link
 from ketchd.containers.record import ContainerRecord
+from ketchd.engine.mountedfiles import edit
 from ketchd.engine.rooms import Rooms
 from ketchd.network.leases import EndpointLease
 
@@ -113,12 +115,9 @@ def follow(rooms: Rooms, record: ContainerRecord) -> None:
     for box in rooms.supervisor:
         for link in box.record.links:
             if link["id"] == record.id and box.record.has_process:
-                path = rooms.container_dir(box.record.id) / "hosts"
+                change = partial(links.moved, alias=link["alias"], address=address)
                 with contextlib.suppress(OSError):  # it is just being removed, or the disk is full
-                    text = path.read_text(errors="surrogateescape")
-                    changed = links.moved(text, link["alias"], address)
-                    if changed != text:
-                        path.write_text(changed, errors="surrogateescape")  # in place: it is mounted
+                    edit(rooms.container_dir(box.record.id) / "hosts", change)
 
 
 def remove(rooms: Rooms, reference: str) -> None:
@@ -132,8 +131,6 @@ def remove(rooms: Rooms, reference: str) -> None:
         raise NotFound(f"No such container: {reference[:200]}")
     record.links = [one for one in record.links if one["alias"] != alias]
     rooms.supervisor.save(record)
-    path = rooms.container_dir(record.id) / "hosts"
-    if record.has_process and path.exists():
-        path.write_text(
-            links.without(path.read_text(errors="surrogateescape"), alias), errors="surrogateescape"
-        )
+    if record.has_process:
+        with contextlib.suppress(OSError):  # the disk is full: the name leads where it has led
+            edit(rooms.container_dir(record.id) / "hosts", partial(links.without, alias=alias))
