@@ -164,8 +164,9 @@ class Engine:
                 ooms.tell(rooms, supervisor.find(container_id))
 
         shims = Shims(
-            self._launcher, self._exec_root / "containers", log, on_exec_exit, on_detach, on_execs, on_oom
-        )
+            self._launcher, self._exec_root / "containers", log, on_exec_exit, on_detach, on_execs, on_oom,
+            cgroups.kill,
+        )  # fmt: skip
         self._closing.append(shims.close)
         rooms = self._rooms = Rooms(
             data_root=root, exec_root=self._exec_root, catalogue=catalogue, events=events, blobs=blobs,

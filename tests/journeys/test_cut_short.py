@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -72,3 +75,38 @@ def test_rm_f_of_a_container_with_rm(client: Client) -> None:
     made = client("run", "-d", "--rm", "busybox", "sleep", "3600").strip()
     client("rm", "-f", made)
     assert client("ps", "-aq") == ""
+
+
+@pytest.mark.parametrize("away", [False, True], ids=["ketchd looks on", "ketchd is away"])
+@pytest.mark.parametrize("kind", ["host", "paused"])
+def test_nothing_of_a_container_outlives_its_shim(
+    ketch: Client, machine: Machine, kind: str, away: bool
+) -> None:
+    """Its other processes do not die with the first in the host's pid namespace, and a frozen one dies of nothing."""
+    options = ("--pid", "host") if kind == "host" else ()
+    made = ketch(
+        "run", "-d", "--name", "bereft", *options, "busybox", "sh", "-c", "sleep 86398 & sleep 86398"
+    ).strip()
+    shim = parent(ketch.inspect("bereft")["State"]["Pid"])
+    if kind == "paused":
+        ketch("pause", "bereft")
+    if away:
+        machine.kill()
+    os.kill(shim, signal.SIGKILL)
+    if away:
+        machine.start()
+    assert machine.json("POST", f"/containers/{made}/wait")["StatusCode"] == 255
+    assert [pid for pid in processes_naming("86398") if not is_zombie(pid)] == []
+    ketch("rm", "bereft")
+    assert cgroups_left({made}) == [] and differences(machine) == []
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True

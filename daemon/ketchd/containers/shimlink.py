@@ -276,14 +276,16 @@ class ShimLink:
         self._has_ended(record)
 
     async def _see_process_end(self) -> None:
-        """The first process dies with its shim (PDEATHSIG); wait until it has, helping if need be."""
+        """The first process dies with its shim (PDEATHSIG); wait until it has, helping if need be, and end the others."""
         pidfd = self.open_pidfd()
+        ended: asyncio.Future[None] = self._loop.create_future()
+        if pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            self._loop.add_reader(pidfd, lambda: None if ended.done() else ended.set_result(None))
+        await self._shims.end_processes(self.container_id)
         if pidfd < 0:
             return
-        ended: asyncio.Future[None] = self._loop.create_future()
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        self._loop.add_reader(pidfd, lambda: None if ended.done() else ended.set_result(None))
         try:
             await asyncio.wait_for(ended, ANSWER_SECONDS)
         except TimeoutError:

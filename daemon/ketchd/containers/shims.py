@@ -38,6 +38,7 @@ class Shims:
 
     on_exec_exit(container, exec, code) is called before the exec's stream closes; on_detach(container, exec or "");
     on_oom(container) when the link's `ooms` may have grown;
+    kill(container), in a thread, ends what a shim that died has left of its container.
     on_execs(container, {exec: pid}, complete) when a shim was found again and has told the ends of its execs (all, if complete).
     """
 
@@ -50,6 +51,7 @@ class Shims:
         on_detach: Callable[[str, str], None] | None = None,
         on_execs: OnExecs | None = None,
         on_oom: Callable[[str], None] | None = None,
+        kill: Callable[[str], None] | None = None,
     ) -> None:
         self._launcher = launcher
         self._run_root = run_root
@@ -57,6 +59,7 @@ class Shims:
         self._on_detach = on_detach
         self._on_execs = on_execs
         self._on_oom = on_oom
+        self._kill = kill
         self._links: set[ShimLink] = set()
         self.log = log
 
@@ -73,6 +76,12 @@ class Shims:
         """A container's shim heard of it, on its way up."""
         if self._on_oom is not None:
             self._on_oom(container_id)
+
+    async def end_processes(self, container_id: str) -> None:
+        """End what is left of a container that has no shim any more: not all of it dies with its first process when it has its pid namespace
+        of the host or of another container, and nothing of it while it is paused."""
+        if self._kill is not None:
+            await asyncio.to_thread(self._kill, container_id)
 
     async def start(
         self, plan: LaunchPlan, *, attachments: list[ClientStream], port_fds: list[int], on_pid: OnPid

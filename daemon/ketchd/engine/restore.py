@@ -100,6 +100,7 @@ async def _restore_one(rooms: Rooms, box: Box, link: ShimLink | None) -> bool:
             await ending.finish(rooms, box, left, restarts=False)  # that is `start_by_policy`'s
     elif decision is Decision.UNDO_START:
         await rooms.networks.release(record.id)
+        rooms.cgroups.kill(record.id)
         rooms.cgroups.remove(record.id)
         record.state = record.after_failed_start
         rooms.supervisor.save(record)
