@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,6 +122,29 @@ def shared(tmp_path: Path) -> Iterator[Path]:
         yield place
     finally:
         subprocess.run(["umount", "-R", str(place)], check=True)
+
+
+def test_a_volume_that_a_container_is_made_with_is_not_removed(machine: Machine) -> None:
+    """Whoever removes volumes that nobody uses comes too late, or the container gets another one: it starts."""
+    over = threading.Event()
+
+    def remove() -> None:
+        while not over.is_set():
+            machine.request("DELETE", "/volumes/wanted")
+
+    other = threading.Thread(target=remove)
+    other.start()
+    try:
+        for _ in range(5):
+            wanted = {"Image": "busybox", "Cmd": ["true"], "HostConfig": {"Binds": ["wanted:/bin"]}}
+            made = machine.json("POST", "/containers/create", wanted)["Id"]
+            assert machine.request("GET", "/volumes/wanted")[0] == 200
+            assert machine.request("POST", f"/containers/{made}/start") == (204, b"")
+            machine.request("DELETE", f"/containers/{made}?force=1")
+    finally:
+        over.set()
+        other.join()
+    machine.request("DELETE", "/volumes/wanted")
 
 
 def test_an_inherited_anonymous_volume(client: Client, machine: Machine) -> None:

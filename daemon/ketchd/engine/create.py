@@ -5,6 +5,7 @@ merge and check (pure) -> writable layer made aside -> volumes -> renamed into p
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -13,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ketch_wire.faults import EngineFailure, InvalidInput, NotFound
+from ketch_wire.faults import Conflict, EngineFailure, InvalidInput, NotFound
 from ketchd import tracepoint
 from ketchd.containers import endpoints, fields, health, launching, logdrivers, mountpoints, settings
 from ketchd.containers.mountpoints import MountPoint
@@ -99,10 +100,11 @@ async def create(
     stage = rooms.data_root / "stage" / container_id
     final = rooms.container_dir(container_id)
     made: list[str] = []
-    async with rooms.leases.hold() as lease:
-        # Until the record holds the layers: the image may be removed while this composes.
+    async with rooms.leases.hold() as lease, rooms.volumes.held_for(container_id) as held:
+        # Until the record holds the layers and the volumes: they may be removed while this composes.
         for layer in image.layers:
             lease.add("layer", layer)
+        held.update(point.name for point in points if point.type == "volume" and point.name)
         try:
             init = await rooms.layers.compose(image.layers)
             below = init.stat()
@@ -114,7 +116,7 @@ async def create(
             stage.chmod(0o710)
             tracepoint.reach("create.layer-made")
             await _make_working_directory(rooms, config["WorkingDir"], image.layers, init, stage)
-            placed = [await _place_volume(rooms, point, image.layers, made) for point in points]
+            placed = [await _place_volume(rooms, point, image.layers, made, held) for point in points]
             record.mounts = [point.to_record() for point in placed]
             if name:
                 rooms.supervisor.check_free(name)
@@ -128,8 +130,10 @@ async def create(
             rooms.supervisor.drop(record)
             shutil.rmtree(stage, ignore_errors=True)
             shutil.rmtree(final, ignore_errors=True)
+            held.clear()
             for volume in made:
-                await rooms.volumes.remove(volume, force=True)
+                with contextlib.suppress(Conflict):  # another container has come to it
+                    await rooms.volumes.remove(volume, force=True)
             raise
     tracepoint.reach("create.recorded")
     if wanted is None:
@@ -227,9 +231,12 @@ def _check_sources(points: list[MountPoint]) -> None:
 
 
 async def _place_volume(
-    rooms: Rooms, point: MountPoint, layers: Sequence[Digest], made: list[str]
+    rooms: Rooms, point: MountPoint, layers: Sequence[Digest], made: list[str], held: set[str]
 ) -> MountPoint:
-    """`point` with its host directory: volumes made and filled from the image, missing `-v` sources made."""
+    """`point` with its host directory: volumes made and filled from the image, missing `-v` sources made.
+
+    made, held: get the names of volumes that were not there, and of all.
+    """
     if point.type == "bind":
         if point.make_source and not os.path.lexists(point.source):
             os.makedirs(point.source, mode=0o755)
@@ -240,6 +247,7 @@ async def _place_volume(
     volume = await rooms.volumes.create(
         point.name, driver=point.driver or "local", options=point.driver_options, labels=point.labels or None
     )
+    held.add(volume.name)
     if not existed:
         made.append(volume.name)
     point = replace(point, name=volume.name)

@@ -13,7 +13,8 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,7 @@ class Volumes:
         self._catalogue = catalogue
         self._events = events
         self.in_use = in_use
+        self._coming: dict[str, set[str]] = {}
 
     def exists(self, name: str) -> bool:
         """Whether there is a volume of that name."""
@@ -206,7 +208,7 @@ class Volumes:
         if force and not self.exists(name):
             return
         volume = self.get(name)
-        if users := self.in_use(name):
+        if users := self._users(name):
             raise Conflict(f"remove {name}: volume is in use - [{', '.join(users)}]")
         with self._catalogue.transaction(durable=True) as connection:
             connection.execute("DELETE FROM volumes WHERE name = ?", (name,))
@@ -214,6 +216,18 @@ class Volumes:
         tracepoint.reach("volume.forgotten")
         self._trash.take(self._root / name)
         await self._trash.settle()
+
+    @asynccontextmanager
+    async def held_for(self, container_id: str) -> AsyncIterator[set[str]]:
+        """Volumes whose names are put into the set are not removed: the container is being made, and nobody has it recorded yet."""
+        names = self._coming[container_id] = set[str]()
+        try:
+            yield names
+        finally:
+            del self._coming[container_id]
+
+    def _users(self, name: str) -> Sequence[str]:
+        return [*self.in_use(name), *(key for key, names in self._coming.items() if name in names)]
 
     async def size(self, name: str) -> int:
         """Bytes of the files in it. Raises NotFound."""
@@ -223,7 +237,7 @@ class Volumes:
         """Remove every volume that nobody mounts and that `accept` accepts: (names, bytes won back)."""
         removed, won = [], 0
         for volume in self.list():
-            if self.in_use(volume.name) or not accept(volume):
+            if self._users(volume.name) or not accept(volume):
                 continue
             size = await self.size(volume.name)
             try:

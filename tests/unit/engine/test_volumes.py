@@ -61,6 +61,17 @@ async def test_what_is_mounted_stays(volumes: Volumes, users: dict[str, list[str
     assert not volume.mountpoint.parent.exists()
 
 
+async def test_what_a_container_is_made_with_stays(volumes: Volumes) -> None:
+    """It is not recorded before its volumes are filled."""
+    await volumes.create("coming")
+    async with volumes.held_for("d" * 64) as names:
+        names.add("coming")
+        with pytest.raises(Conflict, match=r"remove coming: volume is in use - \[d+\]"):
+            await volumes.remove("coming", force=True)
+        assert await volumes.prune(lambda _: True) == ([], 0)
+    assert await volumes.prune(lambda _: True) == (["coming"], 0)
+
+
 async def test_what_is_not_there(volumes: Volumes) -> None:
     """Docker's words, unless it is forced."""
     with pytest.raises(NotFound, match="get nothing: no such volume"):
