@@ -203,7 +203,8 @@ async def restart(rooms: Rooms, box: Box, *, grace_seconds: int | None = None, s
         pass
     finally:
         box.keepers -= 1
-    await start(rooms, box)
+    with contextlib.suppress(NotModified):  # another restart at the same time has started it
+        await start(rooms, box)
     rooms.supervisor.announce(box, "restart")
 
 

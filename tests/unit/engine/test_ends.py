@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ketch_testing.rooms import container_of, image_of, rooms_below
-from ketch_wire.faults import EngineFailure
+from ketch_wire.faults import EngineFailure, NotModified
 from ketchd import tracepoint
 from ketchd.containers.lifecycle import State
 from ketchd.containers.record import ContainerRecord
@@ -149,6 +149,20 @@ async def test_two_restarts_at_once_leave_the_rm_that_was_asked_for(
 
     assert seen == [True, True]
     assert [one.auto_remove for one in stored(rooms)] == [True]
+
+
+async def test_a_restart_that_another_one_has_started_for_is_done(
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = await ran(rooms, State.EXITED)
+
+    async def runs(*_: Any) -> None:
+        raise NotModified("")
+
+    monkeypatch.setattr(stop, "start", runs)
+    await stop.restart(rooms, box)
+
+    assert [event.action for event in rooms.events.since(0)] == ["restart"]
 
 
 async def test_a_forced_removal_is_not_refused_for_the_rm_of_the_same_container(rooms: Rooms) -> None:
