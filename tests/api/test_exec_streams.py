@@ -111,3 +111,17 @@ def test_the_head_of_an_answer_comes_alone(machine: Machine, api: Api) -> None:
         assert head.startswith(b"HTTP/1.1 101 UPGRADED\r\n") and head.endswith(b"\r\n\r\n")
         frames = StreamReader().feed(drain(client))
     assert sorted(frames) == [(1, b"out\n"), (2, b"err\n")]
+
+
+def test_the_start_of_one_in_a_paused_container_is_refused(api: Api, machine: Machine) -> None:
+    """With a status, as in dockerd, and not with an error amid a stream. It may be started afterwards."""
+    made = api("POST", "/containers/streams/exec", {"Cmd": ["true"], "AttachStdout": True})["Id"]
+    api("POST", "/containers/streams/pause")
+    try:
+        for detached in (False, True):
+            status, answer = machine.request("POST", f"/exec/{made}/start", {"Detach": detached})
+            assert status == 409 and b"is paused, unpause the container before exec" in answer
+    finally:
+        api("POST", "/containers/streams/unpause")
+    with api.hijacked(f"/exec/{made}/start", {"Detach": False}) as client:
+        assert drain(client) == b""

@@ -11,6 +11,7 @@ from ketchd.api.routing import Call, Route, json_reply
 from ketchd.api.streams import hijack
 from ketchd.containers import fields
 from ketchd.containers.detach import detach_keys
+from ketchd.containers.lifecycle import Happening
 from ketchd.containers.shims import ClientStream
 from ketchd.engine.execs import create_exec, render_exec, start_exec
 from ketchd.engine.rooms import Rooms
@@ -50,6 +51,7 @@ class ExecApi:
         asked = body.get("ConsoleSize") if body.get("Tty") and call.version >= _SIZES_SINCE else None
         size = asked or settings["ConsoleSize"] or [0, 0]
         console = (min(size[0], 65535), min(size[1], 65535))
+        box.ask(Happening.ASK_EXEC)  # while it can be refused with a status
         if body.get("Detach"):
             await start_exec(self._rooms, box, record, None, console_size=console)
             return web.Response(status=200)
