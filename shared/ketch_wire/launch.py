@@ -160,7 +160,7 @@ class LaunchPlan:
             self.id, self.state_dir, self.run_dir, self.transient,
             {kind: wanted for kind, wanted in self.namespaces.items() if kind == "pid" or wanted.startswith("pid:")},
             self.uid_map, self.gid_map, [(layer.kind, layer.path) for layer in self.root.layers],
-            (process.tty, process.open_stdin, process.stdin_once, process.console_size),
+            (process.tty, process.open_stdin, process.stdin_once),
             (cgroup.join, cgroup.writes, cgroup.device_program),
             (log.driver, log.path, log.max_size, log.max_files, log.compress, log.attrs, log.journal, log.journal_socket),
         ]  # fmt: skip

@@ -78,7 +78,7 @@ def become_exec(
         root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         who = enterprocess.identity(root, process)
         if stdio is None:
-            master, slave = enterdevices.open_terminal_inside(root)
+            master, slave = enterdevices.open_terminal_inside(root, process.console_size)
             report.say({"terminal": True}, master)
             os.close(master)
             stdio = (slave, slave, slave)
@@ -132,7 +132,7 @@ def _container(
     who = enterprocess.identity(root.fd, process)
     enterprocess.make_working_directory(root.fd, process.cwd)
     if stdio is None:
-        master, slave = enterdevices.open_terminal(root.devpts)
+        master, slave = enterdevices.open_terminal(root.devpts, process.console_size)
         report.say({"terminal": True}, master)
         os.close(master)
         enterdevices.bind_console(root.fd, slave)

@@ -104,22 +104,30 @@ def _open_null(root: int) -> int:
     return reader
 
 
-def open_terminal(devpts: int) -> tuple[int, int]:
-    """(master, slave) of a new terminal. devpts: fd of the container's devpts mount, or -1 for the host's."""
+def open_terminal(devpts: int, size: Sequence[int]) -> tuple[int, int]:
+    """(master, slave) of a new terminal. devpts: fd of the container's devpts mount, or -1 for the host's. size: height, width; zeroes
+    where none is known."""
     if devpts >= 0:
         ptmx = os.open("ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=devpts)
     else:
         ptmx = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-    return pty.open_pair(ptmx)
+    return _pair(ptmx, size)
 
 
-def open_terminal_inside(root: int) -> tuple[int, int]:
+def open_terminal_inside(root: int, size: Sequence[int]) -> tuple[int, int]:
     """The same in a container that runs, whose /dev may be anything by now. Raises LaunchError, OSError."""
     ptmx = open_in_root(root, "/dev/pts/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
     if not is_device(ptmx, 5, 2):
         os.close(ptmx)
         raise LaunchError("open /dev/pts/ptmx: not a terminal multiplexer")
     os.set_blocking(ptmx, True)
+    return _pair(ptmx, size)
+
+
+def _pair(ptmx: int, size: Sequence[int]) -> tuple[int, int]:
+    """The program must not look at the size before it is set."""
+    if any(size):
+        pty.set_size(ptmx, *size)
     return pty.open_pair(ptmx)
 
 

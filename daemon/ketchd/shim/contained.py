@@ -26,14 +26,13 @@ class Contained:
     when somebody else still holds it.
     """
 
-    def __init__(self, loop: Loop, streams: Streams, spawned: Spawned, console_size: tuple[int, int]) -> None:
+    def __init__(self, loop: Loop, streams: Streams, spawned: Spawned) -> None:
         self._loop = loop
         self.streams = streams
         self.pid = spawned.pid
         self.pidfd = spawned.pidfd
         self._channel = spawned.channel
         self._spawned = spawned
-        self._console_size = console_size
         self._has_terminal = self._ready_to_execute = self.started = False
         self._failure: LaunchError | None = None
         self._code: int | None = None
@@ -96,8 +95,6 @@ class Contained:
         elif "terminal" in message:
             self._has_terminal = True
             self.streams.connect_terminal(fd)
-            if any(self._console_size):
-                self.streams.resize(*self._console_size)
         elif "ready" in message:
             self._ready_to_execute = True
         elif "failed" in message:

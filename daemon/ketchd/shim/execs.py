@@ -102,9 +102,7 @@ class Execs:
                 streams.abandon()
             raise
         self._execs[exec_id] = one
-        contained = one.process = Contained(
-            self._loop, streams, spawned, (process.console_size[0], process.console_size[1])
-        )
+        contained = one.process = Contained(self._loop, streams, spawned)
         if stream is not None and fd >= 0:
             streams.attach(fd, stream)
         contained.on_warning = lambda text: self._warn(text)

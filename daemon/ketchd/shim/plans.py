@@ -67,10 +67,10 @@ class _Cgroup:
 
 
 class _Process:
-    __slots__ = ("console_size", "open_stdin", "stdin_once", "tty")
+    __slots__ = ("open_stdin", "stdin_once", "tty")
 
     def __init__(self, wire: list[Any]) -> None:
-        self.tty, self.open_stdin, self.stdin_once, self.console_size = wire
+        self.tty, self.open_stdin, self.stdin_once = wire
 
 
 class _Layer:

@@ -78,7 +78,7 @@ def _container(
 def _outline(path: str) -> list[Any]:
     """A plan in which nothing is new but what lies below `path`. Order: LaunchPlan.outline."""
     return [
-        "rehearsal", path, path, False, {"pid": "host"}, [], [], [("directory", path)], (False, False, False, (0, 0)),
+        "rehearsal", path, path, False, {"pid": "host"}, [], [], [("directory", path)], (False, False, False),
         ([f"{path}/cgroup"], [(f"{path}/cgroup/tasks", "0")], b""),
         ("json-file", f"{path}/log", 0, 1, False, b"", {}, ""),
     ]  # fmt: skip

@@ -285,9 +285,7 @@ class Shim:
         self._layers.close()
         for fd in donors.values():
             os.close(fd)
-        main = self._main = Contained(
-            self._loop, streams, spawned, (process.console_size[0], process.console_size[1])
-        )
+        main = self._main = Contained(self._loop, streams, spawned)
         main.on_namespaces = lambda: self._announce_child()
         main.on_started = self._started
         main.on_failed = self._fail

@@ -36,7 +36,7 @@ class Child:
         self.process = process
         self.told: list[str] = []
         spawned = Spawned(process.pid, socket.socket(fileno=ours.detach()), -1, {reader: 1})
-        self.contained = made = Contained(self.loop, self.streams, spawned, (0, 0))
+        self.contained = made = Contained(self.loop, self.streams, spawned)
         made.on_namespaces = lambda: self.told.append("namespaces")
         made.on_started = lambda: self.told.append("started")
         made.on_warning = lambda text: self.told.append(f"warning {text}")
