@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import sqlite3
-import time
 import uuid
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import msgpack
 
 from ketch_wire.faults import EngineFailure, NotFound
 from ketch_wire.launch import LayerMount
@@ -26,6 +21,7 @@ from ketchd.layers.endings import to_the_end
 from ketchd.layers.erofs import HEAD
 from ketchd.layers.ingestion import Ingestion, IngestResult, LayerMismatch
 from ketchd.layers.placing import place, remove_staged
+from ketchd.layers.records import LayerRecord, LayerRecords
 from ketchd.layers.remade import RemadeTars
 from ketchd.layers.trash import Trash
 from ketchd.layers.verify import OLD_INDEX, SOUND, State
@@ -58,19 +54,6 @@ def _keep_nothing(diff_id: Digest) -> None:
     """Nobody needs the layer for more than a moment, or its diff ID was known and leased before."""
 
 
-@dataclass(frozen=True, slots=True)
-class LayerRecord:
-    """One layer as the catalogue knows it. kind: `erofs` (a file) or `directory`. tar_size, disk_size: bytes.
-    entries: members of the tar. implied: paths of directories that the tar omits, whose metadata is the lower layer's."""
-
-    diff_id: Digest
-    kind: str
-    tar_size: int
-    disk_size: int
-    entries: int
-    implied: tuple[bytes, ...]
-
-
 class LayerStore:
     """`layers/sha256/HEX` below the data root, each recorded in the catalogue's `layers`.
 
@@ -94,7 +77,7 @@ class LayerStore:
         self._let_go = let_go
         self._root = root
         self._trash = trash or Trash(root, workers)
-        self._catalogue = catalogue
+        self._records = LayerRecords(catalogue)
         self._workers = workers
         self.kind = kind
         self._directory = root / "layers" / "sha256"
@@ -113,19 +96,11 @@ class LayerStore:
 
     def has(self, diff_id: Digest) -> bool:
         """Whether the layer is recorded and there."""
-        rows = self._catalogue.query("SELECT 1 FROM layers WHERE diff_id = ?", (str(diff_id),))
-        return bool(rows) and self.path(diff_id).exists()
+        return self._records.has(diff_id) and self.path(diff_id).exists()
 
     def record(self, diff_id: Digest) -> LayerRecord:
         """What is known of the layer. Raises NotFound."""
-        rows = self._catalogue.query("SELECT * FROM layers WHERE diff_id = ?", (str(diff_id),))
-        if not rows:
-            raise NotFound(f"no layer {diff_id}")
-        row = rows[0]
-        return LayerRecord(
-            diff_id, row["kind"], row["tar_size"], row["disk_size"], row["entries"],
-            tuple(msgpack.unpackb(row["implied"])),
-        )  # fmt: skip
+        return self._records.get(diff_id)
 
     def mounts(self, diff_ids: Sequence[Digest]) -> tuple[LayerMount, ...]:
         """How to mount the chain: base first in, TOP FIRST out, as overlayfs lists them. Raises NotFound.
@@ -133,12 +108,8 @@ class LayerStore:
         A layer that comes twice is mounted once, where it lies on top: what it says there is all that is seen of it below, and
         overlayfs wants no directory twice (ELOOP).
         """
-        rows = self._catalogue.query(
-            "SELECT diff_id, kind FROM layers WHERE diff_id IN (SELECT value FROM json_each(?))",
-            (json.dumps([str(diff_id) for diff_id in diff_ids]),),
-        )
-        kinds = {row["diff_id"]: row["kind"] for row in rows}
-        return tuple(self._mount(diff_id, kinds.get(str(diff_id))) for diff_id in _top_first(diff_ids))
+        kinds = self._records.kinds(diff_ids)
+        return tuple(self._mount(diff_id, kinds.get(diff_id)) for diff_id in _top_first(diff_ids))
 
     def _mount(self, diff_id: Digest, kind: str | None) -> LayerMount:
         if kind is None:
@@ -282,25 +253,12 @@ class LayerStore:
                 return
             await asyncio.to_thread(place, facts["path"], self.path(diff_id), f"layer {diff_id}")
             tracepoint.reach("layer.placed")
-            now = time.time_ns()
-            with self._catalogue.transaction() as connection:
-                connection.execute(
-                    "INSERT OR REPLACE INTO layers (diff_id, kind, tar_size, disk_size, entries, implied, created_ns, "
-                    "last_used_ns) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    (
-                        str(diff_id), facts["kind"], facts["tar_size"], facts["disk_size"], facts["entries"],
-                        msgpack.packb(facts["implied"]), now, now,
-                    ),
-                )  # fmt: skip
+            self._records.add(diff_id, facts)
             tracepoint.reach("layer.recorded")
 
     def touch(self, diff_ids: Sequence[Digest]) -> None:
         """Remember that the layers were used now."""
-        with self._catalogue.transaction() as connection:
-            connection.execute(
-                "UPDATE layers SET last_used_ns = ? WHERE diff_id IN (SELECT value FROM json_each(?))",
-                (time.time_ns(), json.dumps([str(diff_id) for diff_id in diff_ids])),
-            )
+        self._records.touch(diff_ids)
 
     # -- using
 
@@ -391,11 +349,7 @@ class LayerStore:
             held = heldlayers.names([str(self.path(diff_id))])
             await asyncio.to_thread(place, facts["path"], self.path(diff_id), f"layer {diff_id}")
             tracepoint.reach("fsck.layer-replaced")
-            with self._catalogue.transaction(durable=True) as connection:
-                connection.execute(
-                    "UPDATE layers SET kind = ?, disk_size = ? WHERE diff_id = ?",
-                    (facts["kind"], facts["disk_size"], str(diff_id)),
-                )
+            self._records.note_replaced(diff_id, facts)
             self._let_go_of(held)
 
     @contextlib.asynccontextmanager
@@ -409,11 +363,7 @@ class LayerStore:
     def forget(self, connection: sqlite3.Connection, diff_ids: Sequence[Digest]) -> None:
         """Delete the records, in the caller's transaction. Who needs the layers is the caller's question, who is `holding` them;
         `discard` them after the commit, before anything is awaited."""
-        keys = json.dumps([str(diff_id) for diff_id in diff_ids])
-        for table in ("layers", "layer_blobs"):
-            connection.execute(
-                f"DELETE FROM {table} WHERE diff_id IN (SELECT value FROM json_each(?))", (keys,)
-            )
+        self._records.forget(connection, diff_ids)
 
     def discard(self, diff_ids: Sequence[Digest]) -> None:
         """Move the layers that were forgotten, and what was composed of them, to the trash. Raises EngineFailure."""
@@ -439,8 +389,7 @@ class LayerStore:
         """Forget the layer, then remove it and what was composed of it; its compressed forms stay known. May be called twice; who
         needs it is the caller's question. Containers that have a file mounted keep it until they end."""
         async with self.holding([diff_id]):
-            with self._catalogue.transaction(durable=True) as connection:
-                connection.execute("DELETE FROM layers WHERE diff_id = ?", (str(diff_id),))
+            self._records.remove(diff_id)
             self.discard([diff_id])
 
     async def close(self) -> None:

@@ -20,6 +20,7 @@ from ketchd.engine.images import delete_image
 from ketchd.engine.pull import pull
 from ketchd.engine.push import push
 from ketchd.engine.rooms import Rooms
+from ketchd.layers.verify import State
 from ketchd.model.digest import Digest
 from ketchd.model.reference import Reference
 from ketchd.registry.tokens import Credentials
@@ -78,10 +79,10 @@ async def test_a_layer_that_is_removed_while_it_is_looked_at(
     """It is no finding, nor is the one that has come in its place."""
     layer = await layer_of(rooms, {"a": b"1"})
     await image_of(rooms, [layer], "x")
-    verify = rooms.layers.verify
+    state = rooms.layers.state
     removals = []
 
-    async def remove_and_verify(diff_id: Digest) -> bool:
+    async def remove_and_look(diff_id: Digest) -> State:
         if not removals:
             removals.append(await delete_image(rooms, "x"))
             damaged = await rooms.workers.run(
@@ -95,10 +96,11 @@ async def test_a_layer_that_is_removed_while_it_is_looked_at(
             )
             if again:
                 await image_of(rooms, [await layer_of(rooms, {"a": b"1"})], "x")
-            return bool(damaged["sound"])
-        return await verify(diff_id)
+            found: State = damaged["state"]
+            return found
+        return await state(diff_id)
 
-    monkeypatch.setattr(rooms.layers, "verify", remove_and_verify)
+    monkeypatch.setattr(rooms.layers, "state", remove_and_look)
 
     assert await check(rooms, repair=True) == [] and rooms.layers.has(layer) is again
 
