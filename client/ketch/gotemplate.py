@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 
@@ -144,24 +145,33 @@ def _tokens(source: str, at: int) -> tuple[list[Token], int, bool]:
             raise TemplateError(f"template: :1: unexpected {letter!r} in command")
 
 
+# Source: Go's language specification, rune literals.
+ESCAPED = re.compile(
+    r"\\(?:u(?P<hex>[0-9a-fA-F]{4})|U(?P<long>0010[0-9a-fA-F]{4}|000[0-9a-fA-F]{5})|x(?P<byte>[0-9a-fA-F]{2})"
+    r"|(?P<octal>[0-3][0-7]{2})|(?P<letter>.))",
+    re.DOTALL,
+)
+ESCAPES = dict(zip("abfnrtv\\\"'", "\a\b\f\n\r\t\v\\\"'", strict=True))
+
+
 def _unquote(text: str) -> str:
     if text[0] == "`":
         return text[1:-1]
     body = text[1:-1]
     if "\\" not in body:
         return body
-    escapes = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", '"': '"', "'": "'"}
-    out, at = "", 0
-    while at < len(body):
-        if body[at] == "\\" and at + 1 < len(body):
-            if body[at + 1] not in escapes:
-                raise TemplateError(f"template: :1: invalid syntax: {text}")
-            out += escapes[body[at + 1]]
-            at += 2
-        else:
-            out += body[at]
-            at += 1
-    return out
+
+    def meant(found: re.Match[str]) -> str:
+        digits = found["hex"] or found["long"] or found["byte"]
+        if digits:
+            return chr(int(digits, 16))
+        if found["octal"]:
+            return chr(int(found["octal"], 8))
+        if found["letter"] not in ESCAPES:
+            raise TemplateError(f"template: :1: invalid syntax: {text}")
+        return ESCAPES[found["letter"]]
+
+    return ESCAPED.sub(meant, body)
 
 
 def _word(text: str) -> Token:

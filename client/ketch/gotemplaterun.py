@@ -1,13 +1,12 @@
-"""Carries out a parsed template on plain JSON values, with Go's and docker's functions. Pure."""
+"""Carries out a parsed template on plain JSON values. Pure."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from typing import Any
 
 from ketch.gotemplate import Action, Branch, Jump, Node, Operand, Pipe, TemplateError, Text, parse
-from ketch.gotemplatevalues import LISTS, MAPS, Nil, field, printed, to_json, truth
+from ketch.gotemplatefunctions import FUNCTIONS, UNTITLED
+from ketch.gotemplatevalues import LISTS, MAPS, Nil, field, printed, truth
 
 
 class _Break(Exception):
@@ -173,133 +172,3 @@ class _Run:
                 value = Nil("map[]" if name in MAPS else "[]" if name in LISTS else "<nil>")
             inside = name
         return value
-
-
-# What nothing of a type is when it is looked into.
-EMPTY: dict[str, Any] = {"map[]": {}, "[]": ()}
-
-
-def _index(value: Any, *keys: Any) -> Any:
-    for key in keys:
-        if isinstance(value, Nil):
-            value = EMPTY.get(value.shown)
-        if isinstance(value, dict):
-            value = value.get(key)
-        elif isinstance(value, list | tuple | str):
-            if not isinstance(key, int):
-                raise TemplateError(f"cannot index slice/array with type {type(key).__name__}")
-            if not 0 <= key < len(value):
-                raise TemplateError(f"index out of range: {key}")
-            value = value[key]
-        elif value is None:
-            raise TemplateError("index of untyped nil")
-        else:
-            raise TemplateError(f"can't index item of type {type(value).__name__}")
-    return value
-
-
-def _printf(form: str, *values: Any) -> str:
-    """The verbs that templates use: %s %v %d %q %t %x %f %c with flags and widths."""
-    out, at, used = "", 0, 0
-    while at < len(form):
-        if form[at] != "%":
-            out += form[at]
-            at += 1
-            continue
-        end = at + 1
-        while end < len(form) and form[end] in "+-# 0123456789.":
-            end += 1
-        verb = form[end : end + 1]
-        if verb == "%":
-            out += "%"
-        else:
-            if used >= len(values):
-                out += f"%!{verb}(MISSING)"
-            else:
-                out += _verb(form[at + 1 : end], verb, values[used])
-            used += 1
-        at = end + 1
-    return out
-
-
-def _verb(flags: str, verb: str, value: Any) -> str:
-    if verb in "dxXofeg" and isinstance(value, int | float) and not isinstance(value, bool):
-        return f"%{flags}{verb}" % value
-    if verb == "b" and isinstance(value, int):
-        return f"{value:{flags}b}"
-    if verb == "c" and isinstance(value, int):
-        return f"%{flags}s" % chr(value)
-    if verb == "q":
-        return f"%{flags}s" % json.dumps(printed(value), ensure_ascii=False)
-    if verb in "svt":
-        return f"%{flags}s" % printed(value)
-    return f"%!{verb}({printed(value)})"
-
-
-def _compare(function: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
-    def compared(left: Any, right: Any) -> bool:
-        return function(left, right)
-
-    return compared
-
-
-def _join(items: Any, separator: str) -> str:
-    if isinstance(items, str):
-        raise TemplateError("wrong type for value; expected []string; got string")
-    return separator.join(printed(item) for item in items or ())
-
-
-def _js(text: Any) -> str:
-    escapes = {
-        "\\": "\\\\",
-        "'": "\\'",
-        '"': '\\"',
-        "<": "\\u003C",
-        ">": "\\u003E",
-        "&": "\\u0026",
-        "=": "\\u003D",
-    }
-    return "".join(escapes.get(one, one if one >= " " else f"\\u{ord(one):04X}") for one in printed(text))
-
-
-def _urlquery(text: Any) -> str:
-    from urllib.parse import quote_plus
-
-    return quote_plus(printed(text))
-
-
-def _truncate(text: str, length: int) -> str:
-    return text[:length]
-
-
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "json": to_json,
-    "split": lambda text, separator: text.split(separator) if separator else list(text),
-    "join": _join,
-    "title": lambda text: text[:1].upper() + text[1:],
-    "lower": lambda text: text.lower(),
-    "upper": lambda text: text.upper(),
-    "pad": lambda text, before, after: " " * before + text + " " * after if text else text,
-    "truncate": _truncate,
-    "println": lambda *values: " ".join(printed(value) for value in values) + "\n",
-    "print": lambda *values: "".join(printed(value) for value in values),
-    "printf": _printf,
-    "len": lambda value: len(value),
-    "index": _index,
-    "slice": lambda value, *ends: value[slice(*ends)],
-    "not": lambda value: not truth(value),
-    "eq": lambda first, *others: any(first == other for other in others),
-    "ne": _compare(lambda left, right: left != right),
-    "lt": _compare(lambda left, right: left < right),
-    "le": _compare(lambda left, right: left <= right),
-    "gt": _compare(lambda left, right: left > right),
-    "ge": _compare(lambda left, right: left >= right),
-    "html": lambda text: printed(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"),
-    "js": _js,
-    "urlquery": _urlquery,
-}
-
-# In a table's title these would change the title.
-UNTITLED = frozenset(
-    ("json", "split", "join", "title", "lower", "upper", "pad", "truncate", "slice", "index", "html")
-)

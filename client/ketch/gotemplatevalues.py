@@ -63,13 +63,14 @@ def printed(value: Any) -> str:
     if isinstance(value, float):
         return str(int(value)) if value == int(value) and abs(value) < 1e21 else repr(value)
     if isinstance(value, dict):
-        return "map[" + " ".join(f"{key}:{_inner(item)}" for key, item in sorted(value.items())) + "]"
+        return "map[" + " ".join(f"{key}:{inner(item)}" for key, item in sorted(value.items())) + "]"
     if isinstance(value, list | tuple):
-        return "[" + " ".join(_inner(item) for item in value) + "]"
+        return "[" + " ".join(inner(item) for item in value) + "]"
     return str(value)
 
 
-def _inner(value: Any) -> str:
+def inner(value: Any) -> str:
+    """A value in another one, or as an argument of `print`: nothing is `<nil>` there."""
     return "<nil>" if value is None else printed(value)
 
 

@@ -229,6 +229,14 @@ inspect -f '{{' web
 inspect -f '{{nosuch .Name}}' web
 inspect -f '{{break}}' web
 inspect -f '{{printf "%b %c" 5 65}}' web
+inspect -f '{{html "a\\"b<c>&"}} {{html 1 2}}' web
+inspect -f '{{js "é\\n\\t\\u2028x"}} {{js "a" 1 2 "b"}} {{urlquery "a b/é~*" 1}}' web
+inspect -f '{{print 1 2 "a" "b" 3}} {{println "a" 1 true nil}}' web
+inspect -f '{{printf "%5d|%-5s|%05d|%x|%q|%v|%t" 42 "ab" 7 255 "q\\"x" 1.5 true}}' web
+inspect -f '{{printf "%d %s %T %v %s" "a" 1 "a" nil "b" "more"}}' web
+inspect -f '{{printf "%s %d" (split "a,b" ",")}} {{printf "%q %x %U" (split "a,b" ",") "ab" 65}}' web
+inspect -f '{{slice "abcdef" 1 3}} {{slice "abc" 2}} {{slice "abc"}}' web
+inspect -f '{{title "hello world"}} {{eq "a" "b" "a"}} {{ne 1 2}}' web
 version -f '{{.Client.APIVersion}} {{.Client.DefaultAPIVersion}}'
 -H unix:///nosuch version -f '{{.Server.Version}}'
 -D info -f '{{.ClientInfo.Debug}}'

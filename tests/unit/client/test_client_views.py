@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ketch import gotemplaterun
+from ketch import gotemplatefunctions
 from ketch.commands.diskusage import summary
 from ketch.commands.fsck import finding_line
 from ketch.commands.images import image_rows, names_of
@@ -364,6 +364,10 @@ def test_what_go_knows_of_types(template: str, shown: str) -> None:
         ("{{.State.Health.Status}}", "nil pointer evaluating"),
         ("{{upper}}", "wrong number of args for upper"),
         ("{{index .Env 0}}", "index out of range: 0"),
+        ('{{slice "abc" 1 9}}', "error calling slice: index out of range: 9"),
+        ('{{slice "abc" 2 1}}', "error calling slice: invalid slice index: 2 > 1"),
+        ('{{eq "a" 1}}', "error calling eq: incompatible types for comparison"),
+        ('{{lt "a" 1}}', "error calling lt: incompatible types for comparison"),
         ("{{index .State.Health 0}}", "index of untyped nil"),
         ('{{join .Id "x"}}', r"expected \[\]string; got string"),
         ("{{.Labels.a.b}}", "nil pointer evaluating"),
@@ -415,4 +419,4 @@ def test_the_default_platform_is_the_environment_s(
 
 
 def test_every_function_is_known_to_the_parser() -> None:
-    assert {*gotemplaterun.FUNCTIONS, "and", "or"} == FUNCTIONS
+    assert {*gotemplatefunctions.FUNCTIONS, "and", "or"} == FUNCTIONS
