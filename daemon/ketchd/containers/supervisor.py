@@ -6,6 +6,8 @@ A Box's lock serialises its transitions (start, end, removal); nobody waits for 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -163,6 +165,19 @@ class Supervisor:
                 (record.name, record.to_json(), record.id),
             )
 
+    @contextlib.contextmanager
+    def changing(self, record: ContainerRecord) -> Iterator[ContainerRecord]:
+        """A transaction that writes what the body makes of `record`. Raises EngineFailure; failed: it is as it was, in memory too."""
+        before = {one.name: getattr(record, one.name) for one in dataclasses.fields(record)}
+        try:
+            with self._catalogue.transaction():
+                yield record
+                self.save(record)
+        except BaseException:
+            for name, value in before.items():
+                setattr(record, name, value)
+            raise
+
     def rename(self, box: Box, name: str) -> str:
         """Give `box` another name, and tell it; returns the old one. Raises Conflict, InvalidInput, EngineFailure: then it has the old one."""
         old = box.record.name
@@ -173,14 +188,9 @@ class Supervisor:
             self.check_free(name)
         except Fault as fault:
             raise type(fault)(f"Error when allocating new name: {fault.message}") from fault
-        box.record.name = name
-        try:
-            with self._catalogue.transaction():
-                self.save(box.record)
-                self.announce(box, "rename", oldName="/" + old)
-        except BaseException:
-            box.record.name = old
-            raise
+        with self.changing(box.record) as record:
+            record.name = name
+            self.announce(box, "rename", oldName="/" + old)
         del self._names[old]
         self._names[name] = box.record.id
         return old

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ketch_wire.faults import Conflict, EngineFailure, Fault, Forbidden
@@ -64,9 +64,8 @@ async def connect(rooms: Rooms, network: Network, box: Box, sent: Mapping[str, A
         settings = endpoints.check(network.name, sent)
         networking = {**record.networking, network.name: settings}
         if not record.has_process:
-            with _or_as_before(record):
+            with rooms.supervisor.changing(record):
                 record.networking = networking
-                rooms.supervisor.save(record)
             return
         leases = rooms.networks.leases(record.id)
         place = endpoints.of(network.name, settings)
@@ -83,9 +82,9 @@ async def connect(rooms: Rooms, network: Network, box: Box, sent: Mapping[str, A
             await _configure(rooms, record, routes(joined))
             await _ports_follow(rooms, box, joined)
             tracepoint.reach("connect.led")
-            with _or_as_before(record), rooms.catalogue.transaction():
+            with rooms.supervisor.changing(record):
                 record.networking = networking
-                _record(rooms, record, joined)
+                record_leases(record, joined)
                 announce(rooms, "connect", record, lease.to_record())
         except BaseException as error:
             await _undo_connect(rooms, box, lease, leases)
@@ -123,17 +122,6 @@ async def _lead_as(rooms: Rooms, box: Box, before: Sequence[EndpointLease]) -> N
         await _ports_follow(rooms, box, back)
 
 
-@contextlib.contextmanager
-def _or_as_before(record: ContainerRecord) -> Iterator[None]:
-    """What `record` says of its networks is as it was when the body fails."""
-    before = record.networking, record.endpoint, record.endpoints, record.published
-    try:
-        yield
-    except BaseException:
-        record.networking, record.endpoint, record.endpoints, record.published = before
-        raise
-
-
 async def disconnect(rooms: Rooms, network: Network, box: Box) -> None:
     """Take `box` off a network.
 
@@ -152,9 +140,8 @@ async def disconnect(rooms: Rooms, network: Network, box: Box) -> None:
         lease = next((one for one in held if one.network_id == network.id), None)
         networking = {name: settings for name, settings in record.networking.items() if name != key}
         if lease is None:
-            with _or_as_before(record):
+            with rooms.supervisor.changing(record):
                 record.networking = networking
-                rooms.supervisor.save(record)
             return
         left = [one for one in held if one is not lease]
         try:
@@ -164,11 +151,11 @@ async def disconnect(rooms: Rooms, network: Network, box: Box) -> None:
                 with contextlib.suppress(Conflict):  # it has just ended: what follows that is under way
                     await _configure(rooms, record, routes(left))
             # Killed from here on: the next ketchd takes a link away that no record has. So the container has its routes already.
-            with _or_as_before(record), rooms.catalogue.transaction():
+            with rooms.supervisor.changing(record):
                 record.networking = networking
                 if outward(left) is None:
                     record.published = []
-                _record(rooms, record, left)
+                record_leases(record, left)
                 announce(rooms, "disconnect", record, lease.to_record())
         except BaseException:
             await _lead_as(rooms, box, held)
@@ -228,11 +215,6 @@ async def let_go_of_ports(rooms: Rooms, box: Box) -> None:
         if box.link is not None:
             with contextlib.suppress(Fault):  # it has just ended, or its shim is older than this
                 await box.link.hold_ports([])
-
-
-def _record(rooms: Rooms, record: ContainerRecord, leases: list[EndpointLease]) -> None:
-    record_leases(record, leases)
-    rooms.supervisor.save(record)
 
 
 def _write_files(

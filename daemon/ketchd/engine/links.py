@@ -129,8 +129,8 @@ def remove(rooms: Rooms, reference: str) -> None:
     record = rooms.supervisor.find(parent).record
     if not any(one["alias"] == alias for one in record.links):
         raise NotFound(f"No such container: {reference[:200]}")
-    record.links = [one for one in record.links if one["alias"] != alias]
-    rooms.supervisor.save(record)
+    with rooms.supervisor.changing(record):
+        record.links = [one for one in record.links if one["alias"] != alias]
     if record.has_process:
         with contextlib.suppress(OSError):  # the disk is full: the name leads where it has led
             edit(rooms.container_dir(record.id) / "hosts", partial(links.without, alias=alias))

@@ -45,13 +45,9 @@ async def remove(rooms: Rooms, box: Box, *, force: bool = False, volumes: bool =
 
 def _mark(rooms: Rooms, box: Box) -> None:
     """The lock is held. Raises the lifecycle's refusal; EngineFailure: then it is as it was."""
-    before, following = box.record.state, box.ask(Happening.ASK_REMOVE)
-    box.record.state = following
-    try:
-        rooms.supervisor.save(box.record)
-    except BaseException:
-        box.record.state = before
-        raise
+    following = box.ask(Happening.ASK_REMOVE)
+    with rooms.supervisor.changing(box.record) as record:
+        record.state = following
 
 
 def _runs(box: Box) -> bool:

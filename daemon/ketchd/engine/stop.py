@@ -211,16 +211,14 @@ async def restart(rooms: Rooms, box: Box, *, grace_seconds: int | None = None, s
 async def pause(rooms: Rooms, box: Box) -> None:
     """Freeze every process. Raises Conflict; EngineFailure: then it runs on."""
     async with box.lock:
-        before, following = box.record.state, box.ask(Happening.ASK_PAUSE)
+        following = box.ask(Happening.ASK_PAUSE)
         await asyncio.to_thread(rooms.cgroups.freeze, box.record.id)
         tracepoint.reach("pause.frozen")
-        box.record.state = following
         try:
-            with rooms.catalogue.transaction():
-                rooms.supervisor.save(box.record)
+            with rooms.supervisor.changing(box.record) as record:
+                record.state = following
                 rooms.supervisor.announce(box, "pause")
         except BaseException:
-            box.record.state = before
             await asyncio.to_thread(rooms.cgroups.thaw, box.record.id)
             raise
         health.unwatch(box)

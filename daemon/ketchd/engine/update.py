@@ -19,7 +19,7 @@ tracepoint.declare("update.written")
 async def update(rooms: Rooms, box: Box, body: Mapping[str, Any]) -> list[str]:
     """Change limits and restart policy; returns warnings.
 
-    Raises InvalidInput, Conflict; EngineFailure when the kernel refuses: then nothing is recorded.
+    Raises InvalidInput, Conflict; EngineFailure when the kernel refuses or it cannot be recorded: then the record is as it was.
     Source: Engine API, ContainerUpdate.
     """
     async with box.lock:
@@ -45,8 +45,7 @@ async def update(rooms: Rooms, box: Box, body: Mapping[str, Any]) -> list[str]:
             except EngineFailure as fault:
                 raise EngineFailure(f"Cannot update container {record.id}: {fault.message}") from fault
         tracepoint.reach("update.written")
-        record.host_config = host
-        with rooms.catalogue.transaction():
-            rooms.supervisor.save(record)
+        with rooms.supervisor.changing(record):
+            record.host_config = host
             rooms.supervisor.announce(box, "update")
     return warnings
