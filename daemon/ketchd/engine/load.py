@@ -98,7 +98,7 @@ class _Loader:
         for row in _rows(self._contents.read("manifest.json")):
             config = self._contents.read(row["Config"])
             parsed = ImageConfig.parse(config)
-            self._check(parsed, row["Config"])
+            self._check(parsed, Digest.of(config))
             if len(row["Layers"]) != len(parsed.diff_ids):
                 raise _length_mismatch(len(parsed.diff_ids), len(row["Layers"]))
             layers = [
@@ -175,7 +175,7 @@ class _Loader:
         manifests.check_image(manifest)
         config = blob_of(self._contents, manifest.config)
         parsed = ImageConfig.parse(config)
-        self._check(parsed, manifest.config.digest.text)
+        self._check(parsed, manifest.config.digest)
         if len(manifest.layers) != len(parsed.diff_ids):
             raise _length_mismatch(len(parsed.diff_ids), len(manifest.layers))
         layers = [
@@ -184,13 +184,13 @@ class _Loader:
         ]
         return await self._take(config, layers, manifest)
 
-    def _check(self, parsed: ImageConfig, name: str) -> None:
+    def _check(self, parsed: ImageConfig, image_id: Digest) -> None:
         if parsed.os != "linux":
             raise InvalidInput(f"cannot load {parsed.os} image on linux")
         if self._wanted is not None:
             own = Platform.of(parsed.os, parsed.architecture, parsed.variant)
             if choose([own], self._wanted) is None:
-                raise NotFound(f"image {name[-64:][:12]} of the archive is for {own}, not for {self._wanted}")
+                raise NotFound(f"image {image_id.short} of the archive is for {own}, not for {self._wanted}")
 
     async def _take(
         self,

@@ -14,10 +14,11 @@ import zstandard
 
 from images.test_archives import config_of, read_in, rubbish
 from ketch_testing.rooms import tar_of
-from ketch_wire.faults import InvalidInput
+from ketch_wire.faults import InvalidInput, NotFound
 from ketchd.engine.imagelist import image_history
 from ketchd.engine.rooms import Rooms
 from ketchd.model.digest import Digest
+from ketchd.model.platform import Platform
 
 ONE, TWO, EMPTY = tar_of({"a": b"1"}), tar_of({"b": b"2"}), bytes(10240)
 STEP = {"created": "1970-01-01T00:00:01Z"}
@@ -123,6 +124,16 @@ async def test_empty_layers(rooms: Rooms, empty: bytes) -> None:
     document = config_of(layers)
     assert await read_in(rooms, plain(layers, document)) == ["Loaded image: x:1\n"]
     assert rooms.images.get(Digest.of(document)).layers == tuple(map(Digest.of, layers))
+
+
+async def test_an_image_of_another_platform_is_named_by_its_id(rooms: Rooms) -> None:
+    """Whatever its config is called in the archive."""
+    document = config_of([ONE])
+    for name in ("c.json", f"{Digest.of(document).hex}.json"):
+        content = archive(("1.tar", ONE), (name, document), listed(row(name, ["1.tar"], "x:1")))
+        told = f"image {Digest.of(document).short} of the archive is for linux/amd64, not for linux/arm64"
+        with pytest.raises(NotFound, match=told):
+            await read_in(rooms, content, platform=Platform("linux", "arm64"))
 
 
 async def test_an_image_without_layers(rooms: Rooms) -> None:
