@@ -147,7 +147,7 @@ class _Run:
             if "positional argument" in str(error):
                 raise TemplateError(f"wrong number of args for {name}: got {len(arguments)}") from error
             raise TemplateError(f"error calling {name}: {error}") from error
-        except (ValueError, IndexError, KeyError, AttributeError) as error:
+        except (ValueError, IndexError, KeyError, AttributeError, OverflowError) as error:
             raise TemplateError(f"error calling {name}: {error}") from error
 
     def _value(self, operand: Operand) -> Any:

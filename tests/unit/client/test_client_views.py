@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -157,6 +158,21 @@ def test_any_template_is_carried_out_or_refused(form: str) -> None:
         render(form, {"a": 1, "b": [1]})
     except TemplateError:
         pass
+
+
+WORDS = [
+    *'1 -1 99999999999999999999 1.5 "a" "" "%d%c%x%U%q%b%5.3f%v" true nil .A .B .C .Labels .Env "\\u0041" $'.split(),
+    '(split "a,b" ",")',
+]
+
+
+@given(
+    st.sampled_from(sorted(FUNCTIONS)),
+    st.lists(st.sampled_from(WORDS), max_size=4),
+)
+def test_any_arguments_are_taken_or_refused(name: str, words: list[str]) -> None:
+    with contextlib.suppress(TemplateError):
+        render(f"{{{{{' '.join([name, *words])}}}}}", {"A": 1, "B": [1, "x"], "C": {"k": "v"}, "Env": None})
 
 
 def test_images_have_a_row_for_every_name() -> None:

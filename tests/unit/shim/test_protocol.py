@@ -197,7 +197,7 @@ def test_half_a_record_is_none(tmp_path: Path, content: bytes) -> None:
 
 def test_syncing_what_somebody_removed_is_no_failure(tmp_path: Path) -> None:
     directory = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-    write_exit(directory, 1, False, 2)
+    write_exit(directory, 1, 0, 2)
     (tmp_path / "exit").unlink()
 
     sync_exit(directory)
