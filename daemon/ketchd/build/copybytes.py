@@ -14,6 +14,7 @@ from ketchd.build.layerdraft import Draft, Write, nothing
 from ketchd.build.members import Member, Selected, clean_name
 from ketchd.build.roottree import RootTree
 from ketchd.layers.inflate import inflate
+from ketchd.layers.layerfile import write_all
 from ketchd.layers.tarheaders import BLOCK, DIRECTORY, HARDLINK, REGULAR, Entry, entries
 from ketchd.layers.tarwrite import TarWriter
 
@@ -49,7 +50,7 @@ def _expanded(writer: TarWriter, entry: Entry, pieces: Iterator[bytes | memoryvi
         position = 0
         for piece in pieces:
             if isinstance(piece, memoryview):
-                os.pwrite(opened, piece, position)
+                write_all(opened, piece, position)
             position += len(piece)
         os.ftruncate(opened, entry.stored)
         writer.add(entry, source=opened)
@@ -193,7 +194,7 @@ def _inflated(fd: int, offset: int, size: int, beside: str) -> int:
         for piece in inflate(read):
             if written == 0 and not _is_tar(piece[:_HEAD].ljust(BLOCK, b"\0")):
                 return -1
-            os.write(plain, piece)
+            write_all(plain, piece, written)
             written += len(piece)
         fine = written > 0
         return plain if fine else -1

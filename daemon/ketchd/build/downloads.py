@@ -51,7 +51,7 @@ async def fetched(url: str, stage: Path, checksum: str = "") -> AsyncIterator[Do
                     raise InvalidInput(
                         f"failed to GET {url} with status {answer.status} {answer.reason}: error"
                     )
-                with path.open("xb", buffering=0) as file:
+                with path.open("xb") as file:
                     async for piece in answer.content.iter_chunked(_PIECE):
                         hasher.update(piece)
                         file.write(piece)
