@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ketch_wire.faults import EngineFailure, InvalidInput
+from ketchd.layers.placing import disk_fault
 from ketchd.layers.tarheaders import HARDLINK, REGULAR, SYMLINK, Entry, entries
 from ketchd.model.digest import Digest
 
@@ -156,14 +157,17 @@ def look_through(path: Path) -> Contents:
 
 
 def copy_piece(archive: Path, piece: Piece, target: Path) -> Digest:
-    """Write the piece to the new file `target`; returns its digest. For a thread."""
+    """Write the piece to the new file `target`; returns its digest. For a thread. Raises EngineFailure (disk full)."""
     hashed = hashlib.sha256()
-    with archive.open("rb", 0) as source, target.open("xb", 0) as file:
-        at, end = piece.offset, piece.offset + piece.size
-        while at < end and (chunk := os.pread(source.fileno(), min(_CHUNK, end - at), at)):
-            hashed.update(chunk)
-            file.write(chunk)
-            at += len(chunk)
+    try:
+        with archive.open("rb", 0) as source, target.open("xb") as file:
+            at, end = piece.offset, piece.offset + piece.size
+            while at < end and (chunk := os.pread(source.fileno(), min(_CHUNK, end - at), at)):
+                hashed.update(chunk)
+                file.write(chunk)
+                at += len(chunk)
+    except OSError as error:
+        raise disk_fault(error, "cannot take a blob out of the archive") from error
     return Digest(f"sha256:{hashed.hexdigest()}")
 
 

@@ -6,8 +6,10 @@ import gzip
 import io
 import json
 import lzma
+import resource
 import tarfile
 from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 
 from ketch_testing.rooms import image_of, layer_of, tar_of
 from ketch_wire.faults import EngineFailure, Fault, InvalidInput, NotFound
+from ketchd.content.archives import Piece, copy_piece
 from ketchd.engine.imageprune import prune_images
 from ketchd.engine.images import delete_image
 from ketchd.engine.imports import download, import_image
@@ -455,3 +458,20 @@ async def test_import_from_a_url(rooms: Rooms) -> None:
     with pytest.raises(EngineFailure, match=r"^Get .*: dial tcp .*: connection refused"):
         async with download(f"{base}/root.tar", send) as chunks:
             await import_image(rooms, chunks)
+
+
+@pytest.mark.parametrize("missing", [0, 1, 100_000])
+def test_a_blob_that_has_no_room_is_none(tmp_path: Path, missing: int) -> None:
+    """The disk takes the beginning of its last piece and no more, which write(2) tells by its count alone."""
+    content = b"x" * 3_000_000
+    archive, target = tmp_path / "archive", tmp_path / "blob"
+    archive.write_bytes(b"before" + content + b"behind")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(content) - missing, before[1]))
+    try:
+        found = copy_piece(archive, Piece(6, len(content)), target)
+        assert (found, target.read_bytes(), missing) == (Digest.of(content), content, 0)
+    except EngineFailure as fault:
+        assert missing and "cannot take a blob out of the archive: file too large" in fault.message
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
