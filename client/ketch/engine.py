@@ -234,7 +234,7 @@ def connect(host: str, tls: Tls | None) -> Link:
         raise EngineAway(
             f"permission denied while trying to connect to the ketch daemon socket at {host}: connect: permission denied"
         ) from error
-    except socket.gaierror as error:
+    except (socket.gaierror, UnicodeError) as error:  # UnicodeError: of what cannot be a name
         address = place.rpartition(":")[0] or place
         raise EngineAway(f"error during connect: {host}: lookup {address}: no such host") from error
     except OSError as error:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ketch.commandtable import GROUPS, TABLE, Entry, find, members
 from ketch.faults import CommandFailed
-from ketch.options import Command, Flag, Given, read_options
+from ketch.options import Command, Flag, Given, HelpAsked, read_options
 from ketch.session import Session
 
 FILES, NO_FILES = ":0", ":4"
@@ -211,7 +211,7 @@ def _objects(kind: str, word: str, open_session: Callable[[], Session], typed: f
     if kind == "files":
         return [FILES]  # the shell's business
     found: list[str] = []
-    with contextlib.suppress(CommandFailed, OSError):
+    with contextlib.suppress(CommandFailed, HelpAsked, OSError):
         if kind:
             found = _names(kind, open_session())
     return [*(name for name in found if name.startswith(word) and name not in typed), NO_FILES]

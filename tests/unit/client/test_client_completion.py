@@ -63,6 +63,8 @@ ROUTES = [
         ("system dial", ":4"),
         ("-H unix:///nowhere rm ", ":4"),
         ("-H a -H b rm ", ":4"),
+        ("--help rm ", ":4"),
+        ("-H tcp://a..b rm ", ":4"),
     ],
 )
 def test_candidates(ketch: Run, engine: FakeEngine, typed: str, offered: str) -> None:

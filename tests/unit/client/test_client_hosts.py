@@ -85,6 +85,12 @@ def test_a_named_certificate_must_be_there() -> None:
         tls_of(parse(GLOBAL, "ketch", ["--tlsverify", "--tlskey", "/nosuch", "ps"]), "/config")
 
 
+@pytest.mark.parametrize("name", ["a..b", "a" * 70, "\udcff"])
+def test_what_cannot_be_a_name_is_no_host(name: str) -> None:
+    with pytest.raises(CommandFailed, match="^error during connect: tcp://.*: lookup .*: no such host$"):
+        connect(f"tcp://{name}:1", None)
+
+
 def test_a_certificate_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     """It is no word about the engine, which was not asked."""
     (tmp_path / "ca.pem").mkdir()
