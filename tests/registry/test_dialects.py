@@ -134,7 +134,7 @@ async def test_a_token_server_that_speaks_no_json(
 
 
 async def test_a_registry_hears_for_whom_it_is_asked(engine: Engine, hostile: HostileRegistry) -> None:
-    """The registry and its token server, in the User-Agent, as from dockerd."""
+    """The registry and its token server, in the User-Agent, as from dockerd; X-Meta- headers are for the registry alone."""
 
     async def guarded(request: web.BaseRequest) -> web.StreamResponse | None:
         if request.path == "/token":
@@ -145,11 +145,14 @@ async def test_a_registry_hears_for_whom_it_is_asked(engine: Engine, hostile: Ho
 
     hostile.tricks.append(guarded)
     hostile.put_image("a", "1", [BASE])
-    caller.ask_for("Docker-Client/28.2.2 (linux)")
+    caller.ask_for({"User-Agent": "Docker-Client/28.2.2 (linux)", "X-Meta-Team": "a", "X-Other": "b"})
     await engine.pull(f"{hostile.host}/a:1")
     assert {seen.path.split("/")[1] for seen in hostile.seen} == {"v2", "token"}
     wanted = rf"{caller.USER_AGENT} UpstreamClient(Docker-Client/28.2.2 \(linux\))"
     assert {seen.headers["User-Agent"] for seen in hostile.seen} == {wanted}
+    for seen in hostile.seen:
+        assert seen.headers.get("X-Meta-Team") == (None if seen.path == "/token" else "a")
+        assert "X-Other" not in seen.headers
 
 
 # -- odd, and legal

@@ -104,7 +104,7 @@ class ApiServer:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         request_id = os.urandom(4).hex()
         structlog.contextvars.bind_contextvars(request=request_id)
-        caller.ask_for(request.headers.get("User-Agent", ""))
+        caller.ask_for(request.headers)
         self._log.debug("request", method=request.method, path=str(request.rel_url), peer=_peer(request))
         if request.method == "OPTIONS":
             return web.Response(status=200)

@@ -1,17 +1,27 @@
-"""For whom a registry is asked: the API client that a request of ours is made for, named in its User-Agent as dockerd does."""
+"""For whom a registry is asked: the API client that a request of ours is made for, named in its User-Agent as dockerd does, and the
+`X-Meta-` headers that it sent along for the registry (`HttpHeaders` in docker's config.json)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextvars import ContextVar
 
 USER_AGENT = "docker/28.2.2 ketch"
 _ESCAPED = str.maketrans({character: f"\\{character}" for character in "();\\"})
+META = "x-meta-"
 _upstream: ContextVar[str] = ContextVar("ketchd_upstream", default="")
+_meta: ContextVar[Mapping[str, str] | None] = ContextVar("ketchd_meta", default=None)
 
 
-def ask_for(client: str) -> None:
-    """From here on, in this task and those that it makes, requests are made for the client with this User-Agent; empty for none."""
-    _upstream.set(client)
+def ask_for(headers: Mapping[str, str]) -> None:
+    """From here on, in this task and those that it makes, requests are made for the client that sent these headers."""
+    _upstream.set(headers.get("User-Agent", ""))
+    _meta.set({name: value for name, value in headers.items() if name.lower().startswith(META)})
+
+
+def meta_headers() -> Mapping[str, str]:
+    """What the client sent along for the registry. Source: moby's api/server/router/image, postImagesCreate."""
+    return _meta.get() or {}
 
 
 def user_agent() -> str:

@@ -19,8 +19,8 @@ import aiohttp
 
 from ketch_wire.faults import EngineFailure, Unauthorized
 from ketchd.dialling import reason
+from ketchd.registry import caller, endpoints, errors, retries, tokens
 from ketchd.registry import challenge as challenges
-from ketchd.registry import endpoints, errors, retries, tokens
 from ketchd.registry.challenge import Challenge
 from ketchd.registry.endpoints import Endpoint
 from ketchd.registry.errors import Refused
@@ -144,7 +144,8 @@ class Exchange:
     async def _follow(self, request: Request, authorization: str) -> aiohttp.ClientResponse:
         """The answer to `request`, behind redirects if it is a GET or HEAD."""
         url = request.url
-        headers = {**dict(request.endpoint.headers), **request.headers}
+        meta = caller.meta_headers() if request.endpoint.own else {}
+        headers = {**meta, **dict(request.endpoint.headers), **request.headers}
         if authorization:
             headers["Authorization"] = authorization
         for _ in range(_HOPS):
@@ -351,7 +352,11 @@ def _said(request: Request, why: str) -> str:
 
 def _without_secrets(headers: Mapping[str, str], endpoint: Endpoint) -> dict[str, str]:
     private = {"authorization", "cookie", *(name.lower() for name, _ in endpoint.headers)}
-    return {name: value for name, value in headers.items() if name.lower() not in private}
+    return {
+        name: value
+        for name, value in headers.items()
+        if name.lower() not in private and not name.lower().startswith(caller.META)
+    }
 
 
 def _stranger(endpoint: Endpoint, url: str) -> Endpoint:
