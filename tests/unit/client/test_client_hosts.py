@@ -87,7 +87,7 @@ def test_a_named_certificate_must_be_there() -> None:
 
 @pytest.mark.parametrize("name", ["a..b", "a" * 70, "\udcff"])
 def test_what_cannot_be_a_name_is_no_host(name: str) -> None:
-    with pytest.raises(CommandFailed, match="^error during connect: tcp://.*: lookup .*: no such host$"):
+    with pytest.raises(CommandFailed, match=r"^error during connect: tcp://.*: lookup .*: no such host$"):
         connect(f"tcp://{name}:1", None)
 
 
