@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -285,6 +287,27 @@ def test_an_unclean_end_is_known_until_it_was_looked_into(tmp_path: Any) -> None
     second.checked()
     second.end()
     assert CleanMark(tmp_path).begin() is None
+
+
+def test_on_a_full_disk_an_unclean_end_is_told_to_the_next_daemon_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time is not lost with the room for it."""
+
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    CleanMark(tmp_path).begin()
+    os.utime(tmp_path / "running", (1000, 1000))
+    mark = CleanMark(tmp_path)
+    with monkeypatch.context() as disk:
+        disk.setattr("ketchd.content.cleanmark.os.write", full)
+        found = mark.begin()
+    assert found is not None and found.seen_seconds == 1000
+    mark.beat()
+    mark.end()
+    again = CleanMark(tmp_path).begin()
+    assert again is not None and again.seen_seconds == 1000
 
 
 def test_the_newest_are_checked_up_to_a_limit() -> None:
