@@ -238,7 +238,8 @@ def test_bodies(unchanged: Machine) -> None:
         (b"{}", "config cannot be empty in order to create a container"),
         (b"[]", "invalid JSON: an object is expected"),
         (b'{"Image": "busybox"', "invalid JSON"),
-        (b'{"Image": NaN}', "invalid JSON: NaN is no number"),
+        (b'{"Image": NaN}', "invalid JSON: invalid character 'N' looking for beginning of value"),
+        (b'{"Image": -Infinity}', "invalid JSON: invalid character 'I' in numeric literal"),
         (b"[" * 100_000, "invalid JSON"),
         (b'{"HostConfig": {"Memory": ' + b"9" * 6000 + b"}}", "invalid JSON"),
     ):

@@ -9,6 +9,13 @@ import json
 import re
 
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_HEX = re.compile(r"[0-9a-fA-F]{0,4}")
+# The beginning of a number that lacks digits behind its last character.
+_NUMBER = re.compile(r"(?:^|(?<=[\s:,\[]))(?:-|-?\d+\.|-?\d+(?:\.\d+)?[eE])$")
+_BEHIND_A_NUMBER = ("Expecting value", "Expecting ',' delimiter")
+_NUMERIC = {
+    "-": "in numeric literal", ".": "after decimal point in numeric literal", "e": "in exponent of numeric literal",
+}  # fmt: skip
 _WORDS = {
     "Expecting property name enclosed in double quotes": "looking for beginning of object key string",
     "Expecting value": "looking for beginning of value",
@@ -29,8 +36,13 @@ def _syntax(text: str, error: json.JSONDecodeError) -> str:
     words = _WORDS.get(error.msg, "")
     if error.msg.startswith("Unterminated string"):
         return "unexpected EOF"
-    if error.msg.startswith("Invalid \\"):  # the position is the backslash's
+    if error.msg == "Invalid \\uXXXX escape":  # the position is the u's
+        at, words = _HEX.match(text, at + 1).end(), "in \\u hexadecimal character escape"  # type: ignore[union-attr]
+    elif error.msg.startswith("Invalid \\"):  # the position is the backslash's
         at, words = at + 1, "in string escape code"
+    elif error.msg in _BEHIND_A_NUMBER and (number := _NUMBER.search(text[: at + 1])) is not None:
+        at = at + 1 + (number[0][-1] in "eE" and text[at + 1 : at + 2] in ("+", "-"))
+        words = _NUMERIC[number[0][-1].lower()]
     elif error.msg == "Expecting ',' delimiter":
         words = "after object key:value pair" if _innermost(text[:at]) == "{" else "after array element"
     elif error.msg == "Expecting value":

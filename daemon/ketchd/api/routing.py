@@ -162,7 +162,8 @@ def _put(found: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _no_number(word: str) -> Any:
-    raise ValueError(f"{word} is no number")
+    where = "in numeric literal" if word[0] == "-" else "looking for beginning of value"
+    raise ValueError(f"invalid character '{word.lstrip('-')[0]}' {where}")
 
 
 def _whole_characters(value: Any) -> Any:
