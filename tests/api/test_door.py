@@ -221,6 +221,18 @@ async def test_an_upgraded_connection_loses_nothing(path: Path, handlers: Handle
     assert handlers.outcomes == ["upgraded and ended"]
 
 
+async def test_who_sends_no_more_than_its_upgrade_still_listens(path: Path, handlers: Handlers) -> None:
+    """As `nc -N` or `socat` with nothing to send: dockerd's attach goes on as well."""
+    reader, writer = await asyncio.open_unix_connection(str(path))
+    writer.write(b"POST /upgrade-late HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
+    writer.write_eof()
+    await handlers.begun.wait()
+    handlers.finish.set()
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 UPGRADED\r\n")
+    writer.close()
+    await writer.wait_closed()
+
+
 async def test_without_an_upgrade_the_answer_is_200(path: Path) -> None:
     reader, writer = await asyncio.open_unix_connection(str(path))
     writer.write(b"POST /upgrade HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")

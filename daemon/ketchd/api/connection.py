@@ -83,6 +83,11 @@ class Connection(RequestHandler):
         super().data_received(received[: end + 4] + first)
         self.early = rest
 
+    def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio.Protocol has it
+        """True: the connection stays. Whoever has asked for an upgrade and sends no more still listens, to a container without input."""
+        is_whole = self.early is not None and not self._body_left
+        return is_whole and self.transport is not None and self.transport.get_extra_info("ssl_object") is None
+
     def _is_body_arriving(self) -> bool:
         """Whether a request's body is not whole yet. Between the parser's message and the task that handles it, the body is the
         only sign of the request: what comes then must not be taken for the head of another one."""

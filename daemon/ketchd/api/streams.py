@@ -197,7 +197,7 @@ async def hijack(call: Call, *, multiplexed: bool) -> Hijacked:
     """
     request = call.request
     transport = request.transport
-    if transport is None:
+    if transport is None or transport.is_closing():
         raise ConnectionResetError("the client is gone")
     upgrade = bool(request.headers.get("Upgrade"))  # dockerd does not ask for `Connection: Upgrade`
     if upgrade:
