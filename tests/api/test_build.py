@@ -291,10 +291,21 @@ def test_the_network_of_a_build(machine: Machine) -> None:
             machine, tried.format("nslookup neighbour; ip -4 -o addr show eth0"), networkmode="built-on"
         )
         assert said.count(shown["IPAddress"]) >= 1 and f"inet {shown['IPAddress']}/" not in said
+        machine.run(
+            str(BIN / "ketch"),
+            "exec",
+            "neighbour",
+            "sh",
+            "-c",
+            r"printf '10.0.0.9\tmine # \377\n' >> /etc/hosts",
+        )
         said = build(
-            machine, tried.format("hostname; ip -4 -o addr show eth0"), networkmode="container:neighbour"
+            machine,
+            tried.format("hostname; ip -4 -o addr show eth0; grep -c mine /etc/hosts"),
+            networkmode="container:neighbour",
         )
         assert "next-door" in said and f"inet {shown['IPAddress']}/" in said
+        assert "\n1\n" in said  # its hosts file too, whatever it wrote there
         assert (
             next(iter(machine.json("GET", "/networks/built-on")["Containers"].values()))["Name"]
             == "neighbour"

@@ -96,7 +96,7 @@ class StepRunner:
                     step_id, network, names=[hostname], upstream=rooms.defaults.dns
                 )
             files = {
-                name: (rooms.container_dir(donor.id) / name).read_text() for name in networking.NETWORK_FILES
+                name: (rooms.container_dir(donor.id) / name).read_bytes().decode(errors="surrogateescape") for name in networking.NETWORK_FILES
             } if donor else {
                 "hosts": render_hosts(
                     hostname=hostname, domainname="", address=lease.address if lease else None,
@@ -114,7 +114,7 @@ class StepRunner:
                 ),
             }  # fmt: skip
             for name, content in files.items():
-                (state_dir / name).write_text(content)
+                (state_dir / name).write_bytes(content.encode(errors="surrogateescape"))
             init = await rooms.layers.compose(list(root_layers))
             undo.callback(rooms.cgroups.remove, step_id)
             limits = resources or {}
