@@ -54,6 +54,7 @@ class Box:
         self.stays_down = False  # ketchd ends: what its restart policy wants is the next one's to do
         self.keepers = 0  # journeys under way that see to what follows the end: `--rm` is not for them
         self.stops: set[asyncio.Future[None]] = set()  # journeys under way whose `stop` is not told yet
+        self.stops_asked = 0  # so often, and kills, in the life of this ketchd
         self.watch: asyncio.Task[None] | None = None
         self.log_grew = asyncio.Event()
         self.health_watch: asyncio.Task[None] | None = None

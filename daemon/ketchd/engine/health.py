@@ -120,7 +120,7 @@ async def _react(rooms: Rooms, box: Box, wanted: str) -> None:
     rooms.log.info("unhealthy", container=box.record.id, action=wanted)
     try:
         if wanted == "restart":
-            await stopping.restart(rooms, box)
+            await stopping.restart(rooms, box, yields=True)
         else:
             await stopping.stop(rooms, box)
     except Fault as fault:

@@ -132,6 +132,7 @@ async def _see_it_end(rooms: Rooms, box: Box, ended: asyncio.Future[int], grace_
 def _note_by_hand(rooms: Rooms, box: Box, by_hand: bool) -> None:
     """On a full disk it ends all the same, for that may be what makes room; the next ketchd then goes by its restart policy."""
     box.record.stopped_by_hand = by_hand
+    box.stops_asked += 1
     try:
         rooms.supervisor.save(box.record)
     except EngineFailure as fault:
@@ -194,8 +195,11 @@ async def kill(rooms: Rooms, box: Box, signal_name: str) -> None:
         box.exit_waiters.remove(ended)
 
 
-async def restart(rooms: Rooms, box: Box, *, grace_seconds: int | None = None, stop_signal: str = "") -> None:
-    """stop (if it runs), then start. Source: Engine API, ContainerRestart."""
+async def restart(
+    rooms: Rooms, box: Box, *, grace_seconds: int | None = None, stop_signal: str = "", yields: bool = False
+) -> None:
+    """stop (if it runs), then start. yields: not when somebody else stops it meanwhile. Source: Engine API, ContainerRestart."""
+    asked = box.stops_asked + 1  # by us
     box.keepers += 1  # not in the record: killed here, `--rm` still holds
     try:
         await stop(rooms, box, grace_seconds=grace_seconds, stop_signal=stop_signal)
@@ -203,6 +207,10 @@ async def restart(rooms: Rooms, box: Box, *, grace_seconds: int | None = None, s
         pass
     finally:
         box.keepers -= 1
+    if yields and box.stops_asked > asked:
+        if box.record.auto_remove:
+            await ending.remove_quietly(rooms, box)
+        return
     with contextlib.suppress(NotModified):  # another restart at the same time has started it
         await start(rooms, box)
     rooms.supervisor.announce(box, "restart")

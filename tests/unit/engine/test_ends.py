@@ -165,6 +165,31 @@ async def test_a_restart_that_another_one_has_started_for_is_done(
     assert [event.action for event in rooms.events.since(0)] == ["restart"]
 
 
+@pytest.mark.parametrize("auto_remove", [False, True])
+async def test_a_stop_by_hand_is_stronger_than_a_restart_for_bad_health(
+    rooms: Rooms, monkeypatch: pytest.MonkeyPatch, auto_remove: bool
+) -> None:
+    """Whoever was told that it has stopped does not find it running."""
+    box = await ran(rooms, State.RUNNING, auto_remove=auto_remove)
+    Link(rooms, box)
+    started: list[Box] = []
+
+    async def start(_: Rooms, box: Box) -> None:
+        started.append(box)
+
+    monkeypatch.setattr(stop, "start", start)
+    await asyncio.gather(stop.restart(rooms, box, yields=True), stop.stop(rooms, box))
+
+    assert started == []
+    assert [one.state for one in stored(rooms)] == ([] if auto_remove else [State.EXITED])
+
+    if not auto_remove:
+        box.record.state = State.RUNNING
+        Link(rooms, box)
+        await stop.restart(rooms, box, yields=True)
+        assert started == [box]
+
+
 async def test_a_forced_removal_is_not_refused_for_the_rm_of_the_same_container(rooms: Rooms) -> None:
     box = await ran(rooms, State.RUNNING, auto_remove=True)
     link = Link(rooms, box)
