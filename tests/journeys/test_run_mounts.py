@@ -6,7 +6,9 @@ import os
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import import_busybox, needs_root
@@ -145,6 +147,31 @@ def test_a_volume_that_a_container_is_made_with_is_not_removed(machine: Machine)
         over.set()
         other.join()
     machine.request("DELETE", "/volumes/wanted")
+
+
+def test_a_volume_that_several_containers_are_made_with_is_filled_once(
+    client: Client, machine: Machine
+) -> None:
+    """And none of them starts before that, as services of one compose file that share the image's files."""
+    script = "mkdir /many; cd /many; seq 2000 | xargs touch"
+    client("run", "--name", "it", "busybox", "sh", "-c", script)
+    client("commit", "it", "many")
+    client("rm", "it")
+    wanted = {
+        "Image": "many", "Cmd": ["sh", "-c", "exit $(($(ls /many | wc -l) / 10))"], "HostConfig": {"Binds": ["many:/many"]},
+    }  # fmt: skip
+
+    def run(_: int) -> Any:
+        made = machine.json("POST", "/containers/create", wanted)["Id"]
+        machine.json("POST", f"/containers/{made}/start")
+        code = machine.json("POST", f"/containers/{made}/wait")["StatusCode"]
+        machine.json("DELETE", f"/containers/{made}")
+        return code
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(run, range(4))) == [200] * 4
+    client("volume", "rm", "many")
+    client("rmi", "many")
 
 
 def test_an_inherited_anonymous_volume(client: Client, machine: Machine) -> None:

@@ -262,18 +262,26 @@ async def _place_volume(
                 f"{source}:{volume.mountpoint}: no such file or directory"
             )
         point = replace(point, rw=point.rw and "ro" not in volume.mount.options)
-    if not point.no_copy and not os.listdir(source):
-        await rooms.workers.run(
-            "ketchd.containers.copyup:copy_up",
-            {
-                "layers": [{"kind": layer.kind, "path": layer.path} for layer in rooms.layers.mounts(layers)],
-                "path": point.destination,
-                "destination": source,
-            },
-        )
+    if not point.no_copy:
+        async with rooms.volumes.filling(volume.name):
+            await _fill(rooms, point.destination, source, layers)
     if point.subpath:
         source = str(_subpath(Path(source), point.subpath))
     return replace(point, source=source)
+
+
+async def _fill(rooms: Rooms, path: str, source: str, layers: Sequence[Digest]) -> None:
+    """Copy what the image has at `path` into an empty volume."""
+    if os.listdir(source):
+        return
+    await rooms.workers.run(
+        "ketchd.containers.copyup:copy_up",
+        {
+            "layers": [{"kind": layer.kind, "path": layer.path} for layer in rooms.layers.mounts(layers)],
+            "path": path,
+            "destination": source,
+        },
+    )
 
 
 def _subpath(volume: Path, subpath: str) -> Path:

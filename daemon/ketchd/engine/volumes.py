@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from ketch_wire.faults import Conflict, EngineFailure, InvalidInput, NotFound, Unsupported
 from ketchd import tracepoint
@@ -122,6 +123,7 @@ class Volumes:
         self._events = events
         self.in_use = in_use
         self._coming: dict[str, set[str]] = {}
+        self._filling: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def exists(self, name: str) -> bool:
         """Whether there is a volume of that name."""
@@ -225,6 +227,10 @@ class Volumes:
             yield names
         finally:
             del self._coming[container_id]
+
+    def filling(self, name: str) -> asyncio.Lock:
+        """Held while the volume is filled from an image: by one container's create, and the others then find it whole."""
+        return self._filling.setdefault(name, asyncio.Lock())
 
     def _users(self, name: str) -> Sequence[str]:
         return [*self.in_use(name), *(key for key, names in self._coming.items() if name in names)]
