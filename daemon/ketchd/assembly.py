@@ -119,7 +119,7 @@ class Engine:
         workers = WorkerPool(log=log)
         self._closing.append(workers.close)
         await workers.start()
-        kind, reason = await probe(workers, root / "stage", config.storage_driver)
+        kind, reason = await probe(workers, root, config.storage_driver)
         log.info("layers", kind=kind, reason=reason)
         id_map = await read_id_map(config.userns_remap)
         if id_map is not None:

@@ -34,6 +34,7 @@ class Crowded:
             self.api.run(name, "sleep", "1000")
         body = {"Image": "busybox", "Cmd": ["sleep", "1000"], "StopTimeout": 0}
         self.api("POST", "/containers/create?name=fresh", body)
+        self.pids = {name: self.state(name)["Pid"] for name in ("left", "killed", "joined")}
 
     def fill(self) -> None:
         """Until nothing more can be recorded, not even in the catalogue's reserve."""
@@ -135,3 +136,23 @@ def test_a_pause_that_cannot_be_recorded_is_none(crowded: Crowded) -> None:
 
     crowded.empty()
     assert crowded.reaches_gateway("left") and crowded.reaches_gateway("joined")
+
+
+def test_ketchd_starts_on_it(crowded: Crowded) -> None:
+    """What runs is known, and what ended meanwhile has ended; what makes room can be done."""
+    crowded.fill()
+    crowded.machine.kill()
+    os.kill(crowded.pids["killed"], signal.SIGKILL)
+    crowded.machine.start()
+    assert {name: crowded.state(name)["Status"] for name in ("left", "joined", "killed", "fresh")} == {
+        "left": "running", "joined": "running", "killed": "exited", "fresh": "created"
+    }  # fmt: skip
+    crowded.api("POST", "/containers/left/stop", None)
+    crowded.machine.kill()
+
+    crowded.empty()
+    crowded.machine.start()
+    assert {crowded.state(name)["Status"] for name in ("left", "killed")} == {"exited"}
+    for name in ("left", "killed"):
+        crowded.api("POST", f"/containers/{name}/start", None)
+    assert all(crowded.reaches_gateway(name) for name in ("joined", "left", "killed"))

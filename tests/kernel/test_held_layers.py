@@ -32,7 +32,7 @@ async def files(
     """(kind, three layer files of one file of _SIZE each)."""
     kind: str = request.param
     try:
-        await probe(workers, disk / "stage", kind)
+        await probe(workers, disk, kind)
     except EngineFailure as failure:
         pytest.skip(failure.message)
     catalogue = Catalogue(disk / "catalogue.sqlite")

@@ -32,7 +32,7 @@ class TestLayerStore(LayerStoreSuite):
     @pytest.fixture
     async def bench(self, kind: str, disk: Path, workers: WorkerPool, looker: Looker) -> AsyncIterator[Bench]:
         try:
-            await probe(workers, disk / "stage", kind)
+            await probe(workers, disk, kind)
         except EngineFailure as failure:
             pytest.skip(failure.message)
         catalogue = Catalogue(disk / "catalogue.sqlite")
@@ -44,6 +44,6 @@ class TestLayerStore(LayerStoreSuite):
 
 async def test_the_best_kind_is_found(disk: Path, workers: WorkerPool) -> None:
     """With a reason; nothing stays of the look."""
-    kind, reason = await probe(workers, disk / "stage")
+    kind, reason = await probe(workers, disk)
     assert kind in ("erofs", "erofs-loop", "directory") and reason
     assert os.listdir(disk / "stage") == []

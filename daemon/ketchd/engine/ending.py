@@ -8,6 +8,7 @@ import time
 from ketch_wire.faults import EngineFailure, Fault
 from ketchd import tracepoint
 from ketchd.containers.lifecycle import Happening, State
+from ketchd.containers.record import ContainerRecord
 from ketchd.containers.restarts import Policy, next_wait
 from ketchd.containers.shims import ExitRecord, ShimLink
 from ketchd.containers.supervisor import Box
@@ -26,6 +27,14 @@ async def watch(rooms: Rooms, box: Box, link: ShimLink) -> None:
             await finish(rooms, box, ended)
 
 
+async def release_addresses(rooms: Rooms, record: ContainerRecord) -> None:
+    """Give back what a run that is over had of networks, also where that cannot be recorded: the next ketchd sees nothing of it running."""
+    try:
+        await rooms.networks.release(record.id)
+    except EngineFailure as fault:
+        rooms.log.error("addresses not recorded as free", container=record.id, reason=fault.message)
+
+
 async def finish(rooms: Rooms, box: Box, ended: ExitRecord | None, *, restarts: bool = True) -> None:
     """Record the end of the run; None when nobody saw it. The lock is held. restarts: the policy has its say now."""
     tracepoint.reach("end.seen")
@@ -33,10 +42,7 @@ async def finish(rooms: Rooms, box: Box, ended: ExitRecord | None, *, restarts: 
     box.link = None
     health.unwatch(box)
     endpoints = networking.stored_leases(record)
-    try:
-        await rooms.networks.release(record.id)
-    except EngineFailure as fault:
-        rooms.log.error("addresses not recorded as free", container=record.id, reason=fault.message)
+    await release_addresses(rooms, record)
     rooms.cgroups.remove(record.id)
     tracepoint.reach("end.released")
     was_paused = record.state is State.PAUSED

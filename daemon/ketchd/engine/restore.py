@@ -6,7 +6,9 @@ Runs before the door opens, so `ps` right after a restart is right.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Iterator
 
 from ketch_wire.faults import EngineFailure, Fault
 from ketchd.containers.lifecycle import State
@@ -74,22 +76,23 @@ async def _restore_one(rooms: Rooms, box: Box, link: ShimLink | None) -> bool:
     decision = decide(record.state, shim_runs=link is not None, exit_recorded=left is not None)
     rooms.log.debug("restore", container=record.id, state=record.state.value, decision=decision.name)
     if decision is Decision.ADOPT and link is not None:
+        record.pid, record.start_time = link.pid, link.start_time
         if not record.has_process:
             record.started_ns, record.started_once, record.exit_code = time.time_ns(), True, None
             health.reset(rooms, box)
             _note_start(rooms, box)
-        record.pid, record.start_time = link.pid, link.start_time
         box.link = link
         if outward([EndpointLease.from_record(one) for one in stored_leases(record)]) is None:
             await let_go_of_ports(rooms, box)  # it left its last network, and the last ketchd came no further
-        with rooms.catalogue.transaction():
+        with _recording(rooms, box):
             _note_freezer(rooms, box)
             rooms.supervisor.save(record)
         ooms.tell(rooms, box)
         return True
     if record.state is State.RESTARTING:
         record.state = State.EXITED  # its end is recorded and told; what was planned is `start_by_policy`'s
-        rooms.supervisor.save(record)
+        with _recording(rooms, box):
+            rooms.supervisor.save(record)
         return False
     if decision in (Decision.FINISH, Decision.FINISH_UNKNOWN):
         async with box.lock:
@@ -99,11 +102,12 @@ async def _restore_one(rooms: Rooms, box: Box, link: ShimLink | None) -> bool:
                 _note_start(rooms, box)
             await ending.finish(rooms, box, left, restarts=False)  # that is `start_by_policy`'s
     elif decision is Decision.UNDO_START:
-        await rooms.networks.release(record.id)
+        await ending.release_addresses(rooms, record)
         rooms.cgroups.kill(record.id)
         rooms.cgroups.remove(record.id)
         record.state = record.after_failed_start
-        rooms.supervisor.save(record)
+        with _recording(rooms, box):
+            rooms.supervisor.save(record)
     elif decision is Decision.REMOVE:
         record.state = State.EXITED
         try:
@@ -113,6 +117,16 @@ async def _restore_one(rooms: Rooms, box: Box, link: ShimLink | None) -> bool:
     elif record.auto_remove and (record.started_once or record.error):
         await ending.remove_quietly(rooms, box)  # its end was recorded, and the last ketchd came no further
     return False
+
+
+@contextlib.contextmanager
+def _recording(rooms: Rooms, box: Box) -> Iterator[None]:
+    """A transaction. What the catalogue does not take (a full disk) is known to this ketchd all the same, and seen anew by the next."""
+    try:
+        with rooms.catalogue.transaction():
+            yield
+    except EngineFailure as fault:
+        rooms.log.error("not recorded", container=box.record.id, reason=fault.message)
 
 
 def _note_freezer(rooms: Rooms, box: Box) -> None:
@@ -126,7 +140,7 @@ def _note_freezer(rooms: Rooms, box: Box) -> None:
 def _note_start(rooms: Rooms, box: Box) -> None:
     """Record and tell a start that the last ketchd did not come to record."""
     box.record.state = State.RUNNING
-    with rooms.catalogue.transaction():
+    with _recording(rooms, box):
         rooms.supervisor.save(box.record)
         announcing.joined(rooms, box.record, stored_leases(box.record))
         rooms.supervisor.announce(box, "start")
