@@ -133,10 +133,16 @@ class Engine:
     def json(
         self, method: str, path: str, query: Query | None = None, *, send: Any = None, **given: Any
     ) -> Any:
-        """One request whose answer is JSON; None for an empty one."""
+        """One request whose answer is JSON; None for an empty one. Raises EngineAnswer for what is no JSON, too."""
         with self.request(method, path, query, send=send, **given) as answer:
             content = answer.read()
-        return json.loads(content) if content.strip() else None
+        try:
+            return json.loads(content) if content.strip() else None
+        except ValueError:
+            begun = content[:100].decode("utf-8", "replace").split("\n", 1)[0]
+            raise EngineAnswer(
+                answer.status, f"the answer to {method} {path} is no JSON: {begun!r}"
+            ) from None
 
     def get(self, path: str, query: Query | None = None) -> Any:
         """GET, as JSON."""

@@ -44,6 +44,17 @@ def test_each_name_is_tried(engine: FakeEngine, ketch: Run) -> None:
     ]
 
 
+def test_what_is_no_engine_is_told_with_what_it_said(engine: FakeEngine, ketch: Run) -> None:
+    """A proxy's page, say, with status 200."""
+    engine.routes = [("GET", "/volumes", b"<html>\n<p>Welcome</p>")]
+
+    assert ketch("volume", "ls") == (
+        1,
+        "",
+        "Error response from daemon: the answer to GET /volumes is no JSON: '<html>'\n",
+    )
+
+
 def test_an_early_error_is_heard_while_a_body_is_sent(engine: FakeEngine, ketch: Run, tmp_path: Path) -> None:
     engine.routes = [("POST", "/images/load", Reply(500, {"message": "no space left on device"}))]
     archive = tmp_path / "a.tar"
