@@ -181,6 +181,7 @@ async def _command(rooms: Rooms, box: Box, plan: HealthPlan) -> tuple[int, str]:
     finally:
         stream.close()
         reading.cancel()
+        await asyncio.wait([reading])  # ahead of the close: its number may be another's next
         ours.close()
         if record.ended.is_set():  # else it is known until it is
             box.execs.pop(record.id, None)
