@@ -71,6 +71,9 @@ class Service(Machine):
         """Units and group. Starts nothing but the socket."""
         self._made_group = "ketch" not in {one.gr_name for one in grp.getgrall()}
         subprocess.run(["systemd-sysusers", str(SOURCE / "ketch.sysusers")], check=True, capture_output=True)
+        subprocess.run(
+            ["systemd-tmpfiles", "--create", str(SOURCE / "ketch.tmpfiles")], check=True, capture_output=True
+        )
         for name in INSTALLED:
             shutil.copy(SOURCE / name, UNITS / name)
         drop_in = UNITS / "ketchd.service.d" / "test.conf"
