@@ -71,6 +71,28 @@ def test_a_killed_pause_is_a_pause(ketch: Client, machine: Machine) -> None:
     assert actions(machine, "still")[-6:-3] == ["start", "pause", "unpause"]
 
 
+@pytest.mark.parametrize(
+    ("point", "told"), [("pause.frozen", []), ("layer.staged", ["pause", "unpause"])], ids=["before", "after"]
+)
+def test_the_pause_of_a_killed_commit_ends_with_it(
+    ketch: Client, machine: Machine, point: str, told: list[str]
+) -> None:
+    """Before it is recorded, and after. A user's own pause stays one."""
+    name, users = f"committed-{len(told)}", f"users-{len(told)}"
+    for one in (name, users):
+        ketch("run", "-d", "--name", one, "busybox", "sh", "-c", "echo 1 >/written; exec sleep 3600")
+        ketch("exec", one, "sh", "-c", "until [ -s /written ]; do sleep 0.01; done")
+    ketch("commit", users, "committed")
+    ketch("pause", users)
+    with machine.killed_at(point):
+        machine.run(ketch.program, "commit", name, "committed", check=False)
+
+    assert ketch.inspect(name)["State"]["Status"] == "running"
+    ketch("exec", name, "true")
+    assert [action for action in actions(machine, name) if "pause" in action] == told
+    assert ketch.inspect(users)["State"]["Status"] == "paused"
+
+
 def test_rm_f_of_a_container_with_rm(client: Client) -> None:
     made = client("run", "-d", "--rm", "busybox", "sleep", "3600").strip()
     client("rm", "-f", made)

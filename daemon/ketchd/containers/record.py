@@ -26,6 +26,7 @@ class ContainerRecord:
     health: State.Health as inspect shows it, None without a health check. layers: diff IDs base first. networking: wanted endpoints (see `endpoints`). endpoint: the lease on the first network while it
     runs, endpoints: those on further ones, as `network.leases` stores them. Times: ns since the epoch.
     links: to other containers on the default bridge, see `links`. ooms: how often memory ran out this run, as far as it was told.
+    paused_for_commit: the pause, if it is one, is that of a commit and ends with it, or with the ketchd that made it.
     """
 
     id: str
@@ -58,6 +59,7 @@ class ContainerRecord:
     published: list[dict[str, Any]] = field(default_factory=list)
     health: dict[str, Any] | None = None
     links: list[dict[str, str]] = field(default_factory=list)
+    paused_for_commit: bool = False
 
     @property
     def short(self) -> str:

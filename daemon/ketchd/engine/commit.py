@@ -101,14 +101,14 @@ async def _still(rooms: Rooms, box: Box, pause: bool) -> AsyncIterator[None]:
     paused = False
     if pause and box.record.state is State.RUNNING:
         try:
-            await stop.pause(rooms, box)
+            await stop.pause(rooms, box, for_commit=True)
             paused = True
         except Fault as fault:
             rooms.log.warning("commit without pause", container=box.record.id, reason=fault.message)
     try:
         yield
     finally:
-        if paused and box.record.state is State.PAUSED:
+        if paused and box.record.state is State.PAUSED and box.record.paused_for_commit:
             await stop.unpause(rooms, box)
 
 

@@ -84,6 +84,10 @@ async def _restore_one(rooms: Rooms, box: Box, link: ShimLink | None) -> bool:
         box.link = link
         if outward([EndpointLease.from_record(one) for one in stored_leases(record)]) is None:
             await let_go_of_ports(rooms, box)  # it left its last network, and the last ketchd came no further
+        if record.paused_for_commit:  # that commit is no more
+            record.paused_for_commit = False
+            with contextlib.suppress(EngineFailure):
+                await asyncio.to_thread(rooms.cgroups.thaw, record.id)
         with _recording(rooms, box):
             _note_freezer(rooms, box)
             rooms.supervisor.save(record)

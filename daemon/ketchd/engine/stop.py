@@ -165,7 +165,7 @@ async def _thaw_and_signal(rooms: Rooms, box: Box, number: int) -> None:
         await asyncio.to_thread(rooms.cgroups.thaw, box.record.id)
         if number == signal.SIGKILL:
             return
-        box.record.state = State.RUNNING
+        box.record.state, box.record.paused_for_commit = State.RUNNING, False
         health.watch(rooms, box)  # it may live on
         with contextlib.suppress(EngineFailure), rooms.catalogue.transaction():
             rooms.supervisor.save(box.record)
@@ -216,15 +216,21 @@ async def restart(
     rooms.supervisor.announce(box, "restart")
 
 
-async def pause(rooms: Rooms, box: Box) -> None:
-    """Freeze every process. Raises Conflict; EngineFailure: then it runs on."""
+async def pause(rooms: Rooms, box: Box, *, for_commit: bool = False) -> None:
+    """Freeze every process. for_commit: until `unpause`, or until this ketchd ends.
+
+    Raises Conflict; EngineFailure: then it runs on.
+    """
     async with box.lock:
         following = box.ask(Happening.ASK_PAUSE)
+        if for_commit:
+            box.record.paused_for_commit = True
+            rooms.supervisor.save(box.record)  # first: the next ketchd thaws what this one has frozen
         await asyncio.to_thread(rooms.cgroups.freeze, box.record.id)
         tracepoint.reach("pause.frozen")
         try:
             with rooms.supervisor.changing(box.record) as record:
-                record.state = following
+                record.state, record.paused_for_commit = following, for_commit
                 rooms.supervisor.announce(box, "pause")
         except BaseException:
             await asyncio.to_thread(rooms.cgroups.thaw, box.record.id)
@@ -237,7 +243,7 @@ async def unpause(rooms: Rooms, box: Box) -> None:
     async with box.lock:
         following = box.ask(Happening.ASK_UNPAUSE)
         await asyncio.to_thread(rooms.cgroups.thaw, box.record.id)
-        box.record.state = following
+        box.record.state, box.record.paused_for_commit = following, False
         health.watch(rooms, box)
         with rooms.catalogue.transaction():
             rooms.supervisor.save(box.record)
