@@ -71,10 +71,7 @@ class OomWatch:
         except OSError:
             self.close()  # the cgroup is gone
             return
-        if self._has_killed() or self._eventfd < 0:
-            return
-        if self._stands_still():
-            self._tell()
+        if self._has_killed() or self._eventfd < 0 or self._stands_still():
             return
         self._looks = _LOOKS
         if self._timer is None:
@@ -83,7 +80,7 @@ class OomWatch:
     def _look_again(self) -> None:
         self._timer = None
         self._looks -= 1
-        if not self._has_killed() and self._looks > 0:
+        if not self._has_killed() and not self._stands_still() and self._looks > 0:
             self._timer = self._loop.later(_LOOK_AGAIN_SECONDS, self._look_again)
 
     def _has_killed(self) -> bool:
@@ -94,12 +91,18 @@ class OomWatch:
         return self._kills > before
 
     def _stands_still(self) -> bool:
-        """Whether the container has no memory and nothing will be killed for it: `--oom-kill-disable`."""
+        """Whether the container has no memory and nothing will be killed for it (`--oom-kill-disable`); then that is counted and told.
+
+        The kernel takes the mark away for the moment in which the container tries again, so one look may miss it.
+        """
         try:
             lines = read_small(self._control).splitlines()
         except OSError:
             return False
-        return b"oom_kill_disable 1" in lines and b"under_oom 1" in lines
+        stands_still = b"oom_kill_disable 1" in lines and b"under_oom 1" in lines
+        if stands_still:
+            self._tell()
+        return stands_still
 
     def _tell(self) -> None:
         self.count += 1
