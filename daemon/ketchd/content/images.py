@@ -95,8 +95,8 @@ class ImageStore:
 
     Digest names come from registries.
 
-    An image is registered after its layers are published and named last, so a name never leads to half an
-    image.
+    An image is recorded after its layers are published, together with its names or ahead of them, so a name never leads to half
+    an image.
     """
 
     def __init__(self, catalogue: Catalogue, blobs: BlobStore) -> None:

@@ -1,6 +1,6 @@
 """The build journey: a context and a Dockerfile become an image with names.
 
-context → queue → lexer → instructions → stages → base images → plan, a graph → solver → registered, named last. Failed, cancelled or
+context → queue → lexer → instructions → stages → base images → plan, a graph → solver → recorded, with its names. Failed, cancelled or
 killed: no image and no name of it; the layers of steps that were done stay in the cache.
 Source: Engine API, ImageBuild; the output is dockerd's classic builder's.
 """
