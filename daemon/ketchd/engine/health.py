@@ -11,6 +11,7 @@ import contextlib
 import signal
 import socket
 import time
+from functools import partial
 
 from ketch_wire.faults import Conflict, EngineFailure, Fault, InvalidInput
 from ketchd.containers import health
@@ -21,6 +22,7 @@ from ketchd.containers.shims import ClientStream
 from ketchd.containers.supervisor import Box, ExecRecord
 from ketchd.engine import background
 from ketchd.engine.execs import create_exec, start_exec
+from ketchd.engine.outputs import reading_output
 from ketchd.engine.rooms import Rooms
 
 DRAIN_SECONDS = 2.0
@@ -154,35 +156,21 @@ async def _command(rooms: Rooms, box: Box, plan: HealthPlan) -> tuple[int, str]:
         rooms, box, {"Cmd": list(plan.argv), "AttachStdout": True, "AttachStderr": True}
     )  # fmt: skip
     output = Output()
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    stream = ClientStream(
-        fd=theirs.detach(),
-        stdin=False,
-        stdout=True,
-        stderr=True,
-        multiplexed=False,
-        detach_keys=b"",
-        initial=b"",
-    )
-    reading = asyncio.ensure_future(_collect(ours, output))
     try:
-        await _start(rooms, box, record, stream)
-        try:
-            await asyncio.wait_for(record.ended.wait(), plan.timeout_ns / 1e9)
-        except TimeoutError:
-            await _kill(box, record, KILL_WAIT_SECONDS)
-            return -1, health.timeout_words(plan.timeout_ns, output.text())
-        await asyncio.wait([reading], timeout=DRAIN_SECONDS)
-        return (-1 if record.exit_code is None else record.exit_code), output.text()
-    except asyncio.CancelledError:
-        await _kill(box, record, CANCELLED_WAIT_SECONDS)
-        raise
+        async with reading_output(partial(_collect, output=output), multiplexed=False) as (stream, reading):
+            try:
+                await _start(rooms, box, record, stream)
+                try:
+                    await asyncio.wait_for(record.ended.wait(), plan.timeout_ns / 1e9)
+                except TimeoutError:
+                    await _kill(box, record, KILL_WAIT_SECONDS)
+                    return -1, health.timeout_words(plan.timeout_ns, output.text())
+                await asyncio.wait([reading], timeout=DRAIN_SECONDS)
+                return (-1 if record.exit_code is None else record.exit_code), output.text()
+            except asyncio.CancelledError:
+                await _kill(box, record, CANCELLED_WAIT_SECONDS)
+                raise
     finally:
-        stream.close()
-        reading.cancel()
-        await asyncio.wait([reading])  # ahead of the close: its number may be another's next
-        ours.close()
         if record.ended.is_set():  # else it is known until it is
             box.execs.pop(record.id, None)
             rooms.supervisor.execs.pop(record.id, None)

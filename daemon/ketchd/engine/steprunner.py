@@ -13,6 +13,7 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from ketch_wire.faults import EngineFailure
 from ketch_wire.launch import LaunchPlan, LayerMount, LogPlan, MountPlan, ProcessPlan, RootPlan
 from ketchd.containers import launching
 from ketchd.containers.record import new_id
-from ketchd.containers.shims import ClientStream
 from ketchd.engine import networks as networking
+from ketchd.engine.outputs import reading_output
 from ketchd.engine.rooms import Rooms
 from ketchd.engine.start import running_donor, shared_user_namespace
 from ketchd.model.digest import Digest
@@ -166,18 +167,6 @@ class StepRunner:
 
     async def _carry_out(self, plan: LaunchPlan, lease: object, output: Output) -> int:
         rooms = self._rooms
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        stream = ClientStream(
-            fd=theirs.detach(),
-            stdin=False,
-            stdout=True,
-            stderr=True,
-            multiplexed=True,
-            detach_keys=b"",
-            initial=b"",
-        )
-        reading = asyncio.ensure_future(_read_frames(ours, output))
         link = None
 
         async def on_pid(pid: int, network_pid: int) -> None:
@@ -185,18 +174,18 @@ class StepRunner:
                 await rooms.networks.connect(lease, network_pid)  # type: ignore[arg-type]
 
         try:
-            link = await rooms.shims.start(plan, attachments=[stream], port_fds=[], on_pid=on_pid)
-            ended = await link.wait()
-            link = None
-            await reading
-            if ended is None:
-                raise EngineFailure("the shim of the build step is gone, and with it the exit code")
-            return ended.code
+            async with reading_output(partial(_read_frames, output=output), multiplexed=True) as (
+                stream,
+                reading,
+            ):
+                link = await rooms.shims.start(plan, attachments=[stream], port_fds=[], on_pid=on_pid)
+                ended = await link.wait()
+                link = None
+                await reading
+                if ended is None:
+                    raise EngineFailure("the shim of the build step is gone, and with it the exit code")
+                return ended.code
         finally:
-            stream.close()  # unless it was handed over
-            reading.cancel()
-            await asyncio.wait([reading])  # ahead of the close: its number may be another's next
-            ours.close()
             if link is not None:
                 await asyncio.shield(_kill(link))
 
